@@ -1,0 +1,1 @@
+//! BuildKit's content digests of trees.

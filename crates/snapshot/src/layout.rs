@@ -1,0 +1,1 @@
+//! The directory layout shared by the backends.
