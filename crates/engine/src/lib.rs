@@ -1,4 +1,26 @@
 //! Drives builds: jobs, ops, sources, exporters, frontends.
+//!
+//! Purpose: perform what the [`solver`] decides, and offer builds to the shells. [`driver`] owns the solver and turns its
+//! effects into calls of [`op::Op`]; [`bridge`] is what a frontend may do within a build; [`solve`] takes a request from
+//! its first vertex to its exported image; [`progress`] shows all of it.
+//!
+//! Non-goals: no gRPC types, no terminal, no configuration files.
+//!
+//! Invariants: one task owns the solver; every effect is answered exactly once, also when it is cancelled; every result
+//! is let go of when its vertex is; no lock is held across an await; every queue is bounded.
+//!
+//! Start at [`engine::Engine`].
 #![forbid(unsafe_code)]
 
+pub mod bridge;
+pub mod driver;
+pub mod engine;
+pub mod error;
+pub mod job;
+pub mod op;
+pub mod progress;
 pub mod session;
+pub mod solve;
+
+pub use engine::Engine;
+pub use error::{BuildError, ErrorKind};

@@ -1,0 +1,179 @@
+//! What frontends ask for and what they yield: requests, results, lazily evaluated refs, attestations.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use llb::pb;
+use llb::sourcepolicy::Policy;
+use oci::Digest;
+
+use crate::bridge::BuildRef;
+
+/// A cache to import from, as the client named it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CacheOption {
+    /// `registry`, `local`, `gha`, ….
+    pub kind: String,
+    /// Attributes of the kind.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A build within a build: a definition, or a frontend with its options. Both empty asks for an empty result.
+#[derive(Clone, Debug, Default)]
+pub struct BridgeRequest {
+    /// The definition to build.
+    pub definition: Option<pb::Definition>,
+    /// The frontend to run, e.g. `dockerfile.v0`; empty: none.
+    pub frontend: String,
+    /// The frontend's options.
+    pub frontend_opts: BTreeMap<String, String>,
+    /// Definitions that the frontend may use as inputs, by name.
+    pub frontend_inputs: BTreeMap<String, pb::Definition>,
+    /// Caches to import from.
+    pub cache_imports: Vec<CacheOption>,
+    /// Source policies beyond those of the job.
+    pub source_policies: Vec<Policy>,
+    /// Whether to compute the result before returning; else refs are lazy.
+    pub evaluate: bool,
+}
+
+/// What a frontend is started with.
+#[derive(Clone, Debug, Default)]
+pub struct FrontendRequest {
+    /// Options.
+    pub opts: BTreeMap<String, String>,
+    /// Input definitions by name.
+    pub inputs: BTreeMap<String, pb::Definition>,
+}
+
+/// Statement kinds of an attestation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttestationKind {
+    /// One in-toto statement.
+    #[default]
+    InToto,
+    /// A directory of statements.
+    Bundle,
+}
+
+/// What an in-toto statement is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttestationSubject {
+    /// The image that is exported; with a name if the statement wants one.
+    Image(String),
+    /// Named digests.
+    Raw {
+        /// The subject's name.
+        name: String,
+        /// Its digests.
+        digests: Vec<Digest>,
+    },
+}
+
+/// A statement about a result. `R` is how results are held: [`BuildRef`] in a build, `ResultRef` at exporters.
+#[derive(Clone, Debug)]
+pub struct Attestation<R> {
+    /// One statement or a directory.
+    pub kind: AttestationKind,
+    /// The attester's own metadata.
+    pub metadata: BTreeMap<String, Bytes>,
+    /// The tree that contains the statement.
+    pub reference: Option<R>,
+    /// Where in the tree.
+    pub path: String,
+    /// The statement itself when it is not in a tree.
+    pub content: Option<Bytes>,
+    /// The predicate's type.
+    pub predicate_type: String,
+    /// What it is about.
+    pub subjects: Vec<AttestationSubject>,
+}
+
+impl<R> Attestation<R> {
+    /// Changes how the tree is held.
+    pub fn map<T>(self, reference: Option<T>) -> Attestation<T> {
+        Attestation {
+            kind: self.kind,
+            metadata: self.metadata,
+            reference,
+            path: self.path,
+            content: self.content,
+            predicate_type: self.predicate_type,
+            subjects: self.subjects,
+        }
+    }
+}
+
+/// A build's result: one ref or several by key, with metadata. `R` as for [`Attestation`].
+///
+/// A result may be without any ref (a frontend's subrequest answers in metadata alone). A present key without ref is
+/// an empty tree.
+#[derive(Clone, Debug)]
+pub struct BuildResult<R = BuildRef> {
+    /// The only ref.
+    pub single: Option<R>,
+    /// Refs by key, usually the platform.
+    pub refs: BTreeMap<String, Option<R>>,
+    /// Metadata such as `containerimage.config`.
+    pub metadata: BTreeMap<String, Bytes>,
+    /// Attestations by the key of the ref they are about.
+    pub attestations: BTreeMap<String, Vec<Attestation<R>>>,
+}
+
+impl<R> Default for BuildResult<R> {
+    fn default() -> Self {
+        Self { single: None, refs: BTreeMap::new(), metadata: BTreeMap::new(), attestations: BTreeMap::new() }
+    }
+}
+
+impl<R> BuildResult<R> {
+    /// Returns all refs, those of attestations last.
+    pub fn all_refs(&self) -> impl Iterator<Item = &R> {
+        let attested = self.attestations.values().flatten().filter_map(|att| att.reference.as_ref());
+        self.single.iter().chain(self.refs.values().flatten()).chain(attested)
+    }
+
+    /// Returns the ref of a key; the only ref serves every key.
+    pub fn find(&self, key: &str) -> Option<&R> {
+        match self.refs.get(key) {
+            Some(reference) => reference.as_ref(),
+            None if self.refs.len() == 1 => self.refs.values().next().and_then(Option::as_ref),
+            None => self.single.as_ref(),
+        }
+    }
+}
+
+/// A place in a file that a warning is about, and the rest of what a warning can carry.
+#[derive(Clone, Debug, Default)]
+pub struct WarnOptions {
+    /// 0 is taken as 1.
+    pub level: i64,
+    /// The text that is remarked on.
+    pub source: Option<pb::SourceInfo>,
+    /// Ranges in it.
+    pub ranges: Vec<pb::Range>,
+    /// More lines.
+    pub detail: Vec<Bytes>,
+    /// Where to read more.
+    pub url: String,
+}
+
+/// How much of a file to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileRange {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes; 0: to the end.
+    pub length: u64,
+}
+
+/// Names a [`BuildRef`] for clients outside the process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BuildRefId(pub String);
+
+impl fmt::Display for BuildRefId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
