@@ -1,2 +1,37 @@
-//! Placeholder.
+//! Refs, solver records, pins and garbage collection: what is cached, who holds it, and when it goes.
+//!
+//! Purpose: a [`Store`] ties a [`content::Store`] and a [`snapshot::Snapshotter`] together with the one metadata database
+//! of a state directory. A *ref* is a root file system known by a snapshot, by layer blobs, or by both; a *record* says
+//! that a solver key has a ref as its result.
+//!
+//! Invariants:
+//! - whatever a handle ([`ImmutableRef`], [`MutableRef`], [`Pin`]) holds is never collected;
+//! - after `kill -9` at any instant the next open refers to nothing that is missing; what nobody refers to is swept then;
+//! - nothing is deleted from disk before the deletion of its metadata is durable;
+//! - memory is the truth while the store is open, the database trails it in order: one writer, grouped commits, and no
+//!   flush on the path of a build step;
+//! - a record whose ref is gone is not returned.
+//!
+//! Non-goals: fetching blobs (the engine's; [`ImmutableRef::missing_blobs`] says what), deciding cache keys (the solver's).
+//!
+//! Start at [`Store`].
 #![forbid(unsafe_code)]
+
+mod error;
+mod filter;
+mod gc;
+mod handle;
+mod pin;
+mod record;
+mod store;
+mod types;
+mod usage;
+
+pub use error::{FilterError, OpenError, StoreError};
+pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
+pub use handle::{ImmutableRef, MutableRef};
+pub use pin::Pin;
+pub use record::{Batch, CacheResult, Link, RecordDescription, Records};
+pub use store::{Backend, Store, StoreOptions, Ticket};
+pub use types::{LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefOptions, RefStat};
+pub use usage::{UsageOptions, UsageRecord};
