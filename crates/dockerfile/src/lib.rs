@@ -1,2 +1,25 @@
-//! Placeholder.
+//! The built-in Dockerfile frontend: turns a Dockerfile and its options into LLB definitions and image configurations.
+//!
+//! Purpose: do what BuildKit's `dockerfile.v0` does, judged by the vertex digests, the texts of errors and warnings and
+//! the bytes of the image configuration.
+//!
+//! Non-goals: no IO of any kind. What a conversion cannot know (files, image configurations) it asks for by returning
+//! [`Step::Needs`]; the caller answers and calls [`Conversion::step`] again.
+//!
+//! Invariants: a conversion is a pure function of its [`Request`] and the answers; the same needs are never asked twice;
+//! hostile input costs time and memory in proportion to its size and to what it defines, and never panics.
+//!
+//! Start at [`Conversion`].
 #![forbid(unsafe_code)]
+
+mod conversion;
+mod position;
+mod request;
+
+pub use conversion::Conversion;
+pub use position::{Position, Range};
+pub use request::{
+    Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, Failure, FailureKind, FilesNeed, Forward,
+    ImageAnswer, ImageConfigNeed, LayoutStore, Need, Outcome, PlatformOutcome, Request, SourceAnswer,
+    SourceMetadataNeed, SourceRange, Step, Warning,
+};

@@ -1,0 +1,34 @@
+//! Places in a Dockerfile.
+
+use serde::{Deserialize, Serialize};
+
+/// A point: lines count from 1, characters from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// Line.
+    pub line: u32,
+    /// Character; this frontend only knows whole lines and always says 0.
+    pub character: u32,
+}
+
+/// From one point to another, both included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Range {
+    /// First point.
+    pub start: Position,
+    /// Last point.
+    pub end: Position,
+}
+
+impl Range {
+    /// Makes the range of one whole line.
+    pub const fn line(line: u32) -> Self {
+        let at = Position { line, character: 0 };
+        Self { start: at, end: at }
+    }
+}
+
+/// Lists lines one by one, from `start` to `end`; just `start` if `end` is not behind it.
+pub(crate) fn line_ranges(start: u32, end: u32) -> Vec<Range> {
+    (start..=end.max(start)).map(Range::line).collect()
+}
