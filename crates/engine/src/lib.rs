@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bridge;
+pub mod checksum;
 pub mod driver;
 pub mod engine;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod op;
 pub mod progress;
 pub mod session;
 pub mod solve;
+pub mod unlazy;
 
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -1,0 +1,56 @@
+//! The port that brings a lazy ref's bytes here.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::BuildError;
+use crate::op::{OpContext, ResultRef};
+use crate::progress::VertexProgress;
+use crate::session::SessionGroup;
+use crate::solve::ExportContext;
+
+/// For whom bytes are fetched: where to show it, whose credentials to use, when to stop.
+#[derive(Clone, Debug)]
+pub struct FetchContext {
+    /// The vertex under which transfers are shown.
+    pub progress: VertexProgress,
+    /// The clients whose credentials may be used.
+    pub sessions: SessionGroup,
+    /// Fires when the bytes are not wanted any more.
+    pub cancel: CancellationToken,
+}
+
+impl From<&OpContext> for FetchContext {
+    fn from(ctx: &OpContext) -> Self {
+        Self { progress: ctx.progress().clone(), sessions: ctx.sessions(), cancel: ctx.cancel().clone() }
+    }
+}
+
+impl From<&ExportContext> for FetchContext {
+    fn from(ctx: &ExportContext) -> Self {
+        Self { progress: ctx.progress.clone(), sessions: ctx.sessions.clone(), cancel: ctx.cancel.clone() }
+    }
+}
+
+/// Fetches what lazy refs lack. Concurrent calls for the same ref share the work.
+#[async_trait]
+pub trait Unlazy: Send + Sync + fmt::Debug {
+    /// Fetches the missing blobs of a ref and all it stands on, without unpacking them.
+    async fn fetch(&self, ctx: &FetchContext, reference: &cache::ImmutableRef) -> Result<(), BuildError>;
+
+    /// Makes the ref's snapshot: fetches what is missing and unpacks it.
+    async fn unpack(&self, ctx: &FetchContext, reference: &cache::ImmutableRef) -> Result<(), BuildError>;
+}
+
+/// Makes the snapshots of all inputs of a step.
+///
+/// # Errors
+/// The first failure.
+pub async fn unpack_all(unlazy: &dyn Unlazy, ctx: &FetchContext, inputs: &[ResultRef]) -> Result<(), BuildError> {
+    for reference in inputs.iter().filter_map(ResultRef::get).filter(|reference| reference.is_lazy()) {
+        unlazy.unpack(ctx, reference).await?;
+    }
+    Ok(())
+}
