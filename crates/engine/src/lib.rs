@@ -22,6 +22,7 @@ pub mod op;
 pub mod progress;
 pub mod session;
 pub mod solve;
+pub mod source;
 pub mod unlazy;
 
 pub use engine::Engine;

@@ -122,9 +122,9 @@ fn copy_json(
                 path: copy.src.clone(),
                 wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
                 follow_links: copy.follow_symlink,
-                include_patterns: copy.include_patterns.clone(),
-                exclude_patterns: copy.exclude_patterns.clone(),
-                required_paths: copy.required_paths.clone(),
+                include: copy.include_patterns.clone(),
+                exclude: copy.exclude_patterns.clone(),
+                required: copy.required_paths.clone(),
             },
         );
     }
@@ -216,7 +216,7 @@ impl Reads {
 /// Drops plain paths that another plain path contains, and orders the rest by path.
 fn deduplicated(found: Vec<Selector>) -> Vec<Selector> {
     let is_plain = |selector: &Selector| {
-        !selector.wildcard && selector.include_patterns.is_empty() && selector.exclude_patterns.is_empty()
+        !selector.wildcard && selector.include.is_empty() && selector.exclude.is_empty()
     };
     let mut kept = Vec::with_capacity(found.len());
     for follow_links in [false, true] {

@@ -1,0 +1,55 @@
+//! Content digests of refs: computed once, kept with the ref.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use cache::ImmutableRef;
+use layer::checksum::{ChecksumError, ChecksumTree, Selector};
+use oci::Digest;
+
+use crate::error::{BuildError, ErrorKind};
+use crate::op::ResultRef;
+
+/// Digests what `selectors` choose of a ref that is unpacked; none choose everything. What had to be computed is kept
+/// with the ref for the next time.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] with BuildKit's text when a selected path does not exist.
+pub async fn of(reference: &ResultRef, selectors: Vec<Selector>) -> Result<Digest, BuildError> {
+    let Some(reference) = reference.get().cloned() else {
+        return ChecksumTree::checksum_nothing(&selectors).map_err(|error| wrap(error, ""));
+    };
+    tokio::task::spawn_blocking(move || of_blocking(&reference, &selectors))
+        .await
+        .map_err(|error| BuildError::internal(format!("checksum: {error}")))?
+}
+
+fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Digest, BuildError> {
+    let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
+    // A tree that cannot be decoded is as good as none.
+    let kept = reference.checksums().map_err(internal)?.and_then(|bytes| ChecksumTree::decode(&bytes).ok());
+    let mut tree = kept.unwrap_or_default();
+    let digest =
+        tree.checksum_all(&mut || open(reference), selectors).map_err(|error| wrap(error, &reference.id().to_string()))?;
+    if tree.is_dirty() {
+        reference.set_checksums(&tree.encode()).map_err(internal)?;
+    }
+    Ok(digest)
+}
+
+fn open(reference: &ImmutableRef) -> io::Result<OwnedFd> {
+    let mounts = reference.mounts().map_err(io::Error::other)?;
+    let [mount] = mounts.as_slice() else {
+        return Err(io::Error::other(format!("a snapshot has {} mounts instead of one", mounts.len())));
+    };
+    mount.open().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+}
+
+fn wrap(error: ChecksumError, id: &str) -> BuildError {
+    let kind = match &error {
+        error if error.is_not_found() => ErrorKind::NotFound,
+        ChecksumError::Io { .. } | ChecksumError::Open { .. } => ErrorKind::Internal,
+        _ => ErrorKind::User,
+    };
+    BuildError::from_source(kind, error).context(format!("failed to calculate checksum of ref {id}"))
+}

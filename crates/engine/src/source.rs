@@ -1,0 +1,10 @@
+//! Sources: ops without inputs that bring bytes in. One module per scheme.
+
+pub mod local;
+
+use oci::Digest;
+
+/// Digest of a source's key, as BuildKit makes it (`buildkit.source.v0`).
+pub(crate) fn key_digest(key: &str) -> Digest {
+    Digest::sha256(format!("buildkit.source.v0:{key}").as_bytes())
+}
