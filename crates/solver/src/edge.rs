@@ -1,0 +1,244 @@
+//! An edge while its vertex is active, and what is asked of the outside on its behalf.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::arena::{EdgeId, VertexId};
+use crate::core::Outcome;
+use crate::record::{Key, NewRecord, Query, RecordId, StoredResult};
+use crate::{BuildId, EffectId, ResultId};
+
+/// How far an edge is wanted, or how much of it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Not at all.
+    #[default]
+    None,
+    /// All keys that follow from definitions.
+    Fast,
+    /// All keys that can be known without the edge's own result, including those of its inputs' content.
+    Slow,
+    /// The result.
+    Result,
+}
+
+/// A request to the outside. Those with an `effect` must be answered exactly once, also after [`Effect::Cancel`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect<E> {
+    /// Ask the op how it is identified. Answer: `MapReady`, `Failed`, `Canceled`.
+    CacheMap {
+        /// To be answered.
+        effect: EffectId,
+        /// The vertex.
+        vertex: VertexId,
+        /// How often it was asked before.
+        round: u32,
+    },
+    /// Ask stores for records. Answer: `KeysFound`, with one list per query. Cannot fail and is not cancelled.
+    Query {
+        /// To be answered.
+        effect: EffectId,
+        /// On behalf of this vertex.
+        vertex: VertexId,
+        /// The questions.
+        queries: Vec<Query>,
+    },
+    /// Checksum what the op reads of an input. Answer: `Checksummed`, `Failed`, `Canceled`.
+    Checksum {
+        /// To be answered.
+        effect: EffectId,
+        /// The vertex.
+        vertex: VertexId,
+        /// The input's number.
+        input: usize,
+        /// The input's result.
+        result: ResultId,
+    },
+    /// Load a stored result. Answer: `Loaded`, `Failed` (taken as gone), `Canceled`.
+    Load {
+        /// To be answered.
+        effect: EffectId,
+        /// The vertex.
+        vertex: VertexId,
+        /// Its output.
+        output: usize,
+        /// What to load.
+        stored: StoredResult,
+    },
+    /// Execute the op. Answer: `Executed`, `Failed`, `Canceled`.
+    Exec {
+        /// To be answered.
+        effect: EffectId,
+        /// The vertex.
+        vertex: VertexId,
+        /// The inputs' results.
+        inputs: Vec<ResultId>,
+    },
+    /// Remember a record in the local store. Later queries must see it.
+    Save {
+        /// The vertex that it is of.
+        vertex: VertexId,
+        /// The record.
+        record: NewRecord,
+    },
+    /// Nobody needs the answer of this effect any more. It is answered nevertheless.
+    Cancel {
+        /// The effect.
+        effect: EffectId,
+    },
+    /// Let go of a result.
+    Release {
+        /// The result.
+        result: ResultId,
+    },
+    /// A build is over.
+    Finished {
+        /// The build.
+        build: BuildId,
+        /// How it ended.
+        outcome: Outcome<E>,
+    },
+}
+
+/// A build's result. Valid until the job is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// The edge, from which the steps behind it can be exported.
+    pub edge: EdgeId,
+    /// The result; still owned by the solver.
+    pub result: ResultId,
+}
+
+/// What an edge is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EdgeState {
+    /// Looking for keys.
+    Seeking,
+    /// Loading a result.
+    Loading { effect: EffectId, stored: StoredResult },
+    /// Waiting for the vertex's execution, which other vertices find by this record.
+    Executing { record: Option<RecordId> },
+    /// Waiting for an equal step of another vertex.
+    AwaitingTwin { record: RecordId },
+    /// Has its result. `owned`: released with the edge, else with the vertex.
+    Done { result: ResultId, owned: bool },
+}
+
+/// One input of an edge.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// The input.
+    pub edge: EdgeId,
+    /// How far this edge wants it.
+    pub want: Level,
+    /// How many of the input's keys were asked for.
+    pub keys_asked: usize,
+    /// Whether the content's key was asked for.
+    pub content_asked: bool,
+    /// How many records were found through this input.
+    pub matched: usize,
+}
+
+/// A record found through some inputs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Match {
+    pub inputs: BTreeSet<usize>,
+    pub results: Vec<StoredResult>,
+}
+
+/// An edge of an active vertex.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    pub vertex: VertexId,
+    pub output: usize,
+    /// Edges that have this one as the input of that number.
+    pub users: BTreeSet<(EdgeId, usize)>,
+    /// How many users want it how far.
+    pub wants: [usize; 4],
+    pub builds: BTreeSet<BuildId>,
+    /// In order of the vertex's inputs; made when the edge is first wanted.
+    pub slots: Vec<Slot>,
+    pub state: EdgeState,
+    /// How much is known.
+    pub reached: Level,
+    /// Queries on the way.
+    pub queries: usize,
+    /// How many of the vertex's digests were asked for (no inputs only).
+    pub digests_asked: usize,
+    pub matches: BTreeMap<Key, Match>,
+    /// Records found through all inputs: what users look for.
+    pub keys: Vec<Key>,
+    /// Results not tried yet.
+    pub results: Vec<StoredResult>,
+    /// Results ever found.
+    pub results_seen: BTreeSet<StoredResult>,
+    /// What the result was loaded from.
+    pub loaded: Option<StoredResult>,
+    /// The local record that stands for the edge.
+    pub record: Option<RecordId>,
+    /// In the worklist.
+    pub queued: bool,
+}
+
+impl Edge {
+    pub(crate) fn new(vertex: VertexId, output: usize) -> Self {
+        Self {
+            vertex,
+            output,
+            users: BTreeSet::new(),
+            wants: [0; 4],
+            builds: BTreeSet::new(),
+            slots: Vec::new(),
+            state: EdgeState::Seeking,
+            reached: Level::None,
+            queries: 0,
+            digests_asked: 0,
+            matches: BTreeMap::new(),
+            keys: Vec::new(),
+            results: Vec::new(),
+            results_seen: BTreeSet::new(),
+            loaded: None,
+            record: None,
+            queued: false,
+        }
+    }
+
+    /// How far anyone wants the edge.
+    pub(crate) fn demand(&self) -> Level {
+        if !self.builds.is_empty() || self.wants[3] > 0 {
+            Level::Result
+        } else if self.wants[2] > 0 {
+            Level::Slow
+        } else if self.wants[1] > 0 {
+            Level::Fast
+        } else {
+            Level::None
+        }
+    }
+
+    /// The result, once there is one.
+    pub(crate) fn result(&self) -> Option<ResultId> {
+        match self.state {
+            EdgeState::Done { result, .. } => Some(result),
+            _ => None,
+        }
+    }
+
+    /// Forgets which keys were asked for, so that they are asked for again.
+    pub(crate) fn ask_again(&mut self) {
+        self.digests_asked = 0;
+        for slot in &mut self.slots {
+            slot.keys_asked = 0;
+            slot.content_asked = false;
+        }
+    }
+
+    /// Takes the best result that was not tried: what is local first, then the newest.
+    pub(crate) fn take_best(&mut self) -> Option<StoredResult> {
+        let best = (0..self.results.len()).min_by(|a, b| {
+            let (a, b) = (&self.results[*a], &self.results[*b]);
+            let newest = b.created_at_ns.cmp(&a.created_at_ns);
+            a.key.store.cmp(&b.key.store).then(newest).then_with(|| a.cmp(b))
+        })?;
+        Some(self.results.swap_remove(best))
+    }
+}

@@ -1,0 +1,677 @@
+//! What an edge does next, given what it and its inputs know.
+//!
+//! The least work wins. An edge first asks all inputs for the keys that follow from definitions. What these find is
+//! loaded. An input through which nothing was found is asked further: for its own inputs' contents, then, if this edge
+//! identifies it by content, for its result and checksum. Once an input can find nothing more, no record can match: the
+//! edge is executed and wants all inputs' results at once.
+
+use std::collections::BTreeSet;
+
+use oci::Digest;
+
+use crate::arena::{EdgeId, VertexId};
+use crate::core::{Failure, Purpose, Running, Solver};
+use crate::edge::{Built, Edge, EdgeState, Effect, Level, Slot};
+use crate::record::{FoundKey, Key, Link, NewRecord, Query, RecordId, StoreId};
+use crate::vertex::{ContentState, ExecState, MapState};
+use crate::{BuildId, ResultId};
+
+/// What is known about the inputs of an edge.
+struct Inputs {
+    /// All inputs gave the keys that follow from definitions.
+    all_fast: bool,
+    /// Some input found nothing although it gave those keys.
+    some_fast_unmatched: bool,
+    /// Some input found nothing so far.
+    some_unmatched: bool,
+    /// Some input found nothing and never will.
+    hopeless: bool,
+    /// No input can find anything more.
+    all_exhausted: bool,
+}
+
+impl<E: Clone> Solver<E> {
+    /// Brings an edge one step further, or lets it rest.
+    pub(crate) fn evaluate(&mut self, id: EdgeId) {
+        let edge = &self.edges[id];
+        let vertex_id = edge.vertex;
+        let demand = edge.demand();
+        if let EdgeState::Done { result, .. } = edge.state {
+            let builds: Vec<BuildId> = edge.builds.iter().copied().collect();
+            for build in builds {
+                self.finish(build, Ok(Built { edge: id, result }));
+            }
+            return;
+        }
+        if demand == Level::None {
+            self.rest(id);
+            return;
+        }
+        if let Some((failure, _)) = &self.vertices[vertex_id].failure {
+            let failure = failure.clone();
+            self.fail_edges(vertex_id, &failure);
+            return;
+        }
+        self.make_slots(id);
+        if !self.ensure_map(id, demand) {
+            return;
+        }
+        match &self.edges[id].state {
+            EdgeState::Loading { effect, .. } => {
+                if demand < Level::Result {
+                    let effect = *effect;
+                    self.cancel(effect);
+                }
+                return;
+            }
+            EdgeState::Executing { .. } | EdgeState::AwaitingTwin { .. } => {
+                if demand < Level::Result {
+                    self.stop_waiting(id);
+                }
+                return;
+            }
+            EdgeState::Seeking | EdgeState::Done { .. } => {}
+        }
+        self.ask_keys(id);
+        if self.edges[id].queries > 0 {
+            return;
+        }
+        if demand == Level::Result && self.load_best(id) {
+            return;
+        }
+        self.seek(id, demand);
+    }
+
+    /// Lets go of what the edge wanted: nobody wants it.
+    fn rest(&mut self, id: EdgeId) {
+        self.want_all(id, Level::None);
+        match &self.edges[id].state {
+            EdgeState::Loading { effect, .. } => {
+                let effect = *effect;
+                self.cancel(effect);
+            }
+            EdgeState::Executing { .. } | EdgeState::AwaitingTwin { .. } => self.stop_waiting(id),
+            EdgeState::Seeking | EdgeState::Done { .. } => {}
+        }
+        let vertex = &self.vertices[self.edges[id].vertex];
+        if vertex.edges.values().any(|edge| self.edges[*edge].demand() > Level::None) {
+            return;
+        }
+        let map = if let MapState::Asked(effect) = vertex.map { Some(effect) } else { None };
+        let contents = vertex.content.iter().filter_map(|content| match content {
+            ContentState::Asked(effect) => Some(*effect),
+            _ => None,
+        });
+        let unwanted: Vec<_> = contents.chain(map).collect();
+        for effect in unwanted {
+            self.cancel(effect);
+        }
+    }
+
+    /// Stops waiting for an execution, which is cancelled when no edge of the vertex waits any more.
+    fn stop_waiting(&mut self, id: EdgeId) {
+        let vertex_id = self.edges[id].vertex;
+        if let EdgeState::AwaitingTwin { record } = self.edges[id].state {
+            self.edges[id].state = EdgeState::Seeking;
+            if let Some(running) = self.running.get_mut(&record) {
+                running.waiting.remove(&id);
+            }
+            self.mark(id);
+            return;
+        }
+        let vertex = &self.vertices[vertex_id];
+        let waited_for = vertex.edges.values().any(|edge| {
+            let edge = &self.edges[*edge];
+            matches!(edge.state, EdgeState::Executing { .. }) && edge.demand() == Level::Result
+        });
+        if !waited_for
+            && let ExecState::Running(effect) = vertex.exec
+        {
+            self.cancel(effect);
+        }
+    }
+
+    fn make_slots(&mut self, id: EdgeId) {
+        let vertex_id = self.edges[id].vertex;
+        if self.edges[id].slots.len() == self.vertices[vertex_id].inputs.len() {
+            return;
+        }
+        let inputs = self.vertices[vertex_id].inputs.clone();
+        for (number, (vertex, output)) in inputs.into_iter().enumerate() {
+            let input = self.edge(vertex, output);
+            self.edges[input].users.insert((id, number));
+            self.edges[input].wants[Level::None as usize] += 1;
+            self.edges[id].slots.push(Slot {
+                edge: input,
+                want: Level::None,
+                keys_asked: 0,
+                content_asked: false,
+                matched: 0,
+            });
+        }
+    }
+
+    /// Sees to it that the cache map is known; meanwhile inputs can look for keys.
+    fn ensure_map(&mut self, id: EdgeId, demand: Level) -> bool {
+        let vertex_id = self.edges[id].vertex;
+        match self.vertices[vertex_id].map {
+            MapState::Known => return true,
+            MapState::Asked(_) => {}
+            MapState::Unknown => self.ask_map(vertex_id),
+        }
+        let useful = match (self.vertices[vertex_id].ignore_cache, demand) {
+            (false, _) => Level::Fast,
+            (true, Level::Result) => Level::Result,
+            (true, _) => Level::None,
+        };
+        self.want_all(id, useful);
+        false
+    }
+
+    fn ask_map(&mut self, id: VertexId) {
+        let effect = self.start(Purpose::Map(id));
+        self.vertices[id].map = MapState::Asked(effect);
+        let round = self.vertices[id].rounds;
+        self.emit(Effect::CacheMap { effect, vertex: id, round });
+    }
+
+    pub(crate) fn set_want(&mut self, id: EdgeId, input: usize, want: Level) {
+        let slot = &mut self.edges[id].slots[input];
+        let old = std::mem::replace(&mut slot.want, want);
+        if old == want {
+            return;
+        }
+        let target = slot.edge;
+        let edge = &mut self.edges[target];
+        edge.wants[old as usize] -= 1;
+        edge.wants[want as usize] += 1;
+        self.mark(target);
+    }
+
+    fn want_all(&mut self, id: EdgeId, want: Level) {
+        for input in 0..self.edges[id].slots.len() {
+            self.set_want(id, input, want);
+        }
+    }
+
+    fn reach(&mut self, id: EdgeId, level: Level) {
+        if self.edges[id].reached < level {
+            self.edges[id].reached = level;
+            self.mark_users(id);
+        }
+    }
+
+    // ---- keys ------------------------------------------------------------------------------------------------------
+
+    /// Asks stores for what became askable since the last time.
+    fn ask_keys(&mut self, id: EdgeId) {
+        let vertex = &self.vertices[self.edges[id].vertex];
+        if vertex.ignore_cache {
+            return;
+        }
+        let mut queries = Vec::new();
+        let mut inputs = Vec::new();
+        let stores: Vec<StoreId> =
+            std::iter::once(StoreId::LOCAL).chain(vertex.stores.iter().copied()).collect();
+        if vertex.inputs.is_empty() && !vertex.ephemeral {
+            for digest in &vertex.digests[self.edges[id].digests_asked..] {
+                let record = RecordId::root(digest, self.edges[id].output);
+                queries.extend(stores.iter().map(|store| Query::Record(Key { store: *store, record })));
+            }
+            inputs.resize(queries.len(), 0);
+        }
+        for number in 0..vertex.inputs.len() {
+            self.input_queries(id, number, &stores, &mut queries);
+            inputs.resize(queries.len(), number);
+        }
+        let digests = vertex.digests.len();
+        let vertex_id = self.edges[id].vertex;
+        let contents: Vec<bool> =
+            (0..vertex.inputs.len()).map(|number| vertex.content_of(number).is_some()).collect();
+        let seen: Vec<usize> =
+            self.edges[id].slots.iter().map(|slot| self.edges[slot.edge].keys.len()).collect();
+        let edge = &mut self.edges[id];
+        edge.digests_asked = digests;
+        for ((slot, content), seen) in edge.slots.iter_mut().zip(contents).zip(seen) {
+            slot.keys_asked = seen;
+            slot.content_asked |= content;
+        }
+        if !queries.is_empty() {
+            edge.queries += 1;
+            let effect = self.start(Purpose::Query(id, inputs));
+            self.emit(Effect::Query { effect, vertex: vertex_id, queries });
+        }
+    }
+
+    fn input_queries(&self, id: EdgeId, number: usize, stores: &[StoreId], queries: &mut Vec<Query>) {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        let slot = &edge.slots[number];
+        let link = |parent: RecordId, selector: Option<Digest>| Link {
+            parent,
+            input: number,
+            op: vertex.op_digest(),
+            output: edge.output,
+            selector,
+        };
+        let selector = vertex.deps[number].selector;
+        for key in &self.edges[slot.edge].keys[slot.keys_asked..] {
+            queries.push(Query::Children(key.store, link(key.record, selector)));
+        }
+        if let Some(content) = vertex.content_of(number).filter(|_| !slot.content_asked) {
+            let parent = RecordId::content(&content);
+            queries.extend(stores.iter().map(|store| Query::Children(*store, link(parent, None))));
+        }
+    }
+
+    /// Takes note of a record that was found through an input. Once found through all, it is a key of the edge.
+    pub(crate) fn add_match(&mut self, id: EdgeId, input: usize, found: FoundKey) {
+        let edge = &mut self.edges[id];
+        let needed = edge.slots.len().max(1);
+        let known = edge.matches.entry(found.key).or_default();
+        let was_full = known.inputs.len() == needed;
+        if known.inputs.insert(input)
+            && let Some(slot) = edge.slots.get_mut(input)
+        {
+            slot.matched += 1;
+        }
+        for result in found.results {
+            if edge.results_seen.insert(result.clone()) {
+                known.results.push(result);
+            }
+        }
+        if known.inputs.len() < needed {
+            return;
+        }
+        edge.results.append(&mut known.results);
+        if !was_full {
+            edge.keys.push(found.key);
+            self.connect(id, found.key);
+            self.mark_users(id);
+        }
+    }
+
+    /// Links an input's definition keys to a local record that its content led to: the next build finds it without
+    /// looking at the content.
+    fn connect(&mut self, id: EdgeId, key: Key) {
+        let vertex_id = self.edges[id].vertex;
+        if key.store != StoreId::LOCAL {
+            return;
+        }
+        let mut links = Vec::new();
+        for number in 0..self.edges[id].slots.len() {
+            if self.vertices[vertex_id].content_of(number).is_some() {
+                links.extend(self.definition_links(id, number));
+            }
+        }
+        if !links.is_empty() {
+            let record = NewRecord { record: key.record, links, result: None };
+            self.emit(Effect::Save { vertex: vertex_id, record });
+        }
+    }
+
+    // ---- decisions -------------------------------------------------------------------------------------------------
+
+    fn load_best(&mut self, id: EdgeId) -> bool {
+        let Some(stored) = self.edges[id].take_best() else { return false };
+        self.want_all(id, Level::None);
+        let effect = self.start(Purpose::Load(id));
+        let edge = &mut self.edges[id];
+        edge.state = EdgeState::Loading { effect, stored: stored.clone() };
+        let (vertex, output) = (edge.vertex, edge.output);
+        self.emit(Effect::Load { effect, vertex, output, stored });
+        true
+    }
+
+    /// Whether an input can lead to no further records.
+    fn is_exhausted(&self, id: EdgeId, number: usize) -> bool {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        if vertex.deps[number].content {
+            vertex.is_content_known(number)
+        } else {
+            self.edges[edge.slots[number].edge].reached >= Level::Slow
+        }
+    }
+
+    fn look_at_inputs(&self, id: EdgeId) -> Inputs {
+        let edge = &self.edges[id];
+        let mut inputs = Inputs {
+            all_fast: true,
+            some_fast_unmatched: false,
+            some_unmatched: false,
+            hopeless: false,
+            all_exhausted: true,
+        };
+        for (number, slot) in edge.slots.iter().enumerate() {
+            let fast = self.edges[slot.edge].reached >= Level::Fast;
+            let exhausted = self.is_exhausted(id, number);
+            let unmatched = slot.matched == 0;
+            inputs.all_fast &= fast;
+            inputs.some_fast_unmatched |= fast && unmatched;
+            inputs.some_unmatched |= unmatched;
+            inputs.hopeless |= exhausted && unmatched;
+            inputs.all_exhausted &= exhausted;
+        }
+        inputs
+    }
+
+    /// Whether records found through some inputs may still be found through the others.
+    fn has_open_matches(&self, id: EdgeId) -> bool {
+        let edge = &self.edges[id];
+        edge.matches.values().any(|found| {
+            found.inputs.len() < edge.slots.len()
+                && (0..edge.slots.len())
+                    .all(|number| found.inputs.contains(&number) || !self.is_exhausted(id, number))
+        })
+    }
+
+    /// Decides for an edge that has nothing (left) to load, or is wanted for its keys only.
+    fn seek(&mut self, id: EdgeId, demand: Level) {
+        let vertex = &self.vertices[self.edges[id].vertex];
+        if vertex.inputs.is_empty() {
+            self.seek_root(id, demand);
+            return;
+        }
+        let inputs = self.look_at_inputs(id);
+        let over = vertex.ignore_cache || inputs.hopeless || inputs.all_exhausted;
+        let found = !self.edges[id].results.is_empty();
+        let reached = if over || (found && inputs.all_fast && !self.has_open_matches(id)) {
+            Level::Slow
+        } else if inputs.all_fast || inputs.some_fast_unmatched {
+            Level::Fast
+        } else {
+            Level::None
+        };
+        self.reach(id, reached);
+        if demand <= self.edges[id].reached {
+            self.want_all(id, Level::None);
+        } else if over {
+            self.execute(id);
+        } else {
+            self.want_more(id, demand, &inputs);
+        }
+    }
+
+    fn seek_root(&mut self, id: EdgeId, demand: Level) {
+        let vertex_id = self.edges[id].vertex;
+        let vertex = &self.vertices[vertex_id];
+        if vertex.more && self.edges[id].results.is_empty() && self.edges[id].reached < Level::Slow {
+            self.ask_map(vertex_id);
+            return;
+        }
+        self.reach(id, Level::Slow);
+        if demand == Level::Result {
+            self.execute(id);
+        }
+    }
+
+    /// Wants more of those inputs that may lead to a record.
+    fn want_more(&mut self, id: EdgeId, demand: Level, inputs: &Inputs) {
+        for number in 0..self.edges[id].slots.len() {
+            let slot = &self.edges[id].slots[number];
+            let reached = self.edges[slot.edge].reached;
+            let candidate = if inputs.some_unmatched { slot.matched == 0 } else { inputs.all_fast };
+            let want = if demand == Level::Fast || !candidate || self.is_exhausted(id, number) {
+                Level::Fast
+            } else if reached < Level::Fast {
+                Level::Fast
+            } else if reached < Level::Slow {
+                Level::Slow
+            } else {
+                Level::Result
+            };
+            self.set_want(id, number, want);
+            if want == Level::Result {
+                self.ask_content(id, number);
+            }
+        }
+    }
+
+    /// Asks for the checksum of an input that has its result. `true`: nothing is left to ask.
+    fn ask_content(&mut self, id: EdgeId, number: usize) -> bool {
+        let edge = &self.edges[id];
+        let (vertex_id, input) = (edge.vertex, edge.slots[number].edge);
+        let Some(result) = self.edges[input].result() else { return false };
+        let vertex = &self.vertices[vertex_id];
+        if !vertex.deps[number].content {
+            return true;
+        }
+        match vertex.content[number] {
+            ContentState::Known(_) => true,
+            ContentState::Asked(_) => false,
+            ContentState::Unknown => {
+                let effect = self.start(Purpose::Checksum(vertex_id, number));
+                self.vertices[vertex_id].content[number] = ContentState::Asked(effect);
+                self.emit(Effect::Checksum { effect, vertex: vertex_id, input: number, result });
+                false
+            }
+        }
+    }
+
+    // ---- execution -------------------------------------------------------------------------------------------------
+
+    /// Executes as soon as all inputs are there with their checksums, unless an equal step runs already.
+    fn execute(&mut self, id: EdgeId) {
+        self.want_all(id, Level::Result);
+        let mut ready = true;
+        for number in 0..self.edges[id].slots.len() {
+            ready &= self.ask_content(id, number);
+        }
+        if !ready {
+            return;
+        }
+        let vertex_id = self.edges[id].vertex;
+        match self.vertices[vertex_id].exec {
+            ExecState::Done(_) => self.take_output(id),
+            ExecState::Running(_) => self.edges[id].state = EdgeState::Executing { record: None },
+            ExecState::Idle => self.start_exec(id),
+        }
+    }
+
+    fn start_exec(&mut self, id: EdgeId) {
+        let vertex_id = self.edges[id].vertex;
+        let record = self.own_record(id);
+        let mut registered = None;
+        if let Some(record) = record {
+            let ignores = self.vertices[vertex_id].ignore_cache;
+            match self.running.get(&record).map(|running| running.vertex) {
+                None => {
+                    self.running.insert(record, Running { vertex: vertex_id, waiting: BTreeSet::new() });
+                    registered = Some(record);
+                }
+                Some(twin) if !ignores && twin != vertex_id && !self.ancestors(vertex_id).contains(&twin) => {
+                    self.edges[id].state = EdgeState::AwaitingTwin { record };
+                    if let Some(running) = self.running.get_mut(&record) {
+                        running.waiting.insert(id);
+                    }
+                    return;
+                }
+                Some(_) => {}
+            }
+        }
+        let effect = self.start(Purpose::Exec(vertex_id));
+        self.vertices[vertex_id].exec = ExecState::Running(effect);
+        self.edges[id].state = EdgeState::Executing { record: registered };
+        let edge = &self.edges[id];
+        let inputs: Vec<ResultId> =
+            edge.slots.iter().filter_map(|slot| self.edges[slot.edge].result()).collect();
+        assert_eq!(inputs.len(), edge.slots.len(), "{id:?} executes with all inputs");
+        self.emit(Effect::Exec { effect, vertex: vertex_id, inputs });
+    }
+
+    /// Takes an edge's output from its vertex's execution.
+    pub(crate) fn take_output(&mut self, id: EdgeId) {
+        let edge = &self.edges[id];
+        let (vertex_id, output) = (edge.vertex, edge.output);
+        let registered = if let EdgeState::Executing { record } = edge.state { record } else { None };
+        let ExecState::Done(outputs) = &self.vertices[vertex_id].exec else { return };
+        match outputs.get(output).copied().flatten() {
+            Some(result) => self.complete(id, result, false),
+            None => {
+                self.edges[id].state = EdgeState::Seeking;
+                let failure = Failure::NoOutput { vertex: self.vertices[vertex_id].digest, output };
+                self.fail_waiting(vec![id], &failure);
+            }
+        }
+        self.stop_running(registered, vertex_id);
+    }
+
+    /// Gives the edge its result and remembers it.
+    pub(crate) fn complete(&mut self, id: EdgeId, result: ResultId, owned: bool) {
+        self.want_all(id, Level::None);
+        self.edges[id].state = EdgeState::Done { result, owned };
+        self.remember(id, result);
+        self.edges[id].reached = Level::Result;
+        self.mark_users(id);
+        self.mark(id);
+    }
+
+    /// Stores a result under the edge's keys.
+    fn remember(&mut self, id: EdgeId, result: ResultId) {
+        let vertex_id = self.edges[id].vertex;
+        if let Some(stored) = &self.edges[id].loaded
+            && stored.key.store == StoreId::LOCAL
+        {
+            let record = stored.key.record;
+            self.edges[id].record = Some(record);
+            return;
+        }
+        let Some(record) = self.record_of(id) else { return };
+        let vertex = &self.vertices[vertex_id];
+        let ids: Vec<RecordId> = if vertex.inputs.is_empty() {
+            vertex.digests.iter().map(|digest| RecordId::root(digest, self.edges[id].output)).collect()
+        } else {
+            vec![record]
+        };
+        let ignores = vertex.ignore_cache;
+        let links = self.all_links(id).unwrap_or_default();
+        for record in ids {
+            let links = links.clone();
+            self.emit(Effect::Save { vertex: vertex_id, record: NewRecord { record, links, result: Some(result) } });
+            let key = Key { store: StoreId::LOCAL, record };
+            if !ignores && !self.edges[id].keys.contains(&key) {
+                self.edges[id].keys.push(key);
+            }
+        }
+    }
+
+    /// The ways in which an input's definition identifies it in the local store, as links to this edge.
+    fn definition_links(&self, id: EdgeId, number: usize) -> Vec<Link> {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        let selector = vertex.deps[number].selector;
+        let records = self.local_records(edge.slots[number].edge);
+        records
+            .into_iter()
+            .map(|parent| Link { parent, input: number, op: vertex.op_digest(), output: edge.output, selector })
+            .collect()
+    }
+
+    /// All local records that stand for an edge, as far as known.
+    fn local_records(&self, id: EdgeId) -> BTreeSet<RecordId> {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        let mut records: BTreeSet<RecordId> = edge.record.into_iter().collect();
+        records.extend(edge.keys.iter().filter(|key| key.store == StoreId::LOCAL).map(|key| key.record));
+        if edge.record.is_some() && vertex.inputs.is_empty() {
+            records.extend(vertex.digests.iter().map(|digest| RecordId::root(digest, edge.output)));
+        }
+        records
+    }
+
+    /// The links that lead to an edge; `None` if some input is not identified by anything.
+    fn all_links(&self, id: EdgeId) -> Option<Vec<Link>> {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        let mut links = Vec::new();
+        for number in 0..edge.slots.len() {
+            let before = links.len();
+            links.extend(self.definition_links(id, number));
+            if let Some(content) = vertex.content_of(number) {
+                let parent = RecordId::content(&content);
+                let (op, output) = (vertex.op_digest(), edge.output);
+                links.push(Link { parent, input: number, op, output, selector: None });
+            }
+            if links.len() == before {
+                return None;
+            }
+        }
+        Some(links)
+    }
+
+    /// The id under which an edge is remembered: that of a known record, else one that follows from its inputs.
+    fn own_record(&self, id: EdgeId) -> Option<RecordId> {
+        let edge = &self.edges[id];
+        let vertex = &self.vertices[edge.vertex];
+        if vertex.ephemeral || vertex.map != MapState::Known || edge.slots.len() != vertex.inputs.len() {
+            return None;
+        }
+        if vertex.inputs.is_empty() {
+            return Some(RecordId::root(&vertex.op_digest(), edge.output));
+        }
+        let known = edge.keys.iter().filter(|key| key.store == StoreId::LOCAL).map(|key| key.record).min();
+        let links = self.all_links(id)?;
+        known.or_else(|| Some(self.derive_record(edge, &links)))
+    }
+
+    fn derive_record(&self, edge: &Edge, links: &[Link]) -> RecordId {
+        let vertex = &self.vertices[edge.vertex];
+        let mut text = format!("cooper.record.v1\n{}\n{}\n", vertex.op_digest(), edge.output);
+        for number in 0..edge.slots.len() {
+            // Content alone, where it is known: however the input was made, the step is the same.
+            let content = vertex.content_of(number).map(|content| RecordId::content(&content));
+            let parents = links.iter().filter(|link| link.input == number);
+            for link in parents.filter(|link| content.is_none_or(|content| link.parent == content)) {
+                text.push_str(&link.parent.0.to_string());
+                if let Some(selector) = &link.selector {
+                    text.push(' ');
+                    text.push_str(&selector.to_string());
+                }
+                text.push('\n');
+            }
+            text.push_str("-\n");
+        }
+        RecordId(Digest::sha256(text.as_bytes()))
+    }
+
+    /// Gives the edge a record, and inputs that lack one, whose links are saved; its own are left to the caller.
+    fn record_of(&mut self, id: EdgeId) -> Option<RecordId> {
+        let mut unknown: BTreeSet<EdgeId> = BTreeSet::new();
+        let mut open = vec![id];
+        while let Some(&next) = open.last() {
+            let edge = &self.edges[next];
+            if edge.record.is_some() || unknown.contains(&next) {
+                open.pop();
+                continue;
+            }
+            let finished = edge.result().is_some() && next != id;
+            let inputs: Vec<EdgeId> = edge.slots.iter().map(|slot| slot.edge).collect();
+            let missing = inputs.into_iter().filter(|input| {
+                let has_record = !self.local_records(*input).is_empty();
+                !has_record && !unknown.contains(input)
+            });
+            let missing: Vec<EdgeId> = if finished { Vec::new() } else { missing.collect() };
+            if !missing.is_empty() {
+                open.extend(missing);
+                continue;
+            }
+            open.pop();
+            let record = if finished { None } else { self.own_record(next) };
+            match record {
+                Some(record) => {
+                    self.edges[next].record = Some(record);
+                    if next != id {
+                        let links = self.all_links(next).unwrap_or_default();
+                        let vertex = self.edges[next].vertex;
+                        self.emit(Effect::Save { vertex, record: NewRecord { record, links, result: None } });
+                    }
+                }
+                None => {
+                    unknown.insert(next);
+                }
+            }
+        }
+        self.edges[id].record
+    }
+}

@@ -1,0 +1,292 @@
+//! What stands outside of the solver in tests: ops that compute numbers, stores in memory, and a trace.
+
+use std::collections::BTreeMap;
+
+use oci::Digest;
+use solver::{
+    BuildId, CacheMap, Dep, Effect, EffectId, Event, Input, JobId, MemoryRecords, Outcome, Owner, ResultId, Solver,
+    StoreId, VertexDef, VertexId,
+};
+
+pub fn digest(text: impl AsRef<str>) -> Digest {
+    Digest::sha256(text.as_ref().as_bytes())
+}
+
+pub fn mix(parts: &[u64]) -> u64 {
+    parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| (hash ^ part).wrapping_mul(0x0100_0000_01b3) ^ (hash >> 29))
+}
+
+/// What part of an input a step reads when it is identified by content.
+pub fn part(value: u64) -> u64 {
+    value % 3
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    pub name: String,
+    /// Indices of earlier vertices and their outputs, and whether content identifies them.
+    pub inputs: Vec<(usize, usize, bool)>,
+    /// What a source contains.
+    pub version: u64,
+    /// Makes vertices differ that are the same step.
+    pub salt: u64,
+    pub ephemeral: bool,
+    /// A source with a second digest that follows from what it contains.
+    pub rounds: bool,
+    pub ignore_cache: bool,
+    pub stores: Vec<StoreId>,
+}
+
+impl Spec {
+    fn own_digest(&self) -> Digest {
+        let kinds: Vec<_> = self.inputs.iter().map(|(_, output, content)| (output, content)).collect();
+        let version = if self.inputs.is_empty() { self.version } else { 0 };
+        digest(format!("op {} {version} {kinds:?}", self.name))
+    }
+
+    /// What a source contains: two versions each are equal.
+    fn source_value(&self) -> u64 {
+        mix(&[u64::from(self.name.len() as u32), self.version / 2, u64::from(self.name.as_bytes()[0])])
+    }
+
+    pub fn output(&self, output: usize, inputs: &[u64]) -> u64 {
+        if self.inputs.is_empty() {
+            return mix(&[self.source_value(), output as u64]);
+        }
+        let mut parts = vec![u64::from(self.name.as_bytes()[0]), self.name.len() as u64, output as u64];
+        for ((_, _, content), value) in self.inputs.iter().zip(inputs) {
+            parts.push(if *content { part(*value) } else { *value });
+        }
+        mix(&parts)
+    }
+}
+
+/// A graph with its vertices' digests.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    pub specs: Vec<Spec>,
+    pub digests: Vec<Digest>,
+}
+
+impl Graph {
+    pub fn new(specs: Vec<Spec>) -> Self {
+        let mut digests: Vec<Digest> = Vec::new();
+        for spec in &specs {
+            let inputs: Vec<_> = spec.inputs.iter().map(|(i, o, c)| (digests[*i].to_string(), o, c)).collect();
+            let version = (spec.version, spec.salt, spec.ephemeral, spec.rounds);
+            digests.push(digest(format!("vertex {} {version:?} {inputs:?}", spec.name)));
+        }
+        Self { specs, digests }
+    }
+
+    pub fn defs(&self) -> Vec<VertexDef> {
+        let defs = self.specs.iter().zip(&self.digests).map(|(spec, digest)| VertexDef {
+            digest: *digest,
+            inputs: spec.inputs.iter().map(|(index, output, _)| (*index, *output)).collect(),
+            ignore_cache: spec.ignore_cache,
+            export: None,
+            stores: spec.stores.clone(),
+        });
+        defs.collect()
+    }
+
+    /// The naive evaluation.
+    pub fn value(&self, target: usize, output: usize) -> u64 {
+        let mut memo: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+        self.value_of(target, output, &mut memo)
+    }
+
+    fn value_of(&self, target: usize, output: usize, memo: &mut BTreeMap<(usize, usize), u64>) -> u64 {
+        if let Some(value) = memo.get(&(target, output)) {
+            return *value;
+        }
+        let spec = &self.specs[target];
+        let inputs: Vec<u64> = spec.inputs.iter().map(|(i, o, _)| self.value_of(*i, *o, memo)).collect();
+        let value = spec.output(output, &inputs);
+        memo.insert((target, output), value);
+        value
+    }
+}
+
+/// The outside.
+#[derive(Default)]
+pub struct Bench {
+    pub solver: Solver<String>,
+    pub local: MemoryRecords,
+    pub imported: BTreeMap<StoreId, MemoryRecords>,
+    /// What stored results contain.
+    pub stored: BTreeMap<String, u64>,
+    /// Results that the solver owns.
+    pub results: BTreeMap<ResultId, u64>,
+    pub specs: BTreeMap<Digest, Spec>,
+    pub names: BTreeMap<VertexId, Digest>,
+    pub waiting: Vec<Effect<String>>,
+    pub finished: BTreeMap<BuildId, (Outcome<String>, Option<u64>)>,
+    pub trace: Vec<String>,
+    pub executed: usize,
+    pub loads: usize,
+    pub clock: i64,
+    pub next: u64,
+}
+
+impl Bench {
+    pub fn build(&mut self, build: u64, job: u64, graph: &Graph, target: (usize, usize)) {
+        for (spec, digest) in graph.specs.iter().zip(&graph.digests) {
+            self.specs.insert(*digest, spec.clone());
+        }
+        let owner = Owner::Job(JobId(job));
+        self.tell(Input::Build { build: BuildId(build), owner, graph: graph.defs(), target });
+    }
+
+    pub fn tell(&mut self, input: Input<String>) {
+        self.solver.handle(input);
+        self.collect();
+        self.solver.assert_invariants();
+    }
+
+    fn collect(&mut self) {
+        loop {
+            while let Some(event) = self.solver.poll_event() {
+                if let Event::Added { vertex, digest } = event {
+                    self.names.insert(vertex, digest);
+                }
+            }
+            let Some(effect) = self.solver.poll_effect() else { return };
+            self.note(&effect);
+            match effect {
+                Effect::Save { record, .. } => {
+                    self.local.add(record.record, record.links);
+                    if let Some(result) = record.result {
+                        self.clock += 1;
+                        let id = format!("r{}", self.clock);
+                        self.stored.insert(id.clone(), self.results[&result]);
+                        self.local.add_result(record.record, id, self.clock);
+                    }
+                }
+                Effect::Release { result } => {
+                    assert!(self.results.remove(&result).is_some(), "{result:?} is released once");
+                }
+                Effect::Finished { build, outcome } => {
+                    let value = outcome.as_ref().ok().map(|built| self.results[&built.result]);
+                    assert!(self.finished.insert(build, (outcome, value)).is_none());
+                }
+                other => self.waiting.push(other),
+            }
+        }
+    }
+
+    pub fn name(&self, vertex: VertexId) -> &str {
+        &self.specs[&self.names[&vertex]].name
+    }
+
+    fn note(&mut self, effect: &Effect<String>) {
+        let line = match effect {
+            Effect::CacheMap { vertex, round, .. } => match round {
+                0 => format!("map {}", self.name(*vertex)),
+                round => format!("map {} again {round}", self.name(*vertex)),
+            },
+            Effect::Checksum { vertex, input, .. } => format!("checksum {} input {input}", self.name(*vertex)),
+            Effect::Load { vertex, output: 0, .. } => format!("load {}", self.name(*vertex)),
+            Effect::Load { vertex, output, .. } => format!("load {} output {output}", self.name(*vertex)),
+            Effect::Exec { vertex, .. } => format!("exec {}", self.name(*vertex)),
+            Effect::Cancel { effect } => {
+                let canceled = self.waiting.iter().find(|waiting| effect_id(waiting) == Some(*effect));
+                let what = match canceled {
+                    Some(Effect::CacheMap { vertex, .. }) => format!("map {}", self.name(*vertex)),
+                    Some(Effect::Checksum { vertex, .. }) => format!("checksum {}", self.name(*vertex)),
+                    Some(Effect::Load { vertex, .. }) => format!("load {}", self.name(*vertex)),
+                    Some(Effect::Exec { vertex, .. }) => format!("exec {}", self.name(*vertex)),
+                    other => format!("{other:?}"),
+                };
+                format!("cancel {what}")
+            }
+            Effect::Finished { build, outcome } => match outcome {
+                Ok(_) => format!("build {} is done", build.0),
+                Err(failure) => format!("build {} failed: {failure:?}", build.0).replace(char::is_control, " "),
+            },
+            Effect::Query { .. } | Effect::Save { .. } | Effect::Release { .. } => return,
+        };
+        self.trace.push(line);
+    }
+
+    pub fn new_result(&mut self, value: u64) -> ResultId {
+        self.next += 1;
+        let id = ResultId(self.next);
+        self.results.insert(id, value);
+        id
+    }
+
+    /// The right answer to an effect; `None` for cancellations.
+    pub fn answer(&mut self, effect: Effect<String>) -> Option<Input<String>> {
+        Some(match effect {
+            Effect::CacheMap { effect, vertex, round } => {
+                let spec = self.specs[&self.names[&vertex]].clone();
+                let deps = spec.inputs.iter().map(|(_, _, content)| Dep {
+                    selector: content.then(|| digest("part")),
+                    content: *content,
+                });
+                let mut digests = vec![spec.own_digest()];
+                if round > 0 {
+                    digests.push(digest(format!("contains {}", spec.source_value())));
+                }
+                let more = spec.rounds && round == 0;
+                let map = CacheMap { digests, more, ephemeral: spec.ephemeral, deps: deps.collect() };
+                Input::MapReady { effect, map }
+            }
+            Effect::Query { effect, queries, .. } => {
+                let found = queries.iter().map(|query| match query.store() {
+                    StoreId::LOCAL => self.local.answer(query),
+                    store => self.imported.get(&store).map(|records| records.answer(query)).unwrap_or_default(),
+                });
+                Input::KeysFound { effect, found: found.collect() }
+            }
+            Effect::Checksum { effect, result, .. } => {
+                let digest = digest(format!("content {}", part(self.results[&result])));
+                Input::Checksummed { effect, digest: Some(digest) }
+            }
+            Effect::Load { effect, stored, .. } => {
+                self.loads += 1;
+                let value = self.stored.get(&stored.result).copied();
+                Input::Loaded { effect, result: value.map(|value| self.new_result(value)) }
+            }
+            Effect::Exec { effect, vertex, inputs } => {
+                self.executed += 1;
+                let spec = self.specs[&self.names[&vertex]].clone();
+                let inputs: Vec<u64> = inputs.iter().map(|input| self.results[input]).collect();
+                let outputs = (0..3).map(|output| Some(self.new_result(spec.output(output, &inputs)))).collect();
+                Input::Executed { effect, outputs }
+            }
+            Effect::Cancel { .. } => return None,
+            other => panic!("{other:?} needs no answer"),
+        })
+    }
+
+    /// Answers everything in the order in which it was asked.
+    pub fn run(&mut self) {
+        while !self.waiting.is_empty() {
+            let effect = self.waiting.remove(0);
+            if let Some(answer) = self.answer(effect) {
+                self.tell(answer);
+            }
+        }
+    }
+
+    pub fn close(&mut self, job: u64) {
+        self.tell(Input::CloseJob { job: JobId(job) });
+    }
+
+    pub fn take_trace(&mut self) -> String {
+        std::mem::take(&mut self.trace).join("\n")
+    }
+}
+
+pub fn effect_id(effect: &Effect<String>) -> Option<EffectId> {
+    match effect {
+        Effect::CacheMap { effect, .. }
+        | Effect::Query { effect, .. }
+        | Effect::Checksum { effect, .. }
+        | Effect::Load { effect, .. }
+        | Effect::Exec { effect, .. } => Some(*effect),
+        _ => None,
+    }
+}
