@@ -1,2 +1,42 @@
-//! Placeholder.
-#![forbid(unsafe_code)]
+//! Runs processes in containers: one specification generator, and two runtimes that carry it out.
+//!
+//! [`Executor`] is the type to start at: [`Executor::run`] runs one container to its end, [`Executor::start`] hands out
+//! a [`Container`] into which further processes can be put. A [`RunRequest`] says *what* runs; how it is confined
+//! (capabilities, seccomp, masked paths, device rules, limits) is decided in `spec` and nowhere else.
+//!
+//! The embedded runtime is a supervisor: our own binary, executed again before it has any thread, single-threaded,
+//! connected by a `SOCK_SEQPACKET` pair. The daemon itself never forks. The supervisor's children build the container
+//! from the inside: all mounts, the root included, are made in the container's own mount namespace, so the host's
+//! mount table is never touched and nothing can leak from it. When the daemon goes, the supervisor sees its socket
+//! close, kills every container and ends.
+//!
+//! Invariants:
+//! - a path inside a root file system is only ever resolved relative to a descriptor of it (`openat2`);
+//! - no descriptor but the three of stdio reaches a container's process;
+//! - an exit is reported after every process of the container is gone and its mounts with them;
+//! - mount points made for a run are removed after it, times of their directories restored.
+//!
+//! Non-goals: images, snapshots, caches, which step runs when. Unsafe code lives in `sys` only.
+//!
+//! A binary that embeds this crate calls [`supervisor_main`] before anything else in `main`.
+#![deny(unsafe_code)]
+
+mod container;
+mod error;
+mod executor;
+mod request;
+
+pub use container::{Container, ContainerProcess, Pty};
+pub use error::{ExecutorError, RunError};
+pub use executor::{DnsConfig, Executor, ExecutorConfig, RuntimeChoice};
+pub use request::{
+    ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network, Process,
+    Resources, Root, RunRequest, Security, Stdio, Ulimit,
+};
+
+/// Acts as the supervisor if this process was started as one, and then never returns; else returns at once.
+///
+/// Must be called first in `main`, before any thread exists.
+pub fn supervisor_main() {
+    todo!()
+}
