@@ -150,7 +150,11 @@ impl FromStr for Digest {
             return Err(DigestError::Format);
         }
         let Some(algorithm) = Algorithm::from_name(name) else {
-            return Err(if is_foreign_digest(name, encoded) { DigestError::Unsupported } else { DigestError::Format });
+            return Err(if is_foreign_digest(name, encoded) {
+                DigestError::Unsupported
+            } else {
+                DigestError::Format
+            });
         };
         if encoded.len() != algorithm.size() * 2 {
             return Err(DigestError::Length);
@@ -181,7 +185,10 @@ fn is_foreign_digest(name: &str, encoded: &str) -> bool {
             _ => return false,
         }
     }
-    !separated && encoded.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'=' | b'_' | b'-'))
+    !separated
+        && encoded
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'=' | b'_' | b'-'))
 }
 
 impl Serialize for Digest {

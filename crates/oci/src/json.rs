@@ -8,7 +8,10 @@ use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 /// Serializes `value` without spaces, as `json.Marshal` does.
 pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(256);
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, GoFormatter(CompactFormatter)))?;
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut out,
+        GoFormatter(CompactFormatter),
+    ))?;
     Ok(out)
 }
 
@@ -27,7 +30,9 @@ pub fn to_string<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String>
 }
 
 /// Reads a value where JSON's `null` means the type's default, as Go does for every field.
-pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -43,7 +48,11 @@ macro_rules! forward {
 }
 
 impl<F: Formatter> Formatter for GoFormatter<F> {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         let mut plain = 0;
         for (at, c) in fragment.char_indices() {
             let escape = match c {

@@ -60,7 +60,8 @@ pub fn is_config(media_type: &str) -> bool {
 
 /// Tells whether the blob is a filesystem layer.
 pub fn is_layer(media_type: &str) -> bool {
-    media_type.starts_with("application/vnd.oci.image.layer.") || media_type.starts_with("application/vnd.docker.image.rootfs.")
+    media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.")
 }
 
 /// Tells whether the blob is a layer that is not to be distributed.

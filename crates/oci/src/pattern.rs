@@ -53,7 +53,11 @@ impl Pattern {
             glob::Shape::Suffix => Kind::Suffix(2),
             glob::Shape::General => Program::compile(text).map_or(Kind::Broken, Kind::Program),
         };
-        Ok(Self { text: text.into(), exclusion, kind })
+        Ok(Self {
+            text: text.into(),
+            exclusion,
+            kind,
+        })
     }
 
     /// Returns the cleaned text, without `!`.
@@ -104,7 +108,9 @@ impl Matcher {
                 continue;
             }
             let cleaned = crate::path::clean(pattern);
-            let (text, exclusion) = cleaned.strip_prefix('!').map_or((cleaned.as_str(), false), |rest| (rest, true));
+            let (text, exclusion) = cleaned
+                .strip_prefix('!')
+                .map_or((cleaned.as_str(), false), |rest| (rest, true));
             if exclusion && text.is_empty() {
                 return Err(PatternError::BareExclusion);
             }
@@ -152,7 +158,9 @@ impl Matcher {
         parent: Option<&ParentState>,
     ) -> Result<(bool, ParentState), PatternError> {
         let path = path.as_ref();
-        let parent = parent.map(|state| state.0.as_slice()).filter(|state| state.len() == self.patterns.len());
+        let parent = parent
+            .map(|state| state.0.as_slice())
+            .filter(|state| state.len() == self.patterns.len());
         let mut state = ParentState(vec![false; self.patterns.len()]);
         let mut matched = false;
         for (at, pattern) in self.patterns.iter().enumerate() {
@@ -179,7 +187,11 @@ fn matches_self_or_parent(pattern: &Pattern, path: &[u8]) -> Result<bool, Patter
     if pattern.matches(path)? {
         return Ok(true);
     }
-    for at in path.iter().enumerate().filter_map(|(at, c)| (*c == b'/').then_some(at)) {
+    for at in path
+        .iter()
+        .enumerate()
+        .filter_map(|(at, c)| (*c == b'/').then_some(at))
+    {
         if pattern.matches(&path[..at])? {
             return Ok(true);
         }

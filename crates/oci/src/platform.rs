@@ -22,13 +22,27 @@ pub struct Platform {
     #[serde(default, deserialize_with = "nullable")]
     pub os: String,
     /// Version of the operating system.
-    #[serde(default, rename = "os.version", deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        rename = "os.version",
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub os_version: String,
     /// Features the operating system must have.
-    #[serde(default, rename = "os.features", deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        rename = "os.features",
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub os_features: Vec<String>,
     /// Variant of the CPU, such as `v7`.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub variant: String,
 }
 
@@ -39,7 +53,9 @@ pub enum PlatformError {
     #[error("{0:?}: wildcards not yet supported: invalid argument")]
     Wildcard(String),
     /// The first part is not an operating system with optional version and features.
-    #[error("{part:?} is an invalid OS component of {text:?}: OSAndVersion specifier component must match {OS_FORM:?}: invalid argument")]
+    #[error(
+        "{part:?} is an invalid OS component of {text:?}: OSAndVersion specifier component must match {OS_FORM:?}: invalid argument"
+    )]
     Os {
         /// The part.
         part: String,
@@ -55,7 +71,9 @@ pub enum PlatformError {
         text: String,
     },
     /// A later part has characters that cannot occur.
-    #[error("{part:?} is an invalid component of {text:?}: platform specifier component must match {PART_FORM:?}: invalid argument")]
+    #[error(
+        "{part:?} is an invalid component of {text:?}: platform specifier component must match {PART_FORM:?}: invalid argument"
+    )]
     Part {
         /// The part.
         part: String,
@@ -75,21 +93,61 @@ const OS_FORM: &str = r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9
 
 /// Operating systems a lone word may name (Go's list).
 const KNOWN_OS: &[&str] = &[
-    "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
-    "openbsd", "plan9", "solaris", "windows", "zos",
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
 ];
 
 /// Architectures a lone word may name (Go's list).
 const KNOWN_ARCH: &[&str] = &[
-    "386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "ppc64", "ppc64le", "loong64", "mips", "mipsle",
-    "mips64", "mips64le", "mips64p32", "mips64p32le", "ppc", "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64",
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "ppc64",
+    "ppc64le",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
     "wasm",
 ];
 
 impl Platform {
     /// Makes a platform of an operating system and an architecture, as given.
     pub fn new(os: impl Into<String>, architecture: impl Into<String>) -> Self {
-        Self { os: os.into(), architecture: architecture.into(), ..Self::default() }
+        Self {
+            os: os.into(),
+            architecture: architecture.into(),
+            ..Self::default()
+        }
     }
 
     /// Returns the platform this program was built for, normalized; on 32-bit ARM the variant is v7.
@@ -105,8 +163,15 @@ impl Platform {
         let parts: Vec<&str> = text.splitn(4, '/').collect();
         let mut platform = parse_os(parts[0], text)?;
         for part in &parts[1..] {
-            if part.is_empty() || !part.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c)) {
-                return Err(PlatformError::Part { part: (*part).into(), text: text.into() });
+            if part.is_empty()
+                || !part
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c))
+            {
+                return Err(PlatformError::Part {
+                    part: (*part).into(),
+                    text: text.into(),
+                });
             }
         }
         match parts[..] {
@@ -153,7 +218,13 @@ impl Platform {
         let mut os_features = self.os_features.clone();
         os_features.sort();
         os_features.dedup();
-        Self { os: normalize_os(&self.os), architecture, variant, os_version: self.os_version.clone(), os_features }
+        Self {
+            os: normalize_os(&self.os),
+            architecture,
+            variant,
+            os_version: self.os_version.clone(),
+            os_features,
+        }
     }
 
     /// Formats `os/architecture[/variant]`; `unknown` without an operating system.
@@ -163,8 +234,12 @@ impl Platform {
 
     /// Formats with version and features of the operating system in parentheses.
     pub fn format_all(&self) -> String {
-        let mut features: Vec<&str> =
-            self.os_features.iter().map(String::as_str).filter(|feature| !feature.is_empty()).collect();
+        let mut features: Vec<&str> = self
+            .os_features
+            .iter()
+            .map(String::as_str)
+            .filter(|feature| !feature.is_empty())
+            .collect();
         features.sort_unstable();
         features.dedup();
         if self.os_version.is_empty() && features.is_empty() {
@@ -215,7 +290,10 @@ fn host_architecture() -> &'static str {
 }
 
 fn parse_os(part: &str, text: &str) -> Result<Platform, PlatformError> {
-    let bad = || PlatformError::Os { part: part.into(), text: text.into() };
+    let bad = || PlatformError::Os {
+        part: part.into(),
+        text: text.into(),
+    };
     let (name, options) = match part.split_once('(') {
         None => (part, ""),
         Some((name, options)) => (name, options.strip_suffix(')').ok_or_else(bad)?),
@@ -225,17 +303,29 @@ fn parse_os(part: &str, text: &str) -> Result<Platform, PlatformError> {
     let version = words.next().unwrap_or_default();
     let features: Vec<&str> = words.collect();
     if name.is_empty()
-        || !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"_-".contains(&c))
+        || !name
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"_-".contains(&c))
         || !version.bytes().all(is_option)
-        || !features.iter().all(|feature| !feature.is_empty() && feature.bytes().all(is_option))
+        || !features
+            .iter()
+            .all(|feature| !feature.is_empty() && feature.bytes().all(is_option))
     {
         return Err(bad());
     }
     let decode = |word: &str| {
-        decode_os_option(word).ok_or_else(|| PlatformError::OsOption { part: word.into(), text: text.into() })
+        decode_os_option(word).ok_or_else(|| PlatformError::OsOption {
+            part: word.into(),
+            text: text.into(),
+        })
     };
     let os_features = features.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-    Ok(Platform { os: normalize_os(name), os_version: decode(version)?, os_features, ..Platform::default() })
+    Ok(Platform {
+        os: normalize_os(name),
+        os_version: decode(version)?,
+        os_features,
+        ..Platform::default()
+    })
 }
 
 fn encode_os_option(value: &str) -> String {
@@ -333,18 +423,33 @@ mod tests {
     #[test]
     fn parse_reads_os_version_and_features() {
         let p = Platform::parse("windows(10.0.17763+win32k+a%2Bb)/amd64").unwrap();
-        assert_eq!((p.os_version.as_str(), p.os_features.clone()), ("10.0.17763", vec!["win32k".into(), "a+b".into()]));
+        assert_eq!(
+            (p.os_version.as_str(), p.os_features.clone()),
+            ("10.0.17763", vec!["win32k".into(), "a+b".into()])
+        );
         assert_eq!(p.format(), "windows/amd64");
         assert_eq!(p.format_all(), "windows(10.0.17763+a%2Bb+win32k)/amd64");
-        assert_eq!(Platform::parse(&p.format_all()).unwrap().normalized(), p.normalized());
+        assert_eq!(
+            Platform::parse(&p.format_all()).unwrap().normalized(),
+            p.normalized()
+        );
     }
 
     #[test]
     fn parse_refuses_with_the_texts_people_know() {
         for (text, want) in [
-            ("linux/*", "\"linux/*\": wildcards not yet supported: invalid argument"),
-            ("foo", "\"foo\": unknown operating system or architecture: invalid argument"),
-            ("a/b/c/d", "\"a/b/c/d\": cannot parse platform specifier: invalid argument"),
+            (
+                "linux/*",
+                "\"linux/*\": wildcards not yet supported: invalid argument",
+            ),
+            (
+                "foo",
+                "\"foo\": unknown operating system or architecture: invalid argument",
+            ),
+            (
+                "a/b/c/d",
+                "\"a/b/c/d\": cannot parse platform specifier: invalid argument",
+            ),
             (
                 "linux/&",
                 "\"&\" is an invalid component of \"linux/&\": platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument",
@@ -352,14 +457,28 @@ mod tests {
         ] {
             assert_eq!(Platform::parse(text).unwrap_err().to_string(), want);
         }
-        for text in ["", "/", "linux/", "linux(", "linux()x/amd64", "linux(1+)/amd64", "linux(%zz)/amd64"] {
+        for text in [
+            "",
+            "/",
+            "linux/",
+            "linux(",
+            "linux()x/amd64",
+            "linux(1+)/amd64",
+            "linux(%zz)/amd64",
+        ] {
             assert!(Platform::parse(text).is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn json_order_is_gos() {
-        let p = Platform { variant: "v7".into(), ..Platform::new("linux", "arm") };
-        assert_eq!(serde_json::to_string(&p).unwrap(), r#"{"architecture":"arm","os":"linux","variant":"v7"}"#);
+        let p = Platform {
+            variant: "v7".into(),
+            ..Platform::new("linux", "arm")
+        };
+        assert_eq!(
+            serde_json::to_string(&p).unwrap(),
+            r#"{"architecture":"arm","os":"linux","variant":"v7"}"#
+        );
     }
 }

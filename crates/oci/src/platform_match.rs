@@ -14,17 +14,26 @@ pub struct PlatformMatcher {
 impl PlatformMatcher {
     /// Accepts what `platform` can run: lower variants of it, `386` on `amd64`, `arm` on `arm64`.
     pub fn only(platform: &Platform) -> Self {
-        Self { accepted: compatible(&platform.normalized()).iter().map(Platform::normalized).collect() }
+        Self {
+            accepted: compatible(&platform.normalized())
+                .iter()
+                .map(Platform::normalized)
+                .collect(),
+        }
     }
 
     /// Accepts `platform` alone, in any spelling.
     pub fn strict(platform: &Platform) -> Self {
-        Self { accepted: vec![platform.normalized()] }
+        Self {
+            accepted: vec![platform.normalized()],
+        }
     }
 
     /// Accepts any of `platforms`, each alone, in order of preference.
     pub fn ordered<'a>(platforms: impl IntoIterator<Item = &'a Platform>) -> Self {
-        Self { accepted: platforms.into_iter().map(Platform::normalized).collect() }
+        Self {
+            accepted: platforms.into_iter().map(Platform::normalized).collect(),
+        }
     }
 
     /// Tells whether `platform` is accepted.
@@ -34,7 +43,9 @@ impl PlatformMatcher {
 
     /// Returns the position of the first accepted platform that matches; less is better.
     pub fn rank(&self, platform: &Platform) -> Option<usize> {
-        self.accepted.iter().position(|accepted| matches(accepted, platform))
+        self.accepted
+            .iter()
+            .position(|accepted| matches(accepted, platform))
     }
 
     /// Orders by preference: `Less` is better. A stable sort by this and taking the first is the choice of containerd.
@@ -58,7 +69,10 @@ fn matches(accepted: &Platform, platform: &Platform) -> bool {
         && accepted.architecture == candidate.architecture
         && accepted.variant == candidate.variant
         && (accepted.os != "windows" || windows_version_matches(&accepted.os_version, &candidate.os_version))
-        && candidate.os_features.iter().all(|feature| accepted.os_features.binary_search(feature).is_ok())
+        && candidate
+            .os_features
+            .iter()
+            .all(|feature| accepted.os_features.binary_search(feature).is_ok())
 }
 
 fn compatible(platform: &Platform) -> Vec<Platform> {
@@ -69,7 +83,10 @@ fn compatible(platform: &Platform) -> Vec<Platform> {
     };
     let lower = |from: &str, least: u8| -> Vec<Platform> {
         let version: u8 = from.strip_prefix('v').unwrap_or(from).parse().unwrap_or(0);
-        (least..version).rev().map(|v| with(&platform.architecture, format!("v{v}"))).collect()
+        (least..version)
+            .rev()
+            .map(|v| with(&platform.architecture, format!("v{v}")))
+            .collect()
     };
     let mut out = vec![platform.clone()];
     match platform.architecture.as_str() {
@@ -79,7 +96,10 @@ fn compatible(platform: &Platform) -> Vec<Platform> {
         }
         "arm" => out.extend(lower(&platform.variant, 5)),
         "arm64" => {
-            out = arm64_variants(&platform.variant).into_iter().map(|variant| with("arm64", variant)).collect();
+            out = arm64_variants(&platform.variant)
+                .into_iter()
+                .map(|variant| with("arm64", variant))
+                .collect();
             let variant = &platform.variant;
             let arm = if variant.is_empty() || variant.starts_with("v8") || variant.starts_with("v9") {
                 "v8"
@@ -99,7 +119,13 @@ fn arm64_variants(variant: &str) -> Vec<String> {
     let number = text.strip_prefix('v').unwrap_or_default();
     let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
     let down = |major: u8, minor: u8| {
-        (0..=minor).rev().map(move |m| if m == 0 { format!("v{major}") } else { format!("v{major}.{m}") })
+        (0..=minor).rev().map(move |m| {
+            if m == 0 {
+                format!("v{major}")
+            } else {
+                format!("v{major}.{m}")
+            }
+        })
     };
     match (major, minor.parse::<u8>()) {
         ("8", Ok(minor @ 0..=9)) => down(8, minor).collect(),
@@ -112,7 +138,9 @@ fn arm64_variants(variant: &str) -> Vec<String> {
 const WINDOWS_LTSC: [u16; 2] = [20348, 26100];
 
 fn windows_version_matches(host: &str, image: &str) -> bool {
-    let Some(host) = windows_version(host) else { return true };
+    let Some(host) = windows_version(host) else {
+        return true;
+    };
     if image.is_empty() {
         return true;
     }
@@ -123,13 +151,21 @@ fn windows_version_matches(host: &str, image: &str) -> bool {
     if host.2 < WINDOWS_LTSC[0] {
         return host.2 == image.2;
     }
-    let least = WINDOWS_LTSC.into_iter().rev().find(|build| host.2 > *build).unwrap_or(WINDOWS_LTSC[0]);
+    let least = WINDOWS_LTSC
+        .into_iter()
+        .rev()
+        .find(|build| host.2 > *build)
+        .unwrap_or(WINDOWS_LTSC[0]);
     (least..=host.2).contains(&image.2)
 }
 
 fn windows_version(text: &str) -> Option<(u8, u8, u16)> {
     let mut parts = text.split('.');
-    let version = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let version = (
+        parts.next()?.parse().ok()?,
+        parts.next()?.parse().ok()?,
+        parts.next()?.parse().ok()?,
+    );
     (version != (0, 0, 0)).then_some(version)
 }
 
@@ -158,7 +194,11 @@ mod tests {
             ("linux/arm/v6", "linux/arm/v7", false),
             ("linux/amd64", "windows/amd64", false),
         ] {
-            assert_eq!(PlatformMatcher::only(&platform(host)).matches(&platform(image)), want, "{host} runs {image}");
+            assert_eq!(
+                PlatformMatcher::only(&platform(host)).matches(&platform(image)),
+                want,
+                "{host} runs {image}"
+            );
         }
     }
 
@@ -172,7 +212,11 @@ mod tests {
     #[test]
     fn compare_prefers_the_best_match() {
         let only = PlatformMatcher::only(&platform("linux/arm64"));
-        let mut images = vec![platform("linux/amd64"), platform("linux/arm/v6"), platform("linux/arm64")];
+        let mut images = vec![
+            platform("linux/amd64"),
+            platform("linux/arm/v6"),
+            platform("linux/arm64"),
+        ];
         images.sort_by(|a, b| only.compare(a, b));
         assert_eq!(images[0].architecture, "arm64");
         assert_eq!(images[2].architecture, "amd64");

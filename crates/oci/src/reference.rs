@@ -65,7 +65,9 @@ impl Reference {
         }
         let full = format!("{domain}/{remainder}");
         parse_grammar(&full).map_err(|err| match err {
-            ReferenceError::Format if parse_grammar(&full.to_lowercase()).is_ok_or_digest() => ReferenceError::Uppercase,
+            ReferenceError::Format if parse_grammar(&full.to_lowercase()).is_ok_or_digest() => {
+                ReferenceError::Uppercase
+            }
             other => other,
         })
     }
@@ -82,7 +84,11 @@ impl Reference {
 
     /// Returns domain and path, without tag and digest.
     pub fn name(&self) -> String {
-        if self.domain.is_empty() { self.path.clone() } else { format!("{}/{}", self.domain, self.path) }
+        if self.domain.is_empty() {
+            self.path.clone()
+        } else {
+            format!("{}/{}", self.domain, self.path)
+        }
     }
 
     /// Returns the tag.
@@ -248,8 +254,16 @@ fn parse_grammar(text: &str) -> Result<Reference, ReferenceError> {
     if path.len() > NAME_MAX {
         return Err(ReferenceError::TooLong);
     }
-    let digest = digest.map(str::parse).transpose().map_err(ReferenceError::Digest)?;
-    Ok(Reference { domain: domain.into(), path: path.into(), tag: tag.map(str::to_owned), digest })
+    let digest = digest
+        .map(str::parse)
+        .transpose()
+        .map_err(ReferenceError::Digest)?;
+    Ok(Reference {
+        domain: domain.into(),
+        path: path.into(),
+        tag: tag.map(str::to_owned),
+        digest,
+    })
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -260,21 +274,30 @@ fn is_tag(tag: &str) -> bool {
 }
 
 fn is_digest(text: &str) -> bool {
-    let Some((algorithm, hex)) = text.split_once(':') else { return false };
-    let component = |part: &str| {
-        part.bytes().next().is_some_and(|c| c.is_ascii_alphabetic()) && part.bytes().all(|c| c.is_ascii_alphanumeric())
+    let Some((algorithm, hex)) = text.split_once(':') else {
+        return false;
     };
-    hex.len() >= 32 && hex.bytes().all(|c| c.is_ascii_hexdigit()) && algorithm.split(['-', '_', '+', '.']).all(component)
+    let component = |part: &str| {
+        part.bytes().next().is_some_and(|c| c.is_ascii_alphabetic())
+            && part.bytes().all(|c| c.is_ascii_alphanumeric())
+    };
+    hex.len() >= 32
+        && hex.bytes().all(|c| c.is_ascii_hexdigit())
+        && algorithm.split(['-', '_', '+', '.']).all(component)
 }
 
 fn is_domain(domain: &str) -> bool {
     if let Some(rest) = domain.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else { return false };
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
         return !address.is_empty()
             && address.bytes().all(|c| c.is_ascii_hexdigit() || c == b':')
             && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
     }
-    let (host, port) = domain.split_once(':').map_or((domain, None), |(host, port)| (host, Some(port)));
+    let (host, port) = domain
+        .split_once(':')
+        .map_or((domain, None), |(host, port)| (host, Some(port)));
     let component = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')

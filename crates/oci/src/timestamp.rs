@@ -6,8 +6,12 @@ const DAY: i64 = 86_400;
 pub fn format(seconds: i64, nanoseconds: u32) -> String {
     let (year, month, day) = civil(seconds.div_euclid(DAY));
     let rest = seconds.rem_euclid(DAY);
-    let mut out =
-        format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
+    let mut out = format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    );
     if nanoseconds != 0 {
         let digits = format!("{nanoseconds:09}");
         out.push('.');
@@ -26,7 +30,10 @@ pub fn from_system(time: std::time::SystemTime) -> String {
 /// Splits a system time into seconds since the Unix epoch and nanoseconds.
 pub fn to_unix(time: std::time::SystemTime) -> (i64, u32) {
     match time.duration_since(std::time::UNIX_EPOCH) {
-        Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_nanos()),
+        Ok(after) => (
+            i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            after.subsec_nanos(),
+        ),
         Err(before) => {
             let before = before.duration();
             let seconds = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
@@ -42,16 +49,31 @@ pub fn to_unix(time: std::time::SystemTime) -> (i64, u32) {
 pub fn parse(text: &str) -> Option<(i64, u32)> {
     let bytes = text.as_bytes();
     let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
-    if !text.is_ascii() || bytes.len() < 20 || separators.iter().any(|&(at, c)| bytes[at].to_ascii_uppercase() != c) {
+    if !text.is_ascii()
+        || bytes.len() < 20
+        || separators
+            .iter()
+            .any(|&(at, c)| bytes[at].to_ascii_uppercase() != c)
+    {
         return None;
     }
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = &text[from..to];
-        digits.bytes().all(|c| c.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+        digits
+            .bytes()
+            .all(|c| c.is_ascii_digit())
+            .then(|| digits.parse().ok())
+            .flatten()
     };
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !(1..=12).contains(&month) || day < 1 || day > days_in(year, month) || hour > 23 || minute > 59 || second > 59 {
+    if !(1..=12).contains(&month)
+        || day < 1
+        || day > days_in(year, month)
+        || hour > 23
+        || minute > 59
+        || second > 59
+    {
         return None;
     }
     let mut at = 19;
@@ -61,7 +83,11 @@ pub fn parse(text: &str) -> Option<(i64, u32)> {
         if end == at + 1 {
             return None;
         }
-        let digits: String = text[at + 1..end].chars().chain("000000000".chars()).take(9).collect();
+        let digits: String = text[at + 1..end]
+            .chars()
+            .chain("000000000".chars())
+            .take(9)
+            .collect();
         nanoseconds = digits.parse().ok()?;
         at = end;
     }
@@ -73,7 +99,10 @@ pub fn parse(text: &str) -> Option<(i64, u32)> {
         }
         _ => return None,
     };
-    Some((days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset, nanoseconds))
+    Some((
+        days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset,
+        nanoseconds,
+    ))
 }
 
 fn days_in(year: i64, month: i64) -> i64 {

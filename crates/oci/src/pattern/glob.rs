@@ -85,7 +85,11 @@ impl Program {
                 '*' => match after.strip_prefix('*') {
                     Some(after) => {
                         rest = after.strip_prefix('/').unwrap_or(after);
-                        steps.push(if rest.is_empty() { Step::Rest } else { Step::Directories });
+                        steps.push(if rest.is_empty() {
+                            Step::Rest
+                        } else {
+                            Step::Directories
+                        });
                     }
                     None => steps.push(Step::Star),
                 },
@@ -160,7 +164,12 @@ fn advance(step: &Step, chars: &[char], positions: &mut [bool]) {
 
 /// What a backslash in front of a character means to Go's regular expressions, which these patterns are made of.
 fn escape(c: char) -> Result<Step, PatternError> {
-    let class = |negated, ranges: &[(char, char)]| Step::Class(Class { negated, ranges: ranges.to_vec() });
+    let class = |negated, ranges: &[(char, char)]| {
+        Step::Class(Class {
+            negated,
+            ranges: ranges.to_vec(),
+        })
+    };
     const DIGIT: &[(char, char)] = &[('0', '9')];
     const WORD: &[(char, char)] = &[('0', '9'), ('A', 'Z'), ('_', '_'), ('a', 'z')];
     const SPACE: &[(char, char)] = &[('\t', '\n'), ('\u{c}', '\r'), (' ', ' ')];
@@ -213,7 +222,11 @@ fn class_char(rest: &mut &str) -> Result<char, PatternError> {
         Some(c) => c,
     };
     *rest = chars.as_str();
-    if rest.is_empty() { Err(PatternError::Syntax) } else { Ok(c) }
+    if rest.is_empty() {
+        Err(PatternError::Syntax)
+    } else {
+        Ok(c)
+    }
 }
 
 /// Checks a pattern as Go's `filepath.Match` does.

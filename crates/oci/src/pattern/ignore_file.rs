@@ -8,7 +8,11 @@ use crate::path;
 pub fn read_ignore_file(content: &[u8]) -> Vec<String> {
     let content = content.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(content);
     let content = String::from_utf8_lossy(content);
-    content.lines().filter(|line| !line.starts_with('#')).filter_map(read_line).collect()
+    content
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(read_line)
+        .collect()
 }
 
 fn read_line(line: &str) -> Option<String> {
@@ -16,11 +20,17 @@ fn read_line(line: &str) -> Option<String> {
     if line.is_empty() {
         return None;
     }
-    let (exclusion, pattern) = line.strip_prefix('!').map_or(("", line), |rest| ("!", rest.trim()));
+    let (exclusion, pattern) = line
+        .strip_prefix('!')
+        .map_or(("", line), |rest| ("!", rest.trim()));
     if pattern.is_empty() {
         return Some(exclusion.into());
     }
     let cleaned = path::clean(pattern);
-    let relative = if cleaned.len() > 1 { cleaned.strip_prefix('/').unwrap_or(&cleaned) } else { &cleaned };
+    let relative = if cleaned.len() > 1 {
+        cleaned.strip_prefix('/').unwrap_or(&cleaned)
+    } else {
+        &cleaned
+    };
     Some(format!("{exclusion}{relative}"))
 }

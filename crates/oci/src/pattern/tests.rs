@@ -53,7 +53,11 @@ fn single_patterns() {
         ("**/.foo", ".foobar", false),
         ("a(b)c/def", "a(b)c/def", true),
         ("a.|)$(}+{bc", "a.|)$(}+{bc", true),
-        ("dist/*.whl", "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl", true),
+        (
+            "dist/*.whl",
+            "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl",
+            true,
+        ),
         ("/foo", "foo", false),
         ("foo/", "foo/bar", true),
         ("*", "a/b/c", true),
@@ -67,7 +71,10 @@ fn single_patterns() {
 #[test]
 fn later_patterns_override_earlier_ones() {
     assert!(!matches(&["*", "!util/docker/web"], "util/docker/web/foo"));
-    assert!(matches(&["*", "!util/docker/web", "util/docker/web/foo"], "util/docker/web/foo"));
+    assert!(matches(
+        &["*", "!util/docker/web", "util/docker/web/foo"],
+        "util/docker/web/foo"
+    ));
     assert!(!matches(&["**", "!README.md"], "README.md"));
     assert!(!matches(&["docs", "!docs/a"], "docs/a/b"));
     assert!(matches(&["!docs", "docs"], "docs/a"));
@@ -75,8 +82,13 @@ fn later_patterns_override_earlier_ones() {
 
 #[test]
 fn parent_states_agree_with_whole_paths() {
-    let lists: [&[&str]; 5] =
-        [&["a", "!a/b/c"], &["*", "!a", "a/b"], &["**/c", "!a/**"], &["a/*/c"], &["!x", "b**", "!b/a*", "b/a/c"]];
+    let lists: [&[&str]; 5] = [
+        &["a", "!a/b/c"],
+        &["*", "!a", "a/b"],
+        &["**/c", "!a/**"],
+        &["a/*/c"],
+        &["!x", "b**", "!b/a*", "b/a/c"],
+    ];
     for list in lists {
         let matcher = Matcher::new(list).unwrap();
         for one in ["a", "b"] {
@@ -98,7 +110,11 @@ fn parent_states_agree_with_whole_paths() {
 fn bad_patterns_are_refused() {
     assert_eq!(Matcher::new(["!"]).unwrap_err(), PatternError::BareExclusion);
     for pattern in ["[", "[]", "[^", "a[", "[a-", "[-x]", r"a\"] {
-        assert_eq!(Matcher::new([pattern]).unwrap_err(), PatternError::Syntax, "{pattern}");
+        assert_eq!(
+            Matcher::new([pattern]).unwrap_err(),
+            PatternError::Syntax,
+            "{pattern}"
+        );
     }
     assert!(Matcher::new([r"a\c"]).unwrap().matches_or_parent("x").is_err());
 }
@@ -132,5 +148,8 @@ fn hostile_patterns_stay_cheap() {
 #[test]
 fn ignore_files() {
     let file = "\u{feff}# note\n\n  /abs/./x \n!  /y\n  # not a comment\n!\n/\na/../b\r\n";
-    assert_eq!(read_ignore_file(file.as_bytes()), ["abs/x", "!y", "# not a comment", "!", "/", "b"]);
+    assert_eq!(
+        read_ignore_file(file.as_bytes()),
+        ["abs/x", "!y", "# not a comment", "!", "/", "b"]
+    );
 }
