@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
 
+mod codegen;
 mod shell;
 mod tidy;
 
@@ -10,6 +11,7 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
+  codegen   generate Rust from the .proto files
   tidy      check the rules that no compiler checks: imports, file sizes, markers of unfinished work
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
@@ -23,6 +25,7 @@ fn main() -> Result<()> {
         None => bail!("{USAGE}"),
     };
     match command {
+        "codegen" => codegen::run(),
         "tidy" => tidy::run(),
         _ => {
             let _ = rest;
