@@ -1,0 +1,90 @@
+//! Settings that are known and cannot be honoured.
+
+use super::file::ConfigFile;
+
+/// A setting that cannot be honoured.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{key} is not supported: {reason}")]
+pub struct Refused {
+    /// The setting, as the file spells it.
+    pub key: &'static str,
+    /// Why, and what to do instead.
+    pub reason: String,
+}
+
+/// Refuses settings that would silently have no effect, or not the one that is asked for.
+///
+/// # Errors
+/// [`Refused`] with the first such setting.
+pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
+    let oci = &file.worker.oci;
+    let snapshotters = ["", "auto", "overlayfs", "overlay", "native"];
+    let networks = ["", "auto", "host", "none", "cni", "bridge"];
+    let containerd_enabled = file.worker.containerd.enabled == Some(true);
+    let gha_signatures = file
+        .cache
+        .gha
+        .as_ref()
+        .is_some_and(|gha| !gha.sign.is_empty() || !gha.verify.is_empty());
+    let checks = [
+        (
+            containerd_enabled,
+            "worker.containerd.enabled",
+            "there is no containerd worker; use worker.oci".to_owned(),
+        ),
+        (
+            oci.enabled == Some(false),
+            "worker.oci.enabled",
+            "it is the only worker and cannot be turned off".to_owned(),
+        ),
+        (
+            !snapshotters.contains(&oci.snapshotter.as_str()),
+            "worker.oci.snapshotter",
+            format!(
+                "unknown snapshotter name: {:?}; known are overlayfs, native and auto",
+                oci.snapshotter
+            ),
+        ),
+        (
+            !networks.contains(&oci.network_mode.as_str()),
+            "worker.oci.networkMode",
+            format!("unknown network mode: {:?}", oci.network_mode),
+        ),
+        (
+            !oci.proxy_snapshotter_path.is_empty(),
+            "worker.oci.proxySnapshotterPath",
+            "snapshotters of other processes cannot be used".to_owned(),
+        ),
+        (
+            !oci.stargz_snapshotter.is_empty(),
+            "worker.oci.stargzSnapshotter",
+            "there is no stargz snapshotter".to_owned(),
+        ),
+        (
+            !oci.user_remap.is_empty(),
+            "worker.oci.userRemapUnsupported",
+            "user ids are not remapped".to_owned(),
+        ),
+        (
+            oci.no_process_sandbox && !oci.rootless,
+            "worker.oci.noProcessSandbox",
+            "can't enable NoProcessSandbox without Rootless".to_owned(),
+        ),
+        (
+            gha_signatures,
+            "cache.gha",
+            "caches are neither signed nor verified".to_owned(),
+        ),
+        (
+            file.proxy_network,
+            "proxyNetwork",
+            "steps' networks cannot be put behind an enforcing proxy".to_owned(),
+        ),
+    ];
+    for (refused, key, reason) in checks {
+        if refused {
+            return Err(Refused { key, reason });
+        }
+    }
+    Ok(())
+}
