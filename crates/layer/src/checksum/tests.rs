@@ -239,6 +239,42 @@ fn sum(tree: &mut ChecksumTree) -> String {
     .hex()
 }
 
+/// Receives a device and a file with special bits and attributes.
+fn receive_specials(tree: &mut ChecksumTree) {
+    let device = GoStat {
+        devmajor: 1,
+        devminor: 3,
+        ..stat("dev", 1 << 26 | 1 << 21 | 0o600, 0)
+    };
+    let hashed = upsert(tree, &device, "");
+    assert_eq!(
+        hashed,
+        "85bd76951360c88286c3180c022599ad52bc3dfbbd2779d887da8490374495cf"
+    );
+    let names = [
+        "user.b",
+        "user.a",
+        "security.selinux",
+        "security.capability",
+        "system.posix_acl_access",
+    ];
+    let values = ["2", "1", "q", "cap", "z"];
+    let xattrs = names
+        .iter()
+        .zip(values)
+        .map(|(name, value)| (name.to_string(), value.into()))
+        .collect();
+    let marked = GoStat {
+        xattrs,
+        ..stat("x", 1 << 23 | 1 << 20 | 0o640, 1)
+    };
+    let hashed = upsert(tree, &marked, "x");
+    assert_eq!(
+        hashed,
+        "878d311ff25db1e8cc7ab241ddfc296baa1ba05723b83e3f3648e0f40af30919"
+    );
+}
+
 /// The digests were recorded from BuildKit's `HandleChange` with the same sequence of changes.
 #[test]
 fn received_changes_give_buildkits_digests() {
@@ -271,38 +307,7 @@ fn received_changes_give_buildkits_digests() {
         },
         "",
     );
-    let device = GoStat {
-        devmajor: 1,
-        devminor: 3,
-        ..stat("dev", 1 << 26 | 1 << 21 | 0o600, 0)
-    };
-    let hashed = upsert(&mut tree, &device, "");
-    assert_eq!(
-        hashed,
-        "85bd76951360c88286c3180c022599ad52bc3dfbbd2779d887da8490374495cf"
-    );
-    let names = [
-        "user.b",
-        "user.a",
-        "security.selinux",
-        "security.capability",
-        "system.posix_acl_access",
-    ];
-    let values = ["2", "1", "q", "cap", "z"];
-    let xattrs = names
-        .iter()
-        .zip(values)
-        .map(|(name, value)| (name.to_string(), value.into()))
-        .collect();
-    let marked = GoStat {
-        xattrs,
-        ..stat("x", 1 << 23 | 1 << 20 | 0o640, 1)
-    };
-    let hashed = upsert(&mut tree, &marked, "x");
-    assert_eq!(
-        hashed,
-        "878d311ff25db1e8cc7ab241ddfc296baa1ba05723b83e3f3648e0f40af30919"
-    );
+    receive_specials(&mut tree);
     assert_eq!(
         sum(&mut tree),
         "c2edcff844a8777d4dec50792c3cd5ae88d7371f251e74b28a0f9c7703ba5fd4"
