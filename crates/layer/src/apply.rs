@@ -1,11 +1,15 @@
 //! Unpacking a layer onto a tree.
 
+mod entry;
+mod whiteout;
+
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
-use oci::Digest;
+use oci::{Digest, Digester};
 
-use crate::tar::ReadError;
+use crate::compress;
+use crate::tar::{ReadError, Reader};
 
 /// How deletions in the layer are put into the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,6 +22,8 @@ pub enum Whiteouts {
     Overlay,
     /// As `Overlay`, with `user.overlay.opaque`, for mounts with `userxattr`.
     OverlayUser,
+    /// They are files like others: the archive is no layer.
+    Literal,
 }
 
 /// How to unpack.
@@ -52,10 +58,10 @@ pub struct Applied {
 /// A layer that could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The archive is damaged.
+    /// The archive is damaged, or its compressed stream is damaged or cut short.
     #[error("read layer")]
     Archive(#[from] ReadError),
-    /// The compressed stream is damaged or cut short.
+    /// The stream could not be read or decompressed before the first or behind the last entry.
     #[error("decompress layer")]
     Decompress(#[source] io::Error),
     /// An entry that no honest archive has.
@@ -88,7 +94,44 @@ pub enum ApplyError {
 /// Unpacks `layer`, compressed or not (found out by its first bytes), onto the directory `root`.
 ///
 /// Reads the stream to its end, so that the returned diffID covers it all. Names are resolved within `root`; absolute
-/// names and `..` stay inside. On failure the tree is left half unpacked: throw it away.
+/// names and `..` stay inside. Attributes of the root directory itself are not touched, as in containerd. On failure the
+/// tree is left half unpacked: throw it away.
 pub fn apply(layer: impl Read, root: impl AsFd, options: &ApplyOptions) -> Result<Applied, ApplyError> {
-    todo!()
+    let (_, input) = compress::decompress(layer).map_err(ApplyError::Decompress)?;
+    apply_archive(input, root, options)
+}
+
+/// Unpacks an archive that is not compressed (any more).
+pub(crate) fn apply_archive(
+    input: impl Read,
+    root: impl AsFd,
+    options: &ApplyOptions,
+) -> Result<Applied, ApplyError> {
+    let mut hashing = Hashing { inner: input, digester: Digester::sha256(), count: 0 };
+    let mut reader = Reader::new(&mut hashing);
+    let mut unpacker = entry::Unpacker::new(root.as_fd(), options);
+    while let Some(header) = reader.next_entry()? {
+        unpacker.entry(&header, &mut reader)?;
+    }
+    drop(reader);
+    io::copy(&mut hashing, &mut io::sink()).map_err(ApplyError::Decompress)?;
+    let (size_bytes, ignored_xattrs) = unpacker.finish()?;
+    let (diff_id, archive_bytes) = (hashing.digester.finish(), hashing.count);
+    Ok(Applied { diff_id, archive_bytes, size_bytes, ignored_xattrs })
+}
+
+/// Digests what is read through it.
+struct Hashing<R> {
+    inner: R,
+    digester: Digester,
+    count: u64,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.digester.update(&buf[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
 }

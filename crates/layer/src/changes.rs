@@ -1,10 +1,17 @@
 //! What changed between two trees.
 
-use std::os::fd::AsFd;
+mod same;
+mod upperdir;
+mod walk;
+
 use std::path::Path;
 
 use crate::diff::DiffError;
 use crate::tree::Stat;
+
+pub(crate) use same::is_layer_xattr;
+pub use upperdir::changes_upperdir;
+pub use walk::changes;
 
 /// How a path changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +20,7 @@ pub enum ChangeKind {
     Unmodified,
     /// It is new.
     Added,
-    /// It was there and is different, or is the parent of something that changed.
+    /// It was there and is different.
     Modified,
     /// It is gone, with all below it.
     Deleted,
@@ -30,26 +37,5 @@ pub struct Change<'a> {
     pub stat: Option<&'a Stat>,
 }
 
-/// Walks two trees and reports what turns `lower` (or nothing) into `upper`, in the order of containerd's differ:
-/// names compared byte by byte, a directory before what is in it.
-///
-/// Files with equal metadata count as equal unless their times may have been truncated to seconds, in which case their
-/// bytes are compared.
-pub fn changes<Lower: AsFd>(
-    lower: Option<Lower>,
-    upper: impl AsFd,
-    visit: &mut dyn FnMut(Change<'_>) -> Result<(), DiffError>,
-) -> Result<(), DiffError> {
-    todo!()
-}
-
-/// Reports the changes recorded in an overlay's upper directory, reading nothing else of the trees than what it names.
-///
-/// `upper` is the upper directory itself, `lower` the merged tree below it.
-pub fn changes_upperdir<Lower: AsFd>(
-    lower: Option<Lower>,
-    upper: impl AsFd,
-    visit: &mut dyn FnMut(Change<'_>) -> Result<(), DiffError>,
-) -> Result<(), DiffError> {
-    todo!()
-}
+/// Receives changes one by one; its first error ends the walk.
+pub type Visit<'v> = dyn FnMut(Change<'_>) -> Result<(), DiffError> + 'v;

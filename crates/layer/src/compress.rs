@@ -1,8 +1,11 @@
 //! Compressing and decompressing layers.
 
-use std::io::{self, BufRead, Read, Write};
+mod blocks;
+mod pack;
 
-use oci::Digest;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+
+pub use pack::{Packed, Packer};
 
 /// A layer's compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -16,58 +19,61 @@ pub enum Compression {
     Zstd,
 }
 
+const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// The second to fourth byte of a zstd frame that holds no data; the first is 0x50 to 0x5f.
+const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
+
 impl Compression {
     /// Recognizes a stream by its first bytes; four are enough.
     pub fn sniff(start: &[u8]) -> Self {
-        todo!()
-    }
-}
-
-/// What a [`Packer`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packed {
-    /// Digest of what went in: a layer's diffID.
-    pub diff_id: Digest,
-    /// Bytes that went in.
-    pub uncompressed_bytes: u64,
-    /// Digest of what came out: the blob's.
-    pub digest: Digest,
-    /// Bytes that came out.
-    pub size_bytes: u64,
-}
-
-/// Compresses what is written to it and works out both digests.
-///
-/// gzip comes as members of one MiB each, compressed by several threads; the bytes depend on input and level alone.
-#[derive(Debug)]
-pub struct Packer<W: Write> {
-    out: W,
-}
-
-impl<W: Write> Packer<W> {
-    /// Starts packing into `out`. `level` is the format's own; `None` is its default (gzip 6, zstd 3).
-    pub fn new(out: W, compression: Compression, level: Option<i32>) -> io::Result<Self> {
-        todo!()
-    }
-
-    /// Writes what is outstanding and returns the output with the result.
-    pub fn finish(self) -> io::Result<(W, Packed)> {
-        todo!()
-    }
-}
-
-impl<W: Write> Write for Packer<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        todo!()
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        todo!()
+        let skippable = start.first().is_some_and(|byte| byte & 0xf0 == 0x50);
+        if start.starts_with(GZIP) {
+            Self::Gzip
+        } else if start.starts_with(ZSTD) || skippable && start[1..].starts_with(ZSTD_SKIPPABLE) {
+            Self::Zstd
+        } else {
+            Self::Uncompressed
+        }
     }
 }
 
 /// Decompresses a stream of unknown compression, found out by its first bytes. Concatenated gzip members and zstd frames
 /// are one stream; a stream cut short is an error.
 pub fn decompress<'a>(input: impl Read + 'a) -> io::Result<(Compression, Box<dyn BufRead + 'a>)> {
-    todo!()
+    let (start, input) = peek(input)?;
+    let compression = Compression::sniff(&start);
+    Ok((compression, open(compression, input)?))
+}
+
+/// Reads the first six bytes of a stream and puts them back.
+fn peek<'a>(mut input: impl Read + 'a) -> io::Result<(Vec<u8>, impl BufRead + 'a)> {
+    let mut start = Vec::with_capacity(6);
+    (&mut input).take(6).read_to_end(&mut start)?;
+    let whole = BufReader::with_capacity(128 * 1024, Cursor::new(start.clone()).chain(input));
+    Ok((start, whole))
+}
+
+fn open<'a>(compression: Compression, input: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+    Ok(match compression {
+        Compression::Uncompressed => Box::new(input),
+        Compression::Gzip => {
+            Box::new(BufReader::with_capacity(128 * 1024, flate2::bufread::MultiGzDecoder::new(input)))
+        }
+        Compression::Zstd => {
+            Box::new(BufReader::with_capacity(128 * 1024, zstd::stream::read::Decoder::with_buffer(input)?))
+        }
+    })
+}
+
+/// As [`decompress`], for archives that users add: also bzip2 and xz.
+pub fn decompress_archive<'a>(input: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+    let (start, input) = peek(input)?;
+    if start.starts_with(b"BZh") {
+        return Ok(Box::new(BufReader::new(bzip2::bufread::MultiBzDecoder::new(input))));
+    }
+    if start.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
+        return Ok(Box::new(BufReader::new(lzma_rust2::XzReader::new(input, true))));
+    }
+    open(Compression::sniff(&start), input)
 }

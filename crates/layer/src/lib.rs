@@ -31,5 +31,5 @@ pub mod tar;
 pub mod tree;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Whiteouts, apply};
-pub use changes::{Change, ChangeKind, changes, changes_upperdir};
+pub use changes::{Change, ChangeKind, Visit, changes, changes_upperdir};
 pub use diff::{DiffError, DiffOptions, diff, diff_upperdir};

@@ -1,6 +1,9 @@
 //! The tar format: a reader for hostile archives and a writer that matches Go's byte for byte.
 
+mod number;
+mod pax;
 mod read;
+mod sparse;
 mod write;
 
 use std::collections::BTreeMap;
@@ -9,6 +12,9 @@ pub use read::{ReadError, Reader};
 pub use write::Writer;
 
 use crate::tree::Timestamp;
+
+/// Length of a header and unit of padding, in bytes.
+pub(crate) const BLOCK: usize = 512;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +33,6 @@ pub enum EntryKind {
     Directory,
     /// A named pipe.
     Fifo,
-    /// A global extended header, which describes no file.
-    Global,
 }
 
 /// One entry's metadata. Names are bytes: nothing promises UTF-8.
@@ -36,11 +40,11 @@ pub enum EntryKind {
 pub struct Header {
     /// What it is.
     pub kind: EntryKind,
-    /// Its name as in the archive, with a trailing slash for directories.
+    /// Its name as in the archive; directories may have a trailing slash.
     pub name: Vec<u8>,
     /// The target of a link.
     pub link: Vec<u8>,
-    /// Length of the file, holes included.
+    /// Length of a regular file, holes included; 0 for all else.
     pub size_bytes: u64,
     /// Permission bits with set-id and sticky bits.
     pub mode: u32,
@@ -58,10 +62,33 @@ pub struct Header {
     pub atime: Option<Timestamp>,
     /// Change time, if the archive has it.
     pub ctime: Option<Timestamp>,
-    /// Device number, for devices.
-    pub dev_major: u32,
-    /// Device number, for devices.
-    pub dev_minor: u32,
+    /// Major and minor number of a device.
+    pub dev: (u32, u32),
     /// Extended attributes by name (without tar's prefix).
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Other extended records, kept for rewriting.
+    pub records: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Header {
+    /// Makes a header with nothing but kind and name.
+    pub fn new(kind: EntryKind, name: impl Into<Vec<u8>>) -> Self {
+        Self {
+            kind,
+            name: name.into(),
+            link: Vec::new(),
+            size_bytes: 0,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            uname: Vec::new(),
+            gname: Vec::new(),
+            mtime: Timestamp::default(),
+            atime: None,
+            ctime: None,
+            dev: (0, 0),
+            xattrs: BTreeMap::new(),
+            records: BTreeMap::new(),
+        }
+    }
 }

@@ -1,0 +1,147 @@
+//! gzip in members of fixed length, compressed by several threads.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use libdeflater::{CompressionLvl, Compressor};
+
+/// Bytes that become one gzip member. Fixed, as it decides the output's bytes.
+const BLOCK: usize = 1 << 20;
+/// More threads than this gain nothing over the digests and the disk.
+const THREADS_MAX: usize = 8;
+
+/// Writes gzip members of one MiB of input each, in order. The output depends on input and level alone.
+pub(super) struct GzipBlocks<W> {
+    pub(super) out: W,
+    level: CompressionLvl,
+    block: Vec<u8>,
+    workers: Option<Workers>,
+    is_empty: bool,
+}
+
+struct Workers {
+    jobs: SyncSender<(u64, Vec<u8>)>,
+    results: Receiver<(u64, io::Result<Vec<u8>>)>,
+    threads: Vec<JoinHandle<()>>,
+    sent: u64,
+    written: u64,
+    /// Members that came before their turn.
+    early: BTreeMap<u64, io::Result<Vec<u8>>>,
+}
+
+fn compress(compressor: &mut Compressor, block: &[u8]) -> io::Result<Vec<u8>> {
+    let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+    let length = compressor.gzip_compress(block, &mut member).map_err(io::Error::other)?;
+    member.truncate(length);
+    Ok(member)
+}
+
+impl Workers {
+    fn start(level: CompressionLvl) -> Self {
+        let count = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+        let (jobs, queue) = sync_channel::<(u64, Vec<u8>)>(count);
+        let (done, results) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = (0..count)
+            .map(|_| {
+                let (queue, done) = (Arc::clone(&queue), done.clone());
+                thread::spawn(move || {
+                    let mut compressor = Compressor::new(level);
+                    loop {
+                        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok((index, block)) = job else { return };
+                        if done.send((index, compress(&mut compressor, &block))).is_err() {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { jobs, results, threads, sent: 0, written: 0, early: BTreeMap::new() }
+    }
+
+    /// Writes what is ready; with `all` waits for what is not.
+    fn drain(&mut self, out: &mut impl Write, all: bool) -> io::Result<()> {
+        // Bounds what lies in memory when output is slow.
+        let backlog = self.threads.len() as u64 * 2;
+        while self.written < self.sent {
+            let must_wait = all || self.sent - self.written > backlog;
+            while !self.early.contains_key(&self.written) {
+                let next = if must_wait { self.results.recv().ok() } else { self.results.try_recv().ok() };
+                match next {
+                    Some((index, member)) => {
+                        self.early.insert(index, member);
+                    }
+                    None if must_wait => return Err(io::Error::other("a compressing thread ended")),
+                    None => return Ok(()),
+                }
+            }
+            if let Some(member) = self.early.remove(&self.written) {
+                out.write_all(&member?)?;
+            }
+            self.written += 1;
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> GzipBlocks<W> {
+    pub(super) fn new(out: W, level: i32) -> io::Result<Self> {
+        let level = CompressionLvl::new(level)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip level {level}")))?;
+        Ok(Self { out, level, block: Vec::new(), workers: None, is_empty: true })
+    }
+
+    fn end_block(&mut self) -> io::Result<()> {
+        let level = self.level;
+        let workers = self.workers.get_or_insert_with(|| Workers::start(level));
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let index = workers.sent;
+        workers.jobs.send((index, block)).map_err(|_| io::Error::other("the compressing threads ended"))?;
+        workers.sent += 1;
+        self.is_empty = false;
+        workers.drain(&mut self.out, false)
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        if let Some(mut workers) = self.workers.take() {
+            if !self.block.is_empty() {
+                let block = std::mem::take(&mut self.block);
+                let index = workers.sent;
+                workers.jobs.send((index, block)).map_err(|_| io::Error::other("the compressing threads ended"))?;
+                workers.sent += 1;
+            }
+            workers.drain(&mut self.out, true)?;
+            let Workers { jobs, threads, .. } = workers;
+            drop(jobs);
+            for thread in threads {
+                thread.join().map_err(|_| io::Error::other("a compressing thread panicked"))?;
+            }
+        } else if !self.block.is_empty() || self.is_empty {
+            // Too small to be worth threads. An empty stream still is one member.
+            let member = compress(&mut Compressor::new(self.level), &self.block)?;
+            self.out.write_all(&member)?;
+        }
+        Ok(self.out)
+    }
+}
+
+impl<W: Write> Write for GzipBlocks<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..count]);
+        if self.block.len() == BLOCK {
+            self.end_block()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // Blocks are fixed, so nothing can be hurried.
+        Ok(())
+    }
+}
