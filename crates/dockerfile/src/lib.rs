@@ -13,8 +13,16 @@
 #![forbid(unsafe_code)]
 
 mod conversion;
+mod csv;
+mod instruction;
+mod lint;
+mod parser;
 mod position;
 mod request;
+mod size;
+mod suggest;
+mod text;
+mod word;
 
 pub use conversion::Conversion;
 pub use position::{Position, Range};

@@ -1,0 +1,159 @@
+//! Small facts about text that error messages and history depend on.
+
+use std::fmt::Write as _;
+
+/// Quotes a text as Go's `%q` does.
+pub(crate) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{b}' => out.push_str("\\v"),
+            c if is_printable(c) => out.push(c),
+            c => push_escape(&mut out, u32::from(c)),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn push_escape(out: &mut String, code: u32) {
+    let written = match code {
+        0..=0x1f | 0x7f => write!(out, "\\x{code:02x}"),
+        0x80..=0xffff => write!(out, "\\u{code:04x}"),
+        _ => write!(out, "\\U{code:08x}"),
+    };
+    written.expect("writing to a string cannot fail");
+}
+
+/// Tells whether Go prints the character as it is: everything but controls, spaces other than U+0020 and what has no
+/// glyph of its own.
+fn is_printable(c: char) -> bool {
+    match c {
+        ' ' => true,
+        c if c.is_ascii() => c.is_ascii_graphic(),
+        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => false,
+        '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' => false,
+        '\u{e0000}'.. => false,
+        c => !c.is_control() && !c.is_whitespace(),
+    }
+}
+
+/// Quotes each text and puts the list in brackets, as Go's `%q` does with a slice.
+pub(crate) fn quote_list(texts: &[String]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| quote(text)).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
+/// Joins with spaces in brackets, as Go's `%v` does with a slice.
+pub(crate) fn list(texts: &[String]) -> String {
+    format!("[{}]", texts.join(" "))
+}
+
+/// Tells whether a byte, read as a Latin-1 character, is a space to Go.
+pub(crate) const fn is_latin1_space(byte: u8) -> bool {
+    matches!(byte, b'\t' | b'\n' | 0x0b | 0x0c | b'\r' | b' ' | 0x85 | 0xa0)
+}
+
+/// Tells whether a character separates the words of an instruction.
+pub(crate) const fn is_separator(c: char) -> bool {
+    matches!(c, '\t' | '\u{b}' | '\u{c}' | '\r' | ' ')
+}
+
+/// Cuts at the first run of separators; the second part is `None` without one.
+pub(crate) fn split_separator(text: &str) -> (&str, Option<&str>) {
+    match text.find(is_separator) {
+        None => (text, None),
+        Some(at) => (&text[..at], Some(text[at..].trim_start_matches(is_separator))),
+    }
+}
+
+/// Splits at every run of separators; a leading or trailing run makes an empty word, as it does for Go's regexp.
+pub(crate) fn split_separators(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = text;
+    loop {
+        let (word, tail) = split_separator(rest);
+        words.push(word.to_owned());
+        match tail {
+            Some(tail) => rest = tail,
+            None => return words,
+        }
+    }
+}
+
+/// Reads a truth value as Go's `strconv.ParseBool` does.
+pub(crate) fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Words the error of Go's integer parsing functions.
+pub(crate) fn int_error(function: &str, text: &str, out_of_range: bool) -> String {
+    let reason = if out_of_range { "value out of range" } else { "invalid syntax" };
+    format!("strconv.{function}: parsing {}: {reason}", quote(text))
+}
+
+/// Reads a decimal number as Go's `strconv.ParseInt(text, 10, 64)` does; the error is Go's text.
+pub(crate) fn parse_int(text: &str) -> Result<i64, String> {
+    text.parse::<i64>().map_err(|err| {
+        let overflow = matches!(err.kind(), std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow);
+        int_error("ParseInt", text, overflow)
+    })
+}
+
+/// Reads a decimal number as Go's `strconv.ParseUint(text, 10, 64)` does; the error is Go's text.
+pub(crate) fn parse_uint(text: &str) -> Result<u64, String> {
+    if text.starts_with('+') {
+        return Err(int_error("ParseUint", text, false));
+    }
+    text.parse::<u64>()
+        .map_err(|err| int_error("ParseUint", text, matches!(err.kind(), std::num::IntErrorKind::PosOverflow)))
+}
+
+/// Upper-cases the first word only.
+pub(crate) fn uppercase_first_word(text: &str) -> String {
+    match text.split_once(' ') {
+        None => text.to_uppercase(),
+        Some((word, rest)) => format!("{} {rest}", word.to_uppercase()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_like_go() {
+        assert_eq!(quote("a\"b\\c\n\u{1}\u{7f}é\u{a0}\u{feff}"), r#""a\"b\\c\n\x01\x7fé\u00a0\ufeff""#);
+        assert_eq!(quote_list(&["/bin/sh".into(), "-c".into()]), r#"["/bin/sh" "-c"]"#);
+    }
+
+    #[test]
+    fn splits_at_runs() {
+        assert_eq!(split_separators("a  b\tc"), ["a", "b", "c"]);
+        assert_eq!(split_separators("a "), ["a", ""]);
+        assert_eq!(split_separator("a\u{b}  b c"), ("a", Some("b c")));
+    }
+
+    #[test]
+    fn parses_numbers_like_go() {
+        assert_eq!(parse_int("x").unwrap_err(), r#"strconv.ParseInt: parsing "x": invalid syntax"#);
+        assert_eq!(
+            parse_int("99999999999999999999").unwrap_err(),
+            r#"strconv.ParseInt: parsing "99999999999999999999": value out of range"#
+        );
+        assert_eq!(parse_uint("7"), Ok(7));
+    }
+}
