@@ -17,6 +17,7 @@ pub mod checksum;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod job;
 pub mod op;
 pub mod progress;

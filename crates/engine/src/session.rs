@@ -202,7 +202,8 @@ pub trait Session: Send + Sync + fmt::Debug {
     async fn sync_dir(&self, request: SyncRequest) -> Result<FileStream, SessionError>;
 
     /// Opens a transfer of a tree to the client's export target (`FileSend.DiffCopy` with the fsutil protocol); the
-    /// engine is the sender. `exporter_id` is the index of the exporter in the request, or the caller's own id.
+    /// engine is the sender. `exporter_id` is the index of the exporter in the request, or the caller's own id; `metadata`
+    /// are further headers of the call, as they are.
     async fn send_tree(
         &self,
         exporter_id: &str,
@@ -210,7 +211,8 @@ pub trait Session: Send + Sync + fmt::Debug {
     ) -> Result<FileStream, SessionError>;
 
     /// Opens a transfer of one file to the client's export target (`FileSend.DiffCopy` with raw bytes). The transfer
-    /// is complete when, after dropping `outgoing`, `incoming` ends without an error.
+    /// is complete when, after dropping `outgoing`, `incoming` ends without an error. Each key of `metadata` becomes a
+    /// header with the prefix `exporter-md-`.
     async fn send_file(
         &self,
         exporter_id: &str,
