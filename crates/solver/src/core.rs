@@ -220,6 +220,8 @@ pub struct Solver<E> {
     pub(crate) held: BTreeSet<ResultId>,
     next_effect: u64,
     worklist: VecDeque<EdgeId>,
+    /// Edges whose effects may have to be cancelled.
+    pub(crate) unwanted: Vec<EdgeId>,
     effects: VecDeque<Effect<E>>,
     events: VecDeque<Event>,
 }
@@ -237,6 +239,7 @@ impl<E> Default for Solver<E> {
             held: BTreeSet::new(),
             next_effect: 0,
             worklist: VecDeque::new(),
+            unwanted: Vec::new(),
             effects: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -263,11 +266,16 @@ impl<E: Clone> Solver<E> {
             Input::Failed { effect, error } => self.failed(effect, Some(error)),
             Input::Canceled { effect } => self.failed(effect, None),
         }
-        while let Some(edge) = self.worklist.pop_front() {
-            if let Some(known) = self.edges.get_mut(edge) {
-                known.queued = false;
-                self.evaluate(edge);
+        loop {
+            while let Some(edge) = self.worklist.pop_front() {
+                if let Some(known) = self.edges.get_mut(edge) {
+                    known.queued = false;
+                    self.evaluate(edge);
+                }
             }
+            // Only now: what is let go of is often wanted again at once, for another reason.
+            let Some(edge) = self.unwanted.pop() else { break };
+            self.cancel_unwanted(edge);
         }
     }
 

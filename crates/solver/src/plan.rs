@@ -44,7 +44,8 @@ impl<E: Clone> Solver<E> {
             return;
         }
         if demand == Level::None {
-            self.rest(id);
+            self.want_all(id, Level::None);
+            self.unwanted.push(id);
             return;
         }
         if let Some((failure, _)) = &self.vertices[vertex_id].failure {
@@ -56,21 +57,11 @@ impl<E: Clone> Solver<E> {
         if !self.ensure_map(id, demand) {
             return;
         }
-        match &self.edges[id].state {
-            EdgeState::Loading { effect, .. } => {
-                if demand < Level::Result {
-                    let effect = *effect;
-                    self.cancel(effect);
-                }
-                return;
+        if self.edges[id].state != EdgeState::Seeking {
+            if demand < Level::Result {
+                self.unwanted.push(id);
             }
-            EdgeState::Executing { .. } | EdgeState::AwaitingTwin { .. } => {
-                if demand < Level::Result {
-                    self.stop_waiting(id);
-                }
-                return;
-            }
-            EdgeState::Seeking | EdgeState::Done { .. } => {}
+            return;
         }
         self.ask_keys(id);
         if self.edges[id].queries > 0 {
@@ -82,18 +73,29 @@ impl<E: Clone> Solver<E> {
         self.seek(id, demand);
     }
 
-    /// Lets go of what the edge wanted: nobody wants it.
-    fn rest(&mut self, id: EdgeId) {
-        self.want_all(id, Level::None);
-        match &self.edges[id].state {
-            EdgeState::Loading { effect, .. } => {
-                let effect = *effect;
-                self.cancel(effect);
+    /// Cancels what an edge and its vertex do, as far as nobody wants it.
+    pub(crate) fn cancel_unwanted(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get(id) else { return };
+        let vertex_id = edge.vertex;
+        if edge.demand() < Level::Result {
+            match &edge.state {
+                EdgeState::Loading { effect, .. } => {
+                    let effect = *effect;
+                    self.cancel(effect);
+                }
+                EdgeState::Executing { .. } => self.cancel_exec(vertex_id),
+                EdgeState::AwaitingTwin { record } => {
+                    let record = *record;
+                    self.edges[id].state = EdgeState::Seeking;
+                    if let Some(running) = self.running.get_mut(&record) {
+                        running.waiting.remove(&id);
+                    }
+                    self.mark(id);
+                }
+                EdgeState::Seeking | EdgeState::Done { .. } => {}
             }
-            EdgeState::Executing { .. } | EdgeState::AwaitingTwin { .. } => self.stop_waiting(id),
-            EdgeState::Seeking | EdgeState::Done { .. } => {}
         }
-        let vertex = &self.vertices[self.edges[id].vertex];
+        let vertex = &self.vertices[vertex_id];
         if vertex.edges.values().any(|edge| self.edges[*edge].demand() > Level::None) {
             return;
         }
@@ -108,18 +110,9 @@ impl<E: Clone> Solver<E> {
         }
     }
 
-    /// Stops waiting for an execution, which is cancelled when no edge of the vertex waits any more.
-    fn stop_waiting(&mut self, id: EdgeId) {
-        let vertex_id = self.edges[id].vertex;
-        if let EdgeState::AwaitingTwin { record } = self.edges[id].state {
-            self.edges[id].state = EdgeState::Seeking;
-            if let Some(running) = self.running.get_mut(&record) {
-                running.waiting.remove(&id);
-            }
-            self.mark(id);
-            return;
-        }
-        let vertex = &self.vertices[vertex_id];
+    /// Cancels a vertex's execution if no edge waits for it any more.
+    fn cancel_exec(&mut self, id: VertexId) {
+        let vertex = &self.vertices[id];
         let waited_for = vertex.edges.values().any(|edge| {
             let edge = &self.edges[*edge];
             matches!(edge.state, EdgeState::Executing { .. }) && edge.demand() == Level::Result

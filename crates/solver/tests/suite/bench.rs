@@ -121,6 +121,8 @@ pub struct Bench {
     pub specs: BTreeMap<Digest, Spec>,
     pub names: BTreeMap<VertexId, Digest>,
     pub waiting: Vec<Effect<String>>,
+    /// Values of inputs when an effect was asked for: it may outlive them.
+    pub read: BTreeMap<EffectId, Vec<u64>>,
     pub finished: BTreeMap<BuildId, (Outcome<String>, Option<u64>)>,
     pub trace: Vec<String>,
     pub executed: usize,
@@ -170,7 +172,17 @@ impl Bench {
                     let value = outcome.as_ref().ok().map(|built| self.results[&built.result]);
                     assert!(self.finished.insert(build, (outcome, value)).is_none());
                 }
-                other => self.waiting.push(other),
+                other => {
+                    let read = match &other {
+                        Effect::Checksum { result, .. } => vec![self.results[result]],
+                        Effect::Exec { inputs, .. } => inputs.iter().map(|input| self.results[input]).collect(),
+                        _ => Vec::new(),
+                    };
+                    if let Some(effect) = effect_id(&other) {
+                        self.read.insert(effect, read);
+                    }
+                    self.waiting.push(other);
+                }
             }
         }
     }
@@ -240,8 +252,8 @@ impl Bench {
                 });
                 Input::KeysFound { effect, found: found.collect() }
             }
-            Effect::Checksum { effect, result, .. } => {
-                let digest = digest(format!("content {}", part(self.results[&result])));
+            Effect::Checksum { effect, .. } => {
+                let digest = digest(format!("content {}", part(self.read[&effect][0])));
                 Input::Checksummed { effect, digest: Some(digest) }
             }
             Effect::Load { effect, stored, .. } => {
@@ -249,10 +261,10 @@ impl Bench {
                 let value = self.stored.get(&stored.result).copied();
                 Input::Loaded { effect, result: value.map(|value| self.new_result(value)) }
             }
-            Effect::Exec { effect, vertex, inputs } => {
+            Effect::Exec { effect, vertex, .. } => {
                 self.executed += 1;
                 let spec = self.specs[&self.names[&vertex]].clone();
-                let inputs: Vec<u64> = inputs.iter().map(|input| self.results[input]).collect();
+                let inputs = self.read[&effect].clone();
                 let outputs = (0..3).map(|output| Some(self.new_result(spec.output(output, &inputs)))).collect();
                 Input::Executed { effect, outputs }
             }

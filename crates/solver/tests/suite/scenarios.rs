@@ -1,1 +1,373 @@
-//! x
+//! Small graphs as text, and the effects that they lead to, in order.
+//!
+//! A line is `name = source N` (content `N / 2`), `local N` (its key is worth nothing in another build), or
+//! `op inputs…`; an input is `name`, `name.1` for its second output, and ends in `*` when content identifies it. `!`
+//! at the end ignores the cache, `salt N` makes a vertex of its own of the same step.
+
+use solver::{BuildId, Effect, Failure, Input, Owner};
+
+use crate::bench::{Bench, Graph, Spec, effect_id};
+
+fn graph(text: &str) -> Graph {
+    let mut specs: Vec<Spec> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (name, rest) = line.split_once('=').unwrap();
+        let mut words = rest.split_whitespace();
+        let kind = words.next().unwrap();
+        let mut spec = Spec { name: name.trim().to_owned(), ephemeral: kind == "local", ..Spec::default() };
+        while let Some(word) = words.next() {
+            if let Ok(version) = word.parse() {
+                spec.version = version;
+            } else if word == "!" {
+                spec.ignore_cache = true;
+            } else if word == "salt" {
+                spec.salt = words.next().unwrap().parse().unwrap();
+            } else if word == "rounds" {
+                spec.rounds = true;
+            } else {
+                let content = word.ends_with('*');
+                let (input, output) = word.trim_end_matches('*').split_once('.').unwrap_or((word, "0"));
+                let input = input.trim_end_matches('*');
+                let index = specs.iter().position(|spec| spec.name == input).unwrap();
+                spec.inputs.push((index, output.parse().unwrap(), content));
+            }
+        }
+        specs.push(spec);
+    }
+    Graph::new(specs)
+}
+
+fn last(graph: &Graph) -> (usize, usize) {
+    (graph.specs.len() - 1, 0)
+}
+
+/// Builds in a job of its own and returns the trace.
+fn build(bench: &mut Bench, number: u64, graph: &Graph) -> String {
+    bench.build(number, number, graph, last(graph));
+    bench.run();
+    let (outcome, value) = &bench.finished[&BuildId(number)];
+    if outcome.is_ok() {
+        assert_eq!(*value, Some(graph.value(last(graph).0, 0)));
+    }
+    bench.close(number);
+    assert!(bench.results.is_empty() && bench.solver.active_vertices() == 0);
+    bench.take_trace()
+}
+
+fn lines(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+const DOCKERFILE: &str = "
+    base = source 1
+    ctx = local 2
+    copy = op base ctx*
+    run = op copy
+";
+
+#[test]
+fn a_cold_build_executes_everything_once() {
+    let mut bench = Bench::default();
+    let trace = build(&mut bench, 1, &graph(DOCKERFILE));
+    let expected = "
+        map run
+        map copy
+        map base
+        map ctx
+        exec ctx
+        exec base
+        checksum copy input 1
+        exec copy
+        exec run
+        build 1 is done";
+    assert_eq!(trace, lines(expected));
+}
+
+#[test]
+fn a_second_build_transfers_the_context_and_loads_the_last_step() {
+    let mut bench = Bench::default();
+    build(&mut bench, 1, &graph(DOCKERFILE));
+    let trace = build(&mut bench, 2, &graph(DOCKERFILE));
+    let expected = "
+        map run
+        map copy
+        map base
+        map ctx
+        exec ctx
+        checksum copy input 1
+        load run
+        build 2 is done";
+    assert_eq!(trace, lines(expected));
+}
+
+#[test]
+fn equal_content_of_another_source_is_found_and_remembered() {
+    let text = |version: u64| format!("git = source {version}\ncopy = op git*\nrun = op copy");
+    let mut bench = Bench::default();
+    build(&mut bench, 1, &graph(&text(2)));
+    let trace = build(&mut bench, 2, &graph(&text(3)));
+    let expected = "
+        map run
+        map copy
+        map git
+        exec git
+        checksum copy input 0
+        load run
+        build 2 is done";
+    assert_eq!(trace, lines(expected));
+    // The new commit was linked to the old copy: no checkout any more.
+    let trace = build(&mut bench, 3, &graph(&text(3)));
+    assert_eq!(trace, lines("map run\nmap copy\nmap git\nload run\nbuild 3 is done"));
+}
+
+#[test]
+fn a_further_digest_is_asked_for_when_the_first_finds_nothing() {
+    let text = |version: u64| format!("image = source {version} rounds\nrun = op image");
+    let mut bench = Bench::default();
+    build(&mut bench, 1, &graph(&text(2)));
+    let trace = build(&mut bench, 2, &graph(&text(3)));
+    assert_eq!(trace, lines("map run\nmap image\nmap image again 1\nload run\nbuild 2 is done"));
+    let trace = build(&mut bench, 3, &graph(&text(2)));
+    assert_eq!(trace, lines("map run\nmap image\nload run\nbuild 3 is done"));
+}
+
+#[test]
+fn a_lost_result_is_a_miss() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base\nlast = op run");
+    build(&mut bench, 1, &graph);
+    let lost = bench.stored.keys().next_back().cloned().unwrap();
+    bench.stored.remove(&lost);
+    let trace = build(&mut bench, 2, &graph);
+    assert_eq!(trace, lines("map last\nmap run\nmap base\nload last\nload run\nexec last\nbuild 2 is done"));
+}
+
+#[test]
+fn a_pruned_step_in_the_middle_does_no_harm() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base\nlast = op run");
+    build(&mut bench, 1, &graph);
+    bench.local.remove_result("r1");
+    bench.local.remove_result("r2");
+    let trace = build(&mut bench, 2, &graph);
+    assert_eq!(trace, lines("map last\nmap run\nmap base\nload last\nbuild 2 is done"));
+}
+
+#[test]
+fn ignoring_the_cache_executes_and_lends_no_keys() {
+    let mut bench = Bench::default();
+    build(&mut bench, 1, &graph("base = source 1\nrun = op base\nlast = op run"));
+    let strict = graph("base = source 1\nrun = op base !\nlast = op run");
+    let trace = build(&mut bench, 2, &strict);
+    assert_eq!(trace, lines("map last\nmap run\nmap base\nload base\nexec run\nexec last\nbuild 2 is done"));
+    // But content that did not change is found.
+    build(&mut bench, 3, &graph("base = source 1\nrun = op base\ncopy = op run*"));
+    let strict = graph("base = source 1\nrun = op base !\ncopy = op run*");
+    let trace = build(&mut bench, 4, &strict);
+    let expected = "map copy\nmap run\nmap base\nload base\nexec run\nchecksum copy input 0\nload copy\nbuild 4 is done";
+    assert_eq!(trace, lines(expected));
+}
+
+#[test]
+fn two_jobs_share_one_execution_and_one_may_leave() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base");
+    bench.build(1, 1, &graph, last(&graph));
+    bench.build(2, 2, &graph, last(&graph));
+    while !matches!(bench.waiting[0], Effect::Exec { .. }) {
+        let effect = bench.waiting.remove(0);
+        let answer = bench.answer(effect).unwrap();
+        bench.tell(answer);
+    }
+    bench.close(1);
+    bench.run();
+    assert_eq!(bench.take_trace(), lines("map run\nmap base\nexec base\nexec run\nbuild 2 is done"));
+    bench.close(2);
+    assert!(bench.results.is_empty());
+}
+
+#[test]
+fn the_last_to_leave_cancels() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base");
+    bench.build(1, 1, &graph, last(&graph));
+    bench.build(2, 2, &graph, last(&graph));
+    while !matches!(bench.waiting[0], Effect::Exec { .. }) {
+        let effect = bench.waiting.remove(0);
+        let answer = bench.answer(effect).unwrap();
+        bench.tell(answer);
+    }
+    bench.tell(Input::CancelBuild { build: BuildId(1) });
+    bench.take_trace();
+    bench.tell(Input::CancelBuild { build: BuildId(2) });
+    assert_eq!(bench.take_trace(), "cancel exec base");
+    // It is wanted again before the cancellation is answered: the work is done anew.
+    bench.build(3, 2, &graph, last(&graph));
+    let Effect::Exec { effect, .. } = bench.waiting.remove(0) else { panic!() };
+    bench.waiting.clear();
+    bench.tell(Input::Canceled { effect });
+    bench.run();
+    assert_eq!(bench.take_trace(), lines("exec base\nexec run\nbuild 3 is done"));
+}
+
+fn fail_execs(bench: &mut Bench, name: &str) {
+    while !bench.waiting.is_empty() {
+        let effect = bench.waiting.remove(0);
+        if let Effect::Exec { vertex, .. } = &effect
+            && bench.name(*vertex) == name
+        {
+            let effect = effect_id(&effect).unwrap();
+            bench.tell(Input::Failed { effect, error: "exit code: 1".to_owned() });
+        } else if let Some(answer) = bench.answer(effect) {
+            bench.tell(answer);
+        }
+    }
+}
+
+#[test]
+fn a_failure_is_told_again_to_its_job_and_tried_again_by_another() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base\nlast = op run");
+    bench.build(1, 1, &graph, last(&graph));
+    fail_execs(&mut bench, "run");
+    bench.build(2, 1, &graph, last(&graph));
+    bench.run();
+    for build in [1, 2] {
+        let (outcome, _) = &bench.finished[&BuildId(build)];
+        assert!(matches!(outcome, Err(Failure::Op { error, .. }) if error == "exit code: 1"), "{outcome:?}");
+    }
+    bench.take_trace();
+    bench.build(3, 2, &graph, last(&graph));
+    bench.run();
+    assert_eq!(bench.take_trace(), lines("exec run\nexec last\nbuild 3 is done"));
+}
+
+#[test]
+fn equal_steps_of_different_vertices_run_once() {
+    let mut bench = Bench::default();
+    let one = graph("ctx = local 2\ncopy = op ctx* salt 1\nrun = op copy");
+    let two = graph("ctx = local 3\ncopy = op ctx* salt 2\nrun = op copy");
+    bench.build(1, 1, &one, last(&one));
+    bench.build(2, 2, &two, last(&two));
+    bench.run();
+    assert_eq!(bench.finished.len(), 2);
+    let trace = bench.take_trace();
+    assert_eq!(trace.matches("exec copy").count(), 1, "{trace}");
+    assert_eq!(trace.matches("exec run").count(), 1, "{trace}");
+}
+
+#[test]
+fn several_outputs_come_of_one_execution() {
+    let mut bench = Bench::default();
+    let both = graph("base = source 1\nrun = op base\nlast = op run.0 run.1");
+    let trace = build(&mut bench, 1, &both);
+    assert_eq!(trace.matches("exec run").count(), 1, "{trace}");
+    let second = graph("base = source 1\nrun = op base\nother = op run.1");
+    let trace = build(&mut bench, 2, &second);
+    assert_eq!(trace, lines("map other\nmap run\nmap base\nload run output 1\nexec other\nbuild 2 is done"));
+}
+
+#[test]
+fn an_output_that_does_not_exist_fails_the_build() {
+    let mut bench = Bench::default();
+    let graph = graph("base = source 1\nrun = op base.9");
+    bench.build(1, 1, &graph, last(&graph));
+    bench.run();
+    let (outcome, _) = &bench.finished[&BuildId(1)];
+    assert!(matches!(outcome, Err(Failure::NoOutput { output: 9, .. })), "{outcome:?}");
+}
+
+#[test]
+fn an_op_builds_within_the_lifetime_of_its_vertex() {
+    let mut bench = Bench::default();
+    let outer = graph("base = source 1\nbuild = op base");
+    let inner = graph("other = source 5\nstep = op other");
+    bench.build(1, 1, &outer, last(&outer));
+    while !matches!(&bench.waiting[0], Effect::Exec { vertex, .. } if bench.name(*vertex) == "build") {
+        let effect = bench.waiting.remove(0);
+        let answer = bench.answer(effect).unwrap();
+        bench.tell(answer);
+    }
+    let Effect::Exec { vertex, .. } = bench.waiting[0].clone() else { panic!() };
+    let exec = bench.waiting.remove(0);
+    for (spec, digest) in inner.specs.iter().zip(&inner.digests) {
+        bench.specs.insert(*digest, spec.clone());
+    }
+    let (owner, graph) = (Owner::Vertex(vertex), inner.defs());
+    bench.tell(Input::Build { build: BuildId(2), owner, graph, target: last(&inner) });
+    bench.run();
+    assert!(bench.finished[&BuildId(2)].0.is_ok());
+    // An op that builds itself would wait for itself.
+    bench.tell(Input::Build { build: BuildId(3), owner, graph: outer.defs(), target: last(&outer) });
+    assert_eq!(bench.finished[&BuildId(3)].0, Err(Failure::Recursive));
+    bench.waiting.push(exec);
+    bench.run();
+    assert!(bench.finished[&BuildId(1)].0.is_ok());
+    bench.close(1);
+    assert!(bench.results.is_empty() && bench.solver.active_vertices() == 0);
+}
+
+#[test]
+fn the_steps_behind_a_result_can_be_exported() {
+    let mut bench = Bench::default();
+    let graph = graph(DOCKERFILE);
+    bench.build(1, 1, &graph, last(&graph));
+    bench.run();
+    let built = bench.finished[&BuildId(1)].0.clone().unwrap();
+    let exported = bench.solver.export(&[built.edge]);
+    // The context has no identity but its content.
+    assert_eq!(exported.entries.len(), 3);
+    assert_eq!(exported.roots, [Some(2)]);
+    let copy = &exported.entries[1];
+    assert_eq!(copy.vertex, graph.digests[2]);
+    assert_eq!((copy.inputs[0].len(), copy.inputs[1].len()), (1, 1));
+    assert!(copy.result.is_some() && exported.entries[2].result == Some(built.result));
+    bench.close(1);
+
+    // Loaded: what lies behind was not loaded, but its results are known.
+    bench.build(2, 2, &graph, last(&graph));
+    bench.run();
+    let built = bench.finished[&BuildId(2)].0.clone().unwrap();
+    let exported = bench.solver.export(&[built.edge]);
+    assert_eq!(exported.entries.len(), 3);
+    assert!(exported.entries[1].result.is_none() && exported.entries[1].stored.len() == 1);
+    assert!(exported.entries[2].loaded.is_some());
+}
+
+#[test]
+fn a_chain_of_ten_thousand_steps_takes_linear_work() {
+    let mut specs = vec![Spec { name: "base".to_owned(), ..Spec::default() }];
+    for index in 0..10_000 {
+        specs.push(Spec { name: format!("step{index}"), inputs: vec![(index, 0, false)], ..Spec::default() });
+    }
+    let graph = Graph::new(specs);
+    let mut solver = solver::Solver::<String>::new();
+    let mut bench = Bench::default();
+    for (spec, digest) in graph.specs.iter().zip(&graph.digests) {
+        bench.specs.insert(*digest, spec.clone());
+    }
+    let owner = Owner::Job(solver::JobId(1));
+    let mut inputs =
+        vec![Input::Build { build: BuildId(1), owner, graph: graph.defs(), target: last(&graph) }];
+    let mut handled = 0;
+    while let Some(input) = inputs.pop() {
+        solver.handle(input);
+        handled += 1;
+        while let Some(event) = solver.poll_event() {
+            if let solver::Event::Added { vertex, digest } = event {
+                bench.names.insert(vertex, digest);
+            }
+        }
+        while let Some(effect) = solver.poll_effect() {
+            match effect {
+                Effect::Save { .. } | Effect::Finished { .. } => {}
+                Effect::Exec { effect, .. } => {
+                    let output = Some(bench.new_result(0));
+                    inputs.push(Input::Executed { effect, outputs: vec![output] });
+                }
+                other => inputs.push(bench.answer(other).unwrap()),
+            }
+        }
+    }
+    assert!(handled < 50_000, "{handled}");
+}
