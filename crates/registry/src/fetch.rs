@@ -41,7 +41,7 @@ struct Fetching {
     reference: Reference,
     descriptor: Descriptor,
     offset: u64,
-    /// `None` when the stream started in the middle.
+    /// `None` when the stream started in the middle, or the caller verifies.
     digester: Option<Digester>,
     opened: Option<Opened>,
     backoff: Backoff,
@@ -76,13 +76,37 @@ impl Client {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
+        let digester = (offset == 0).then(|| descriptor.digest.verifier());
+        self.fetch_with(reference, descriptor, offset, digester).await
+    }
+
+    /// As [`Client::fetch`], but checks only the size: for callers that compute the digest anyway.
+    ///
+    /// # Errors
+    /// As [`Client::fetch`].
+    pub async fn fetch_unverified(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.fetch_with(reference, descriptor, offset, None).await
+    }
+
+    async fn fetch_with(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        offset: u64,
+        digester: Option<Digester>,
+    ) -> Result<BlobStream, RegistryError> {
         let slot = self.endpoints.slot(reference.domain(), Direction::Pull).await;
         let mut fetching = Fetching {
             client: self.clone(),
             reference: reference.clone(),
             descriptor: descriptor.clone(),
             offset,
-            digester: (offset == 0).then(|| descriptor.digest.verifier()),
+            digester,
             opened: None,
             backoff: Backoff::new(&self.options),
             done: false,
