@@ -166,7 +166,7 @@ fn take(store: &Store, shared_key: &str, name: &str) -> Result<MutableRef, Build
     }
     let options = RefOptions {
         description: format!("local source for {name}"),
-        record_type: RecordType::LocalSource,
+        record_type: RecordType::SourceLocal,
         ..RefOptions::default()
     };
     store.create_mutable(None, options).map_err(internal)
