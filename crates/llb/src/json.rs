@@ -12,7 +12,7 @@ use crate::pb::{
 };
 
 /// Tells whether Go would leave the value out.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 

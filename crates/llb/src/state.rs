@@ -6,6 +6,7 @@
 
 mod combine;
 mod constraints;
+mod deferred;
 mod exec;
 mod file;
 mod imported;
@@ -20,6 +21,7 @@ use oci::{ImageConfig, Platform, path};
 
 pub use combine::{diff, merge};
 pub use constraints::Constraints;
+pub use deferred::Deferred;
 pub use exec::{CacheSharing, ExecState, Mount, ProxyEnv, Run, Secret, Ssh};
 pub use file::{
     Chown, CopyOptions, FileActions, FileSource, MkdirOptions, MkfileOptions, Owner, RmOptions,
@@ -142,6 +144,12 @@ impl State {
     #[must_use]
     pub fn env(&self, key: &str, value: &str) -> Self {
         self.set(|settings| set_env(&mut settings.env, key, value))
+    }
+
+    /// Replaces the whole environment; each key stands once, in the order in which it is to appear.
+    #[must_use]
+    pub fn environment(&self, env: Vec<(String, String)>) -> Self {
+        self.set(|settings| settings.env = env)
     }
 
     /// Sets the working directory, relative to the present one unless absolute.

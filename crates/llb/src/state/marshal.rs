@@ -84,21 +84,21 @@ impl Default for MarshalOptions {
 impl State {
     /// Encodes the state and all it needs. The empty filesystem marshals to an empty definition.
     pub fn marshal(&self, options: &MarshalOptions) -> Result<Definition, MarshalError> {
-        let Some(output) = &self.output else {
+        let Some(output) = self.output.as_ref().and_then(Output::resolved) else {
             return Ok(Definition::default());
         };
         let mut marshaler = Marshaler::new(options);
-        marshaler.add(output)?;
-        marshaler.finish(output)
+        marshaler.add(&output)?;
+        marshaler.finish(&output)
     }
 
     /// Returns the digest of the vertex behind the state, once marshaled with `options`; `None` for the empty filesystem.
     pub fn digest(&self, options: &MarshalOptions) -> Result<Option<Digest>, MarshalError> {
-        let Some(output) = &self.output else {
+        let Some(output) = self.output.as_ref().and_then(Output::resolved) else {
             return Ok(None);
         };
         let mut marshaler = Marshaler::new(options);
-        marshaler.add(output)?;
+        marshaler.add(&output)?;
         Ok(marshaler.done.get(&Key::of(&output.vertex)).copied())
     }
 }
@@ -151,9 +151,11 @@ impl<'a> Marshaler<'a> {
     fn add(&mut self, output: &Output) -> Result<(), MarshalError> {
         let mut path = vec![(Arc::clone(&output.vertex), output.vertex.inputs().into_iter())];
         while let Some((vertex, inputs)) = path.last_mut() {
-            match inputs.next() {
-                Some(input) if self.done.contains_key(&Key::of(&input.vertex)) => {}
-                Some(input) => {
+            let next = inputs.next().map(|input| input.resolved());
+            match next {
+                Some(None) => {}
+                Some(Some(input)) if self.done.contains_key(&Key::of(&input.vertex)) => {}
+                Some(Some(input)) => {
                     let inputs = input.vertex.inputs().into_iter();
                     path.push((input.vertex, inputs));
                 }
@@ -219,6 +221,7 @@ impl<'a> Marshaler<'a> {
 
     /// Returns the encoded form of an input; its vertex has been encoded.
     fn input(&self, output: &Output) -> Input {
+        let output = output.resolved().unwrap_or_else(|| output.clone());
         let digest = self
             .done
             .get(&Key::of(&output.vertex))

@@ -1,7 +1,7 @@
 //! The graph behind states: vertices that are shared, and marshaled only at the end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use oci::{Digest, Platform};
 
@@ -52,13 +52,26 @@ pub(super) enum Kind {
         set: Arc<Imported>,
         digest: Digest,
     },
+    /// Another output, known by the time of marshaling; none stands for the empty filesystem.
+    Deferred(Arc<OnceLock<Option<Output>>>),
+}
+
+impl Output {
+    /// Returns the output that a deferred one came to stand for, any other as it is.
+    pub fn resolved(&self) -> Option<Self> {
+        let mut output = self.clone();
+        while let Kind::Deferred(slot) = &output.vertex.kind {
+            output = slot.get().cloned().flatten()?;
+        }
+        Some(output)
+    }
 }
 
 impl Vertex {
     /// Returns the inputs in the order in which the Go client visits them.
     pub fn inputs(&self) -> Vec<Output> {
         match &self.kind {
-            Kind::Source { .. } => Vec::new(),
+            Kind::Source { .. } | Kind::Deferred(_) => Vec::new(),
             Kind::Exec(exec) => exec
                 .mounts
                 .iter()
@@ -100,6 +113,10 @@ impl Vertex {
                 );
             }
             Kind::Build { source, .. } => into.push(Arc::clone(&source.vertex)),
+            Kind::Deferred(slot) => {
+                let output = Arc::get_mut(slot).and_then(OnceLock::take).flatten();
+                into.extend(output.map(|output| output.vertex));
+            }
         }
     }
 }

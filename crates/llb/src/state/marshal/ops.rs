@@ -80,6 +80,8 @@ impl Marshaler<'_> {
                     attrs,
                 })
             }
+            // Inputs are resolved before they are encoded.
+            Kind::Deferred(_) => return Err(MarshalError::NoIdentifier),
             Kind::Imported { set, digest } => {
                 let (raw, metadata, locations) = set.marshal(digest).ok_or(MarshalError::NoIdentifier)?;
                 return Ok(Encoded {
@@ -143,8 +145,8 @@ impl Marshaler<'_> {
 
     /// Returns the position of an input, added unless it is there.
     fn add_input(&self, output: Option<&Output>, inputs: &mut Vec<Input>) -> i64 {
-        let Some(output) = output else { return EMPTY };
-        let input = self.input(output);
+        let Some(output) = output.and_then(Output::resolved) else { return EMPTY };
+        let input = self.input(&output);
         let at = inputs.iter().position(|have| *have == input).unwrap_or_else(|| {
             inputs.push(input);
             inputs.len() - 1
