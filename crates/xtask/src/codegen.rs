@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use prost_types::field_descriptor_proto::Type;
-use prost_types::{DescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
 /// Messages whose JSON is written by hand, because Go nests their oneof in an object of its own.
-const JSON_BY_HAND: &[&str] = &["Op", "FileAction", "UserOpt"];
+const JSON_BY_HAND: &[&str] = &["Op", "FileAction", "UserOpt", "Solve"];
+
+/// Has packages below it that are not in `llb`, so that its types are named one by one.
+const SOURCE_POLICY: &str = "moby.buildkit.v1.sourcepolicy";
 
 /// Generates `crates/llb/src/gen` and `crates/api/src/gen`.
 pub fn run() -> Result<()> {
@@ -45,35 +48,35 @@ fn generate_llb(llb: &Path) -> Result<()> {
     let set = protox::compile(proto_files(&proto)?, [&proto])?;
     let mut config = prost_build::Config::new();
     config.btree_map(["."]).bytes(["."]).out_dir(&out);
-    add_json(&mut config, &set);
+    add_json(&mut config, &set, "pb", "crate::json");
     config.compile_fds(set)?;
     mark(&out)
 }
 
-/// Derives the JSON form that Go gives the messages of package `pb`: names as in the `.proto` file, defaults left out.
-fn add_json(config: &mut prost_build::Config, set: &FileDescriptorSet) {
-    for file in set.file.iter().filter(|file| file.package() == "pb") {
+/// Derives the JSON form that Go gives the messages of a package: names as in the `.proto` file, defaults left out.
+fn add_json(config: &mut prost_build::Config, set: &FileDescriptorSet, package: &str, helpers: &str) {
+    for file in set.file.iter().filter(|file| file.package() == package) {
         for message in &file.message_type {
             if JSON_BY_HAND.contains(&message.name()) {
                 continue;
             }
-            let path = format!(".pb.{}", message.name());
+            let path = format!(".{package}.{}", message.name());
             config.message_attribute(&path, "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default)]");
             for field in &message.field {
-                config.field_attribute(format!("{path}.{}", field.name()), json_attribute(message, field));
+                config.field_attribute(format!("{path}.{}", field.name()), json_attribute(message, field, helpers));
             }
         }
     }
 }
 
-fn json_attribute(message: &DescriptorProto, field: &prost_types::FieldDescriptorProto) -> String {
+fn json_attribute(message: &DescriptorProto, field: &FieldDescriptorProto, helpers: &str) -> String {
     let name = field.name();
     let with = match (field.r#type(), message.name(), name) {
-        (Type::Bytes, "Definition", "def") => ", with = \"crate::json::base64_list\"",
-        (Type::Bytes, ..) => ", with = \"crate::json::base64\"",
-        _ => "",
+        (Type::Bytes, "Definition", "def") => format!(", with = \"{helpers}::base64_list\""),
+        (Type::Bytes, ..) => format!(", with = \"{helpers}::base64\""),
+        _ => String::new(),
     };
-    format!("#[serde(rename = {name:?}, skip_serializing_if = \"crate::json::is_default\"{with})]")
+    format!("#[serde(rename = {name:?}, skip_serializing_if = \"{helpers}::is_default\"{with})]")
 }
 
 fn generate_api(api: &Path, llb: &Path) -> Result<()> {
@@ -82,20 +85,22 @@ fn generate_api(api: &Path, llb: &Path) -> Result<()> {
     let proto = api.join("proto");
     let set = protox::compile(proto_files(&proto)?, [&proto, &llb.join("proto")])?;
     let mut config = prost_build::Config::new();
-    config.btree_map(["."]).bytes(["."]);
+    config.btree_map(["."]).bytes(["."]).extern_path(".pb", "::llb::pb");
+    for file in set.file.iter().filter(|file| file.package() == SOURCE_POLICY) {
+        let messages = file.message_type.iter().map(DescriptorProto::name);
+        for name in messages.chain(file.enum_type.iter().map(prost_types::EnumDescriptorProto::name)) {
+            config.extern_path(format!(".{SOURCE_POLICY}.{name}"), format!("::llb::sourcepolicy::{name}"));
+        }
+    }
+    add_json(&mut config, &set, "errdefs", "::llb::json");
+    add_json(&mut config, &set, "stack", "::llb::json");
     tonic_prost_build::configure()
         .out_dir(&out)
-        .extern_path(".pb", "::llb::pb")
-        .extern_path(".moby.buildkit.v1.sourcepolicy", "::llb::sourcepolicy")
-        .extern_path(
-            ".moby.buildkit.v1.sourcepolicy.policysession",
-            "crate::pb::moby::buildkit::v1::sourcepolicy::policysession",
-        )
         .compile_fds_with_config(set, config)?;
     mark(&out)
 }
 
-/// Puts a line on top of every generated file, removes those of foreign packages and formats.
+/// Puts a line on top of every generated file and formats.
 fn mark(out: &Path) -> Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(out)? {
