@@ -1,9 +1,19 @@
 //! Project automation: `cargo xtask <command>`. Run without arguments for the list.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks on its terminal"
+)]
 
+mod base_image;
+#[cfg(feature = "codegen")]
 mod codegen;
+mod demo;
+mod e2e;
+mod setup;
 mod shell;
+mod test;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -15,8 +25,7 @@ usage: cargo xtask COMMAND
   tidy      check the rules that no compiler checks: imports, file sizes, markers of unfinished work
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
-  demo      build and run the example with an embedded engine
-  bench     benchmarks";
+  demo      build and run the example with an embedded engine";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,11 +34,36 @@ fn main() -> Result<()> {
         None => bail!("{USAGE}"),
     };
     match command {
-        "codegen" => codegen::run(),
+        "codegen" => generate(),
         "tidy" => tidy::run(),
-        _ => {
-            let _ = rest;
-            bail!("unknown command {command:?}\n{USAGE}")
-        }
+        "test" => test::run(),
+        "e2e" => e2e::command(rest),
+        "demo" => demo::command(),
+        _ => bail!("unknown command {command:?}\n{USAGE}"),
     }
+}
+
+#[cfg(feature = "codegen")]
+fn generate() -> Result<()> {
+    codegen::run()
+}
+
+/// Runs this program again with the protobuf compiler built in.
+#[cfg(not(feature = "codegen"))]
+fn generate() -> Result<()> {
+    let arguments = [
+        "run",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--features",
+        "codegen",
+        "--",
+        "codegen",
+    ];
+    shell::run(
+        std::process::Command::new(env!("CARGO"))
+            .args(arguments)
+            .current_dir(shell::root()),
+    )
 }

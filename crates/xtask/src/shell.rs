@@ -16,7 +16,9 @@ pub fn root() -> PathBuf {
 
 /// Runs a command to its end with the terminal's streams; an exit code other than 0 is an error.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("starting {command:?}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("starting {command:?}"))?;
     if !status.success() {
         bail!("{command:?} ended with {status}");
     }
@@ -25,7 +27,9 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command and returns its standard output as text; an exit code other than 0 is an error with its stderr.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
     if !output.status.success() {
         bail!(
             "{command:?} ended with {}:\n{}{}",
@@ -39,7 +43,9 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// Finds a program on `PATH`.
 pub fn which(program: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
 }
 
 /// Whether the process may do what needs root.

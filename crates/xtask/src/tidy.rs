@@ -21,7 +21,18 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("executor", &["snapshot", "oci"]),
     (
         "engine",
-        &["cache", "content", "dockerfile", "executor", "layer", "llb", "oci", "registry", "snapshot", "solver"],
+        &[
+            "cache",
+            "content",
+            "dockerfile",
+            "executor",
+            "layer",
+            "llb",
+            "oci",
+            "registry",
+            "snapshot",
+            "solver",
+        ],
     ),
     ("api", &["llb", "oci"]),
     ("daemon", &["engine", "api"]),
@@ -33,8 +44,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
 const AIDS: &[&str] = &["testkit", "xtask"];
 
 /// Crates that may depend on tokio.
-const ASYNC: &[&str] =
-    &["registry", "executor", "engine", "api", "daemon", "cli", "cooper", "testkit", "xtask"];
+const ASYNC: &[&str] = &[
+    "registry", "executor", "engine", "api", "daemon", "cli", "cooper", "testkit", "xtask",
+];
 
 /// Crates that may depend on anyhow outside their tests.
 const ANYHOW: &[&str] = &["cooper", "xtask"];
@@ -72,7 +84,9 @@ fn check_manifests(root: &Path, breaches: &mut Vec<String>) -> Result<()> {
         for dependency in &dependencies {
             let is_member = members.contains(dependency);
             let may_import = AIDS.contains(&name.as_str())
-                || allowed.get(name.as_str()).is_some_and(|imports| imports.contains(&dependency.as_str()));
+                || allowed
+                    .get(name.as_str())
+                    .is_some_and(|imports| imports.contains(&dependency.as_str()));
             if is_member && !may_import {
                 breaches.push(format!("crate {name} must not import {dependency}"));
             }
@@ -109,10 +123,13 @@ fn dependencies_of(manifest: &str) -> Vec<String> {
     for line in manifest.lines() {
         let line = line.trim();
         if line.starts_with('[') {
-            inside = line == "[dependencies]" || (line.starts_with("[target") && line.ends_with(".dependencies]"));
+            inside =
+                line == "[dependencies]" || (line.starts_with("[target") && line.ends_with(".dependencies]"));
         } else if inside {
-            let name: String =
-                line.chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+            let name: String = line
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+                .collect();
             if !name.is_empty() {
                 names.push(name);
             }
@@ -139,7 +156,8 @@ fn check_sources(root: &Path, breaches: &mut Vec<String>) -> Result<()> {
 
 fn check_source(shown: &Path, text: &str, breaches: &mut Vec<String>) {
     let name = shown.display().to_string();
-    let in_tests = name.contains("/tests/") || name.ends_with("/tests.rs") || name.starts_with("crates/testkit");
+    let in_tests =
+        name.contains("/tests/") || name.ends_with("/tests.rs") || name.starts_with("crates/testkit");
     if !text.starts_with("//!") {
         breaches.push(format!("{name}: does not begin with a //! comment"));
     }
@@ -158,7 +176,15 @@ fn check_source(shown: &Path, text: &str, breaches: &mut Vec<String>) {
 }
 
 fn check_markers(name: &str, text: &str, in_tests: bool, breaches: &mut Vec<String>) {
-    const UNFINISHED: &[&str] = &["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "#[ignore", "#[allow("];
+    const UNFINISHED: &[&str] = &[
+        "TODO",
+        "FIXME",
+        "XXX",
+        "todo!(",
+        "unimplemented!(",
+        "#[ignore",
+        "#[allow(",
+    ];
     let unsafe_is_home = name.starts_with("crates/executor/src/sys");
     for (index, line) in text.lines().enumerate() {
         let code = line.trim_start();
@@ -179,14 +205,23 @@ fn check_markers(name: &str, text: &str, in_tests: bool, breaches: &mut Vec<Stri
 }
 
 fn check_documents(root: &Path, breaches: &mut Vec<String>) -> Result<()> {
-    for required in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "docs/glossary.md"] {
+    for required in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "docs/glossary.md",
+    ] {
         if !root.join(required).is_file() {
             breaches.push(format!("{required} is missing"));
         }
     }
     let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap_or_default();
     if architecture.lines().count() > MAX_ARCHITECTURE_LINES {
-        breaches.push(format!("ARCHITECTURE.md: more than {MAX_ARCHITECTURE_LINES} lines"));
+        breaches.push(format!(
+            "ARCHITECTURE.md: more than {MAX_ARCHITECTURE_LINES} lines"
+        ));
     }
     let mut files = Vec::new();
     collect_files(&root.join("docs"), "md", &mut files)?;
@@ -253,14 +288,22 @@ mod tests {
     #[test]
     fn finds_unfinished_work_and_stray_unsafe() {
         let mut breaches = Vec::new();
-        check_source(Path::new("crates/x/src/a.rs"), "//! A.\n// TODO later\nunsafe {}\n", &mut breaches);
+        check_source(
+            Path::new("crates/x/src/a.rs"),
+            "//! A.\n// TODO later\nunsafe {}\n",
+            &mut breaches,
+        );
         assert_eq!(breaches.len(), 2, "{breaches:?}");
     }
 
     #[test]
     fn accepts_a_clean_file() {
         let mut breaches = Vec::new();
-        check_source(Path::new("crates/x/src/a.rs"), "//! A.\nfn f() {}\n", &mut breaches);
+        check_source(
+            Path::new("crates/x/src/a.rs"),
+            "//! A.\nfn f() {}\n",
+            &mut breaches,
+        );
         assert!(breaches.is_empty(), "{breaches:?}");
     }
 }
