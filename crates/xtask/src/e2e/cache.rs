@@ -123,7 +123,7 @@ fn second_sync(lab: &Lab) -> Result<()> {
     }
     let daemon = lab.daemon()?;
     let transferred = |progress: &str| -> String {
-        let lines = progress
+        let mut lines = progress
             .lines()
             .filter(|line| line.contains("transferring context"));
         lines.next_back().unwrap_or_default().to_owned()
