@@ -108,3 +108,20 @@ pub use moby::filesync::v1 as filesync;
 pub use moby::sshforward::v1 as ssh;
 pub use moby::upload::v1 as upload;
 pub use opentelemetry::proto::collector::trace::v1 as trace;
+
+/// Prints the shape of messages that hold secrets, never the secrets.
+macro_rules! redacted {
+    ($($message:ty { $($shown:ident),* }),* $(,)?) => {$(
+        impl std::fmt::Debug for $message {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($message))$(.field(stringify!($shown), &self.$shown))*.finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+redacted! {
+    filesync::CredentialsResponse { username },
+    filesync::FetchTokenResponse { expires_in, issued_at },
+    secrets::GetSecretResponse {},
+}

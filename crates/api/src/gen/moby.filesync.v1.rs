@@ -5,6 +5,7 @@ pub struct CredentialsRequest {
     pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct CredentialsResponse {
     #[prost(string, tag = "1")]
     pub username: ::prost::alloc::string::String,
@@ -25,6 +26,7 @@ pub struct FetchTokenRequest {
     pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct FetchTokenResponse {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,

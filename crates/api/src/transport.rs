@@ -1,0 +1,237 @@
+//! gRPC over any byte stream, with the limits that BuildKit's peers expect.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::{Stream, StreamExt as _};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard, PollSender, WaitForCancellationFutureOwned};
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Status};
+
+use crate::pb::control::BytesMessage;
+
+/// Most bytes of one message, both ways. Stubs must be told: `client.max_decoding_message_size(MAX_MESSAGE_BYTES)`.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// Most bytes of headers and trailers of one call: details of errors travel in trailers.
+pub const MAX_HEADER_BYTES: u32 = 16 << 20;
+
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Most bytes put into one message of a byte stream.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Why a connection could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// gRPC over the stream failed.
+    #[error("gRPC connection failed")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+/// Sets windows and header limits of a client.
+pub fn tune_endpoint(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+}
+
+/// Sets windows and header limits of a server.
+pub fn tune_server<L>(server: Server<L>) -> Server<L> {
+    server
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+}
+
+/// Makes a client of the services at the other end of a byte stream. The stream is dropped with the last clone.
+pub async fn connect_over<I>(io: I) -> Result<Channel, TransportError>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let io = Mutex::new(Some(io));
+    let connector = tower::service_fn(move |_| {
+        let io = io.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let once = || io::Error::new(io::ErrorKind::NotConnected, "only one connection allowed");
+        std::future::ready(io.map(TokioIo::new).ok_or_else(once))
+    });
+    let endpoint = tune_endpoint(Endpoint::from_static("http://localhost"));
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
+/// Serves the other end of a byte stream until it ends. Dropping the future ends the connection.
+pub async fn serve_over<I>(routes: Routes, io: I) -> Result<(), TransportError>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (cancel, gone) = (CancellationToken::new(), CancellationToken::new());
+    let _cancel = cancel.clone().drop_guard();
+    let io = Watched::new(io, cancel, gone.clone());
+    let incoming = tokio_stream::once(Ok::<_, io::Error>(io)).chain(tokio_stream::pending());
+    let mut server = tune_server(Server::builder());
+    Ok(server
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, gone.cancelled_owned())
+        .await?)
+}
+
+/// A byte stream that ends when told to and tells when it is dropped.
+pub(crate) struct Watched<I> {
+    io: I,
+    cancel: Pin<Box<WaitForCancellationFutureOwned>>,
+    _gone: DropGuard,
+}
+
+impl<I> Watched<I> {
+    /// Ends for the reader when `cancel` is cancelled, and cancels `gone` when dropped.
+    pub(crate) fn new(io: I, cancel: CancellationToken, gone: CancellationToken) -> Self {
+        Self {
+            io,
+            cancel: Box::pin(cancel.cancelled_owned()),
+            _gone: gone.drop_guard(),
+        }
+    }
+}
+
+impl<I> Connected for Watched<I> {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.cancel.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A message that carries bytes and nothing else.
+pub trait Carrier: Send + 'static {
+    /// Wraps bytes.
+    fn wrap(bytes: Bytes) -> Self;
+}
+
+macro_rules! carriers {
+    ($($message:ty),* $(,)?) => {$(
+        impl Carrier for $message {
+            fn wrap(data: Bytes) -> Self {
+                Self { data }
+            }
+        }
+
+        impl From<$message> for Bytes {
+            fn from(message: $message) -> Self {
+                message.data
+            }
+        }
+    )*};
+}
+
+carriers!(
+    BytesMessage,
+    crate::pb::filesync::BytesMessage,
+    crate::pb::ssh::BytesMessage,
+    crate::pb::upload::BytesMessage,
+);
+
+/// Servers answer with results.
+impl<M: Carrier> Carrier for Result<M, Status> {
+    fn wrap(bytes: Bytes) -> Self {
+        Ok(M::wrap(bytes))
+    }
+}
+
+/// A byte stream made of a stream of messages and a channel of messages back.
+#[derive(Debug)]
+pub struct MessageIo<S, T> {
+    incoming: S,
+    unread: Bytes,
+    outgoing: PollSender<T>,
+}
+
+impl<S, T: Carrier> MessageIo<S, T> {
+    /// Makes a byte stream. The channel should be short: it is what holds a writer back.
+    pub fn new(incoming: S, outgoing: mpsc::Sender<T>) -> Self {
+        Self {
+            incoming,
+            unread: Bytes::new(),
+            outgoing: PollSender::new(outgoing),
+        }
+    }
+}
+
+impl<S, T, M> AsyncRead for MessageIo<S, T>
+where
+    S: Stream<Item = Result<M, Status>> + Unpin,
+    T: Carrier,
+    M: Into<Bytes>,
+{
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.incoming.poll_next_unpin(cx)) {
+                Some(Ok(message)) => self.unread = message.into(),
+                Some(Err(status)) if status.code() == Code::Cancelled => return Poll::Ready(Ok(())),
+                Some(Err(status)) => return Poll::Ready(Err(io::Error::other(status))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.unread.len().min(buf.remaining());
+        buf.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Unpin, T: Carrier> AsyncWrite for MessageIo<S, T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        ready!(self.outgoing.poll_reserve(cx)).map_err(gone)?;
+        let count = buf.len().min(CHUNK_BYTES);
+        self.outgoing
+            .send_item(T::wrap(Bytes::copy_from_slice(&buf[..count])))
+            .map_err(gone)?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outgoing.close();
+        Poll::Ready(Ok(()))
+    }
+}
