@@ -10,6 +10,13 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 /// Messages whose JSON is written by hand, because Go nests their oneof in an object of its own.
 const JSON_BY_HAND: &[&str] = &["Op", "FileAction", "UserOpt", "Solve"];
 
+/// Messages that hold secrets: what prints them is written by hand.
+const SECRET: &[&str] = &[
+    ".moby.filesync.v1.CredentialsResponse",
+    ".moby.filesync.v1.FetchTokenResponse",
+    ".moby.buildkit.secrets.v1.GetSecretResponse",
+];
+
 /// Has packages below it that are not in `llb`, so that its types are named one by one.
 const SOURCE_POLICY: &str = "moby.buildkit.v1.sourcepolicy";
 
@@ -104,6 +111,7 @@ fn generate_api(api: &Path, llb: &Path) -> Result<()> {
             );
         }
     }
+    config.skip_debug(SECRET);
     add_json(&mut config, &set, "errdefs", "::llb::json");
     add_json(&mut config, &set, "stack", "::llb::json");
     tonic_prost_build::configure()
