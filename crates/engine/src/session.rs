@@ -237,6 +237,9 @@ pub trait Session: Send + Sync + fmt::Debug {
     /// Opens a connection to the client's agent.
     async fn forward_agent(&self, id: &str) -> Result<ByteStream, SessionError>;
 
+    /// Opens a download that the client offers in place of a web server (`Upload.Pull`): a context from its standard input.
+    async fn pull_upload(&self, path: &str) -> Result<ByteStream, SessionError>;
+
     /// The client's content stores, by id (`containerd.services.content.v1.Content` through the session): used by
     /// `oci-layout://` sources, directory exports and local caches. `store_id` goes into the call's metadata.
     async fn content_store(&self, store_id: &str) -> Result<Arc<dyn ClientContent>, SessionError>;

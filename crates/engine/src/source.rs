@@ -1,6 +1,7 @@
 //! Sources: ops without inputs that bring bytes in. One module per scheme.
 
 pub mod image;
+pub mod http;
 pub mod local;
 pub mod oci_layout;
 

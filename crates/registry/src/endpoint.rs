@@ -205,7 +205,7 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn http_client(
+pub(crate) fn http_client(
     host: &str,
     config: &HostConfig,
     options: &ClientOptions,

@@ -27,10 +27,12 @@ mod request;
 mod scope;
 mod tls;
 mod upload;
+mod web;
 
 pub use client::Client;
 pub use config::{ClientOptions, HostConfig, HostsConfig, KeyPair};
 pub use credentials::{Anonymous, BasicCredentials, Credentials, CredentialsError, Token, TokenRequest};
 pub use error::{ConfigError, RegistryError, ServerMessage};
 pub use fetch::BlobStream;
+pub use web::web_client;
 pub use push::{BlobSource, ByteStream, BytesSource, PushBlob, PushOutcome};

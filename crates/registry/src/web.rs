@@ -1,0 +1,14 @@
+//! A client for plain web servers, for sources that are not registries.
+
+use crate::config::{ClientOptions, HostConfig};
+use crate::endpoint::http_client;
+use crate::error::ConfigError;
+
+/// Makes a client that trusts the system's authorities, follows redirects (without authorization to other hosts) and takes
+/// bodies as they are. Cheap to clone; connections are shared.
+///
+/// # Errors
+/// When the TLS settings cannot be built.
+pub fn web_client() -> Result<reqwest::Client, ConfigError> {
+    http_client("web", &HostConfig::default(), &ClientOptions::default())
+}
