@@ -5,6 +5,7 @@ mod edit;
 mod look;
 mod resolve;
 mod stat;
+mod usage;
 mod wildcard;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ pub use edit::Attributes;
 pub(crate) use resolve::{lexical, resolve as resolve_at};
 pub use look::GoStat;
 pub use stat::{FileType, Stat, Timestamp};
+pub use usage::usage;
 
 /// A failed access to a path in a tree. Names the path as the caller gave it, never the host's.
 #[derive(Debug, thiserror::Error)]

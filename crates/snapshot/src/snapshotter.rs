@@ -148,5 +148,7 @@ pub enum Storage {
         upper: PathBuf,
         /// Those below it.
         lower: Vec<PathBuf>,
+        /// Whether overlayfs' marks are `user.*` attributes.
+        userxattr: bool,
     },
 }

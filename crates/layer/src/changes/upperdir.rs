@@ -48,6 +48,7 @@ fn has_mark(dir: &OwnedFd, name: &Path, keys: [&[u8]; 2]) -> io::Result<Option<V
 impl Upperdir<'_, '_> {
     /// Visits one directory; `lower` is the same directory below, if it is one there.
     fn dir(&mut self, lower: Option<BorrowedFd<'_>>, upper: &OwnedFd, path: &mut PathBuf) -> Result<(), DiffError> {
+        at::check_depth(path).on("open", path)?;
         for name in at::list(upper).on("list", path)? {
             path.push(&name);
             self.name(lower, upper, Path::new(&name), path)?;

@@ -70,6 +70,7 @@ impl Walk<'_, '_> {
         upper: BorrowedFd<'_>,
         path: &mut PathBuf,
     ) -> Result<(), DiffError> {
+        at::check_depth(path).on("open", path)?;
         let mut below = Names::read(lower).on("list", path)?;
         let mut above = Names::read(Some(upper)).on("list", path)?;
         loop {

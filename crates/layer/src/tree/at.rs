@@ -22,6 +22,18 @@ const RESOLVE_RETRIES: usize = 1000;
 /// Levels below which removal lifts directories up instead of descending, to bound open descriptors.
 const REMOVE_DEPTH: usize = 64;
 
+/// Deepest directory that is walked. Honest trees end far above; a deeper one would exhaust stack and descriptors.
+pub const DEPTH_MAX: usize = 512;
+
+/// Refuses (`ENAMETOOLONG`) to go below a path as deep as [`DEPTH_MAX`].
+pub fn check_depth(path: &Path) -> io::Result<()> {
+    // A path this long has to be looked at; all others cannot be deep.
+    if path.as_os_str().len() > DEPTH_MAX && path.iter().count() > DEPTH_MAX {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    Ok(())
+}
+
 fn dot_if_empty(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
@@ -119,7 +131,7 @@ fn proc_child(dir: impl AsFd, name: &Path) -> PathBuf {
 }
 
 fn is_unsupported(error: Errno) -> bool {
-    matches!(error, Errno::NOTSUP | Errno::NODATA | Errno::OPNOTSUPP)
+    matches!(error, Errno::NOTSUP | Errno::NODATA)
 }
 
 /// Lists the names of the extended attributes of `name` in `dir`, sorted; none where the file system has no attributes.

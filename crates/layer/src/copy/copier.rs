@@ -1,0 +1,335 @@
+//! Copying one source to one destination, with patterns.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use oci::pattern::{Matcher, ParentState};
+use rustix::fs::OFlags;
+
+use super::file::{self, Look, Place};
+use super::mode::Mode;
+use super::{CopyError, CopyOptions, ModeChange};
+use crate::tree::{FileType, Root, Stat, TreeContext, TreeError, at};
+
+pub(super) struct Copier<'a> {
+    pub(super) from: &'a Root,
+    pub(super) to: &'a Root,
+    pub(super) options: &'a CopyOptions,
+    mode: Option<Mode>,
+    include: Option<Matcher>,
+    exclude: Option<Matcher>,
+    /// Where files with several names were copied to first.
+    links: BTreeMap<(u64, u64), PathBuf>,
+    /// Directories on the way to the current entry, made when something in them is copied.
+    parents: Vec<Parent>,
+    /// The destination's directory, open from one entry to the next.
+    open: Option<(PathBuf, OwnedFd)>,
+}
+
+struct Parent {
+    source: PathBuf,
+    target: PathBuf,
+    stat: Stat,
+    is_made: bool,
+    /// Made on account of something in it, so its times are to be set when that is done.
+    is_implied: bool,
+}
+
+/// What the patterns say of an entry's directory.
+#[derive(Default)]
+struct Matched {
+    include: Option<ParentState>,
+    exclude: Option<ParentState>,
+}
+
+fn matcher(what: &'static str, patterns: &[String]) -> Result<Option<Matcher>, CopyError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let invalid = |_| CopyError::Invalid { what, text: patterns.join(",") };
+    Matcher::new(patterns).map(Some).map_err(invalid)
+}
+
+impl<'a> Copier<'a> {
+    pub(super) fn new(from: &'a Root, to: &'a Root, options: &'a CopyOptions) -> Result<Self, CopyError> {
+        let mode = match &options.mode {
+            Some(ModeChange::Symbolic(text)) => {
+                Some(Mode::parse(text).ok_or_else(|| CopyError::Invalid { what: "mode", text: text.clone() })?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            from,
+            to,
+            options,
+            mode,
+            include: matcher("include pattern", &options.include)?,
+            exclude: matcher("exclude pattern", &options.exclude)?,
+            links: BTreeMap::new(),
+            parents: Vec::new(),
+            open: None,
+        })
+    }
+
+    /// Copies the resolved path `source` to the resolved path `target`, whose directory exists.
+    pub(super) fn copy(&mut self, source: &Path, target: &Path) -> Result<(), CopyError> {
+        let (dir, name) = (source.parent().unwrap_or(Path::new("")), source.file_name());
+        let name = name.map_or(Path::new("."), Path::new);
+        let dir = at::open_beneath(self.from, dir, OFlags::PATH | OFlags::DIRECTORY).on("open", source)?;
+        self.entry(&dir, name, source, Path::new(""), target, &Matched::default())
+    }
+
+    /// Returns whether patterns take an entry, and whether they leave it out explicitly.
+    fn matches(&self, path: &Path, parent: &Matched) -> Result<(bool, bool, Matched), CopyError> {
+        let bytes = path.as_os_str().as_bytes();
+        let ask = |matcher: &Option<Matcher>, state: &Option<ParentState>, what: &'static str| match matcher {
+            None => Ok(None),
+            Some(matcher) => matcher
+                .matches_with_parent(bytes, state.as_ref())
+                .map(Some)
+                .map_err(|_| CopyError::Invalid { what, text: path.display().to_string() }),
+        };
+        let include = ask(&self.include, &parent.include, "include pattern")?;
+        let exclude = ask(&self.exclude, &parent.exclude, "exclude pattern")?;
+        let is_excluded = exclude.as_ref().is_some_and(|(matched, _)| *matched);
+        let is_included = include.as_ref().is_none_or(|(matched, _)| *matched) && !is_excluded;
+        let state = Matched { include: include.map(|(_, state)| state), exclude: exclude.map(|(_, state)| state) };
+        Ok((is_included, is_excluded, state))
+    }
+
+    /// Reports whether an excluded directory can hold something a later pattern takes back.
+    fn has_exceptions(&self) -> bool {
+        self.exclude.as_ref().is_some_and(Matcher::has_exclusions)
+    }
+
+    /// Copies `name` in `dir`. `components` is the path below the source, empty for the source itself.
+    fn entry(
+        &mut self,
+        dir: &OwnedFd,
+        name: &Path,
+        source: &Path,
+        components: &Path,
+        target: &Path,
+        parent: &Matched,
+    ) -> Result<(), CopyError> {
+        let is_top = components.as_os_str().is_empty();
+        let (include, excluded, state) =
+            if is_top { (true, false, Matched::default()) } else { self.matches(components, parent)? };
+        if !include && self.include.is_none() && !self.has_exceptions() {
+            return Ok(());
+        }
+        let stat = at::stat_at(dir, name).on("lstat", source)?;
+        if !include && !stat.is_dir() {
+            return Ok(());
+        }
+        if include {
+            self.make_way(&stat, target)?;
+            self.make_parents(!is_top)?;
+        }
+        if !stat.is_dir() {
+            return self.file(Place { dir: dir.as_fd(), name }, &stat, source, target);
+        }
+        let existed = self.find(target)?.is_some();
+        if include {
+            self.directory(&stat, target, !is_top)?;
+        }
+        let source_path = source.to_owned();
+        let is_made = include;
+        self.parents.push(Parent { source: source_path, target: target.to_owned(), stat, is_made, is_implied: false });
+        let copied = if excluded && !self.has_exceptions() {
+            Ok(())
+        } else {
+            self.contents(dir, name, source, components, target, &state)
+        };
+        let implied = self.parents.pop().is_some_and(|parent| parent.is_implied);
+        copied?;
+        let place = Place { dir: dir.as_fd(), name };
+        if implied || include && (!is_top || !existed) {
+            self.finish_directory(place, &stat, source, target)
+        } else if include {
+            // The destination was there before: it stays as it is, but for its times.
+            self.restore_times(&stat, target)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn contents(
+        &mut self,
+        dir: &OwnedFd,
+        name: &Path,
+        source: &Path,
+        components: &Path,
+        target: &Path,
+        state: &Matched,
+    ) -> Result<(), CopyError> {
+        at::check_depth(components).on("open", source)?;
+        let below = at::open_dir_beneath(dir, name).on("open", source)?;
+        for name in at::list(&below).on("readdirent", source)? {
+            let (source, components) = (source.join(&name), components.join(&name));
+            self.entry(&below, Path::new(&name), &source, &components, &target.join(&name), state)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the destination's directory.
+    fn enter(&mut self, target: &Path) -> Result<(), CopyError> {
+        let dir = target.parent().unwrap_or(Path::new(""));
+        if !matches!(&self.open, Some((path, _)) if path == dir) {
+            let fd = at::open_beneath(self.to, dir, OFlags::PATH | OFlags::DIRECTORY).on("open", dir)?;
+            self.open = Some((dir.to_owned(), fd));
+        }
+        Ok(())
+    }
+
+    /// Calls `act` with the place of a destination.
+    fn at<T>(
+        &mut self,
+        action: &'static str,
+        target: &Path,
+        act: impl FnOnce(Place<'_>) -> io::Result<T>,
+    ) -> Result<T, CopyError> {
+        self.enter(target)?;
+        let name = target.file_name().map_or(Path::new("."), Path::new);
+        let done = match &self.open {
+            Some((_, fd)) => act(Place { dir: fd.as_fd(), name }),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(done.on(action, target)?)
+    }
+
+    /// Finds out what is at a destination, whose directory may not be there yet.
+    fn find(&mut self, target: &Path) -> Result<Option<Stat>, CopyError> {
+        match self.at("lstat", target, |place| at::try_stat_at(place.dir, place.name)) {
+            Err(CopyError::Tree(TreeError { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            done => done,
+        }
+    }
+
+    /// Removes what is in the way, if that is wanted.
+    fn make_way(&mut self, stat: &Stat, target: &Path) -> Result<(), CopyError> {
+        if !self.options.always_replace {
+            return Ok(());
+        }
+        match self.find(target)? {
+            Some(existing) if !(existing.is_dir() && stat.is_dir()) => {
+                self.at("rm", target, |place| at::remove_all(place.dir, place.name))?;
+                self.open = None;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the directories on the way that patterns did not take by themselves.
+    fn make_parents(&mut self, overwrite: bool) -> Result<(), CopyError> {
+        for index in 0..self.parents.len() {
+            let parent = &self.parents[index];
+            if parent.is_made {
+                continue;
+            }
+            let (stat, source, target) = (parent.stat, parent.source.clone(), parent.target.clone());
+            let existed = self.find(&target)?.is_some();
+            self.directory(&stat, &target, overwrite)?;
+            if !existed {
+                let above = source.parent().unwrap_or(Path::new(""));
+                let dir = at::open_beneath(self.from, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &source)?;
+                let name = source.file_name().map_or(Path::new("."), Path::new);
+                self.finish_directory(Place { dir: dir.as_fd(), name }, &stat, &source, &target)?;
+            }
+            self.parents[index].is_made = true;
+            self.parents[index].is_implied = !existed;
+        }
+        Ok(())
+    }
+
+    /// Makes a directory, or takes one that is there.
+    fn directory(&mut self, stat: &Stat, target: &Path, overwrite: bool) -> Result<(), CopyError> {
+        match self.find(target)? {
+            None => self.at("mkdir", target, |place| at::make_dir(place.dir, place.name, stat.permissions() & 0o777)),
+            Some(existing) if !existing.is_dir() => {
+                Err(CopyError::DirectoryOverFile { path: target.to_owned() })
+            }
+            Some(_) if overwrite => {
+                self.at("chmod", target, |place| at::set_mode(place.dir, place.name, stat.permissions()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn look(&self, stat: &Stat) -> Look {
+        let mut look = Look::of(stat);
+        if self.options.owner.is_some() {
+            look.owner = self.options.owner;
+        }
+        match (&self.mode, &self.options.mode) {
+            (Some(mode), _) => look.mode = mode.apply(stat.permissions(), stat.is_dir()),
+            (None, Some(ModeChange::Bits(bits))) => look.mode = bits & 0o7777,
+            _ => {}
+        }
+        if let Some(time) = self.options.time {
+            (look.atime, look.mtime) = (time, time);
+        }
+        look
+    }
+
+    fn finish_directory(
+        &mut self,
+        source: Place<'_>,
+        stat: &Stat,
+        path: &Path,
+        target: &Path,
+    ) -> Result<(), CopyError> {
+        let look = self.look(stat);
+        self.at("chmod", target, |place| {
+            file::copy_xattrs(source, place);
+            file::describe(place, look, false)
+        })
+        .map_err(|error| on_source(error, path))
+    }
+
+    fn restore_times(&mut self, stat: &Stat, target: &Path) -> Result<(), CopyError> {
+        let look = self.look(stat);
+        self.at("chtimes", target, |place| {
+            at::set_times(place.dir, place.name, Some(look.atime), Some(look.mtime))
+        })
+    }
+
+    fn file(&mut self, source: Place<'_>, stat: &Stat, path: &Path, target: &Path) -> Result<(), CopyError> {
+        match self.find(target)? {
+            Some(existing) if existing.is_dir() => {
+                return Err(CopyError::FileOverDirectory { path: target.to_owned() });
+            }
+            Some(_) => self.at("remove", target, |place| at::remove_all(place.dir, place.name))?,
+            None => {}
+        }
+        let look = self.look(stat);
+        if stat.is_linked() && stat.file_type() == FileType::Regular {
+            if let Some(first) = self.links.get(&stat.identity()).cloned() {
+                let above = first.parent().unwrap_or(Path::new(""));
+                let dir = at::open_beneath(self.to, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &first)?;
+                let name = first.file_name().map_or(Path::new("."), Path::new);
+                let linked = self.at("link", target, |place| {
+                    file::link(Place { dir: dir.as_fd(), name }, place)?;
+                    file::describe(place, look, false)
+                });
+                return linked;
+            }
+            self.links.insert(stat.identity(), target.to_owned());
+        }
+        self.at("copy", target, |place| file::create(source, stat, place, look)).map_err(|error| on_source(error, path))
+    }
+}
+
+/// Names the source in failures that are as likely about it as about the destination.
+fn on_source(error: CopyError, path: &Path) -> CopyError {
+    match error {
+        CopyError::Tree(TreeError { action, source, .. }) => {
+            CopyError::Tree(TreeError { action, path: path.to_owned(), source })
+        }
+        error => error,
+    }
+}
