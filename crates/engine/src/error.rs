@@ -130,6 +130,13 @@ impl BuildError {
         self
     }
 
+    /// Replaces the text.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.0).message = message.into();
+        self
+    }
+
     /// Names the vertex that failed, unless one is named already.
     #[must_use]
     pub fn with_vertex(mut self, vertex: Digest) -> Self {

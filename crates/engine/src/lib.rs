@@ -18,6 +18,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod export;
+pub mod frontend;
 pub mod job;
 pub mod op;
 pub mod progress;

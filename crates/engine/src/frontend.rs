@@ -1,0 +1,3 @@
+//! Frontends that are built in.
+
+pub mod dockerfile;
