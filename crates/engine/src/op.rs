@@ -143,9 +143,17 @@ pub struct OpProvenance {
 }
 
 /// Makes the op of a vertex.
+#[async_trait]
 pub trait OpFactory: Send + Sync + fmt::Debug {
     /// Makes the op. Must be quick and do no IO; what is wrong with the op is told here.
     fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError>;
+
+    /// Empties cache mounts by id, before steps that ignore the cache use them; the value says whether the mount lies on
+    /// a ref.
+    async fn prune_cache_mounts(&self, ids: &BTreeMap<String, bool>) -> Result<(), BuildError> {
+        let _ = ids;
+        Ok(())
+    }
 }
 
 /// A vertex as the op sees it.

@@ -188,3 +188,14 @@ pub trait CacheExporter: Send + Sync + fmt::Debug {
     /// although the mode asks for it is a warning on the vertex.
     async fn export(&self, ctx: &ExportContext, source: &CacheExportSource) -> Result<BTreeMap<String, String>, BuildError>;
 }
+
+/// Makes cache exporters of one kind.
+#[async_trait]
+pub trait CacheExporterFactory: Send + Sync + fmt::Debug {
+    /// Checks the attributes and makes an exporter; `None`: this kind has nothing to do here.
+    async fn resolve(
+        &self,
+        sessions: &SessionGroup,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Option<Arc<dyn CacheExporter>>, BuildError>;
+}

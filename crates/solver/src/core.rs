@@ -53,7 +53,7 @@ pub enum Input<E> {
         /// The build; unknown ones are ignored.
         build: BuildId,
     },
-    /// A job is over: its builds are cancelled, vertices that only it shared are given up.
+    /// A job is over: its builds finish as cancelled, vertices that only it shared are given up.
     CloseJob {
         /// The job; unknown ones are ignored.
         job: JobId,
@@ -484,7 +484,7 @@ impl<E: Clone> Solver<E> {
     fn close_job(&mut self, job: JobId) {
         let Some(state) = self.jobs.remove(&job) else { return };
         for build in state.builds {
-            self.drop_build(build);
+            self.finish(build, Err(Failure::Canceled));
         }
         let mut unused = Vec::new();
         for id in state.vertices {
@@ -513,7 +513,7 @@ impl<E: Clone> Solver<E> {
             .map(|(build, _)| *build)
             .collect();
         for build in abandoned {
-            self.drop_build(build);
+            self.finish(build, Err(Failure::Canceled));
         }
         for child in &vertex.children {
             if let Some(child) = self.vertices.get_mut(*child) {

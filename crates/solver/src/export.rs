@@ -1,10 +1,10 @@
 //! The steps behind results, for those who export caches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Digest;
 
-use crate::arena::EdgeId;
+use crate::arena::{EdgeId, VertexId};
 use crate::core::Solver;
 use crate::record::{RecordId, StoreId, StoredResult};
 use crate::vertex::MapState;
@@ -132,5 +132,26 @@ impl<E: Clone> Solver<E> {
             stored,
             export: vertex.export,
         })
+    }
+}
+
+impl<E: Clone> Solver<E> {
+    /// Lists the vertices behind an edge, inputs before users, itself last. Empty when its job is closed.
+    pub fn vertices_behind(&self, edge: EdgeId) -> Vec<VertexId> {
+        let Some(edge) = self.edges.get(edge) else { return Vec::new() };
+        let mut order = Vec::new();
+        let mut seen: BTreeSet<VertexId> = BTreeSet::new();
+        let mut open = vec![(edge.vertex, false)];
+        while let Some((id, inputs_done)) = open.pop() {
+            if inputs_done {
+                order.push(id);
+            } else if seen.insert(id)
+                && let Some(vertex) = self.vertices.get(id)
+            {
+                open.push((id, true));
+                open.extend(vertex.inputs.iter().rev().map(|(input, _)| (*input, false)));
+            }
+        }
+        order
     }
 }

@@ -1,0 +1,382 @@
+//! What a frontend, or a client over the gateway, may do within a build.
+//!
+//! A [`Bridge`] belongs to a job, or to the vertex of an op that builds others. It builds definitions into lazy
+//! [`BuildRef`]s, runs frontends, resolves sources and shows warnings. The [`Frontend`] trait is how a frontend is
+//! plugged in; a client that is its own frontend gets the job's bridge through [`Forwarder`].
+
+mod build_ref;
+mod files;
+mod forward;
+pub mod meta;
+mod policy;
+mod prepare;
+pub mod result;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use llb::pb;
+use oci::Digest;
+use solver::{Owner, StoreId, VertexId};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::driver::{ImportContext, ImportedCache};
+use crate::engine::Shared;
+use crate::error::BuildError;
+use crate::job::Job;
+use crate::op::VertexJobs;
+use crate::progress::{VertexProgress, VertexWarning};
+use crate::session::SessionGroup;
+
+pub use build_ref::BuildRef;
+pub use files::{FileReader, MAX_READ_BYTES};
+pub use forward::Forwarder;
+pub use meta::{
+    AttestationChain, GitMeta, HttpMeta, ImageMeta, MetaContext, MetaRequest, SourceMeta, SourceResolver,
+};
+pub use policy::{PolicyError, PolicySet};
+pub use result::{
+    Attestation, AttestationKind, AttestationSubject, BridgeRequest, BuildRefId, BuildResult, CacheOption, FileRange,
+    FrontendRequest, WarnOptions,
+};
+
+/// Turns options and inputs into a result. Implementations are built in, or run an image.
+#[async_trait]
+pub trait Frontend: Send + Sync + fmt::Debug {
+    /// Runs the frontend. Dropping the future ends it.
+    async fn solve(&self, bridge: &Bridge, request: FrontendRequest) -> Result<BuildResult, BuildError>;
+}
+
+/// An image that was resolved within a build, for its provenance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// The reference without its scheme.
+    pub reference: String,
+    /// For which platform.
+    pub platform: Option<oci::Platform>,
+    /// What it resolved to.
+    pub digest: Digest,
+    /// Whether it came from the client's own store.
+    pub is_local: bool,
+}
+
+/// What a bridge was used for, for provenance.
+#[derive(Clone, Debug, Default)]
+pub struct Trail {
+    /// The frontend that ran on this bridge, and its options.
+    pub frontend: Option<(String, BTreeMap<String, String>)>,
+    /// Names of the frontend's inputs.
+    pub inputs: Vec<String>,
+    /// Images resolved.
+    pub images: Vec<ResolvedImage>,
+    /// Definitions built.
+    pub built: Vec<BuildRef>,
+    /// Frontends run from this bridge.
+    pub nested: Vec<Trail>,
+}
+
+/// Whose builds a bridge's builds are.
+#[derive(Clone, Debug)]
+enum BridgeOwner {
+    Job(Arc<Job>),
+    Vertex(VertexId, Arc<VertexJobs>),
+}
+
+#[derive(Debug)]
+struct Inner {
+    engine: Arc<Shared>,
+    owner: BridgeOwner,
+    imports: Arc<Imports>,
+    trail: Mutex<Trail>,
+    parent: Option<Bridge>,
+}
+
+/// Caches being imported, shared by a bridge and those nested in it. Dropping it gives up what is on its way.
+#[derive(Debug, Default)]
+struct Imports {
+    known: tokio::sync::Mutex<BTreeMap<CacheOption, StoreId>>,
+    guards: Mutex<Vec<(DropGuard, CancellationToken)>>,
+}
+
+/// What may be done within a build. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Bridge(Arc<Inner>);
+
+impl Bridge {
+    fn make(engine: Arc<Shared>, owner: BridgeOwner, imports: Arc<Imports>, parent: Option<Self>) -> Self {
+        Self(Arc::new(Inner { engine, owner, imports, trail: Mutex::default(), parent }))
+    }
+
+    pub(crate) fn of_job(engine: Arc<Shared>, job: Arc<Job>) -> Self {
+        Self::make(engine, BridgeOwner::Job(job), Arc::default(), None)
+    }
+
+    pub(crate) fn of_vertex(engine: Arc<Shared>, vertex: VertexId, jobs: Arc<VertexJobs>) -> Self {
+        Self::make(engine, BridgeOwner::Vertex(vertex, jobs), Arc::default(), None)
+    }
+
+    fn nested(&self) -> Self {
+        let imports = Arc::clone(&self.0.imports);
+        Self::make(Arc::clone(&self.0.engine), self.0.owner.clone(), imports, Some(self.clone()))
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Shared> {
+        &self.0.engine
+    }
+
+    fn owner(&self) -> Owner {
+        match &self.0.owner {
+            BridgeOwner::Job(job) => Owner::Job(solver::JobId(job.number())),
+            BridgeOwner::Vertex(vertex, _) => Owner::Vertex(*vertex),
+        }
+    }
+
+    /// Returns the builds that this bridge builds for.
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        match &self.0.owner {
+            BridgeOwner::Job(job) => vec![Arc::clone(job)],
+            BridgeOwner::Vertex(_, jobs) => jobs.all(),
+        }
+    }
+
+    /// Returns the sessions of those builds.
+    pub fn sessions(&self) -> SessionGroup {
+        let ids: Vec<_> = self.jobs().iter().filter_map(|job| job.session().cloned()).collect();
+        SessionGroup::new(Arc::clone(&self.0.engine.services.sessions), ids)
+    }
+
+    /// Returns what the bridge was used for so far.
+    pub fn trail(&self) -> Trail {
+        lock(&self.0.trail).clone()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Trail)) {
+        change(&mut lock(&self.0.trail));
+    }
+
+    /// Builds a definition, or runs a frontend. A definition's ref is lazy unless `evaluate` is set.
+    ///
+    /// # Errors
+    /// Those of the definition, the frontend or, when evaluating, the steps.
+    pub async fn solve(&self, request: BridgeRequest) -> Result<BuildResult, BuildError> {
+        let definition = request.definition.filter(|definition| !definition.def.is_empty());
+        let evaluate = request.evaluate;
+        let result = match (definition, request.frontend.is_empty()) {
+            (Some(_), false) => {
+                return Err(BuildError::user("cannot solve with both Definition and Frontend specified"));
+            }
+            (Some(definition), true) => {
+                let reference =
+                    BuildRef::new(self.clone(), definition, request.cache_imports, request.source_policies);
+                self.note(|trail| trail.built.push(reference.clone()));
+                BuildResult { single: Some(reference), ..BuildResult::default() }
+            }
+            (None, false) => {
+                let inputs = request.frontend_inputs;
+                Box::pin(self.run_frontend(&request.frontend, request.frontend_opts, inputs)).await?
+            }
+            (None, true) => BuildResult::default(),
+        };
+        if evaluate {
+            evaluate_all(&result).await?;
+        }
+        Ok(result)
+    }
+
+    async fn run_frontend(
+        &self,
+        name: &str,
+        opts: BTreeMap<String, String>,
+        inputs: BTreeMap<String, pb::Definition>,
+    ) -> Result<BuildResult, BuildError> {
+        let frontend = self.0.engine.services.frontends.get(name).cloned();
+        let frontend = frontend.ok_or_else(|| BuildError::user(format!("invalid frontend: {name}")))?;
+        let nested = self.nested();
+        nested.note(|trail| {
+            trail.frontend = Some((name.to_owned(), opts.clone()));
+            trail.inputs = inputs.keys().cloned().collect();
+        });
+        let source = opts.get("source").cloned().unwrap_or_default();
+        let outcome = frontend.solve(&nested, FrontendRequest { opts, inputs }).await;
+        let trail = nested.trail();
+        self.note(|own| own.nested.push(trail));
+        outcome.map_err(|error| error.with_frontend(name, source))
+    }
+
+    /// Finds out what a source resolves to, within a vertex of its own.
+    ///
+    /// # Errors
+    /// Those of policies and of the source.
+    pub async fn resolve_source_meta(
+        &self,
+        op: pb::SourceOp,
+        request: &MetaRequest,
+    ) -> Result<SourceMeta, BuildError> {
+        let op = policy::apply_to_source(&self.policies(&request.source_policies)?, op)?;
+        let jobs = self.jobs();
+        let Some(job) = jobs.first().cloned() else { return Err(BuildError::canceled()) };
+        let name = if request.log_name.is_empty() {
+            format!("resolve image config for {}", op.identifier)
+        } else {
+            request.log_name.clone()
+        };
+        let platform = request.platform.clone().unwrap_or_else(oci::Platform::host);
+        let id = format!("{}{platform}", op.identifier);
+        let sources = Arc::clone(&self.0.engine.services.sources);
+        let sessions = self.sessions();
+        let meta = in_vertex(&jobs, &name, &id, |progress, cancel| async move {
+            let ctx = MetaContext { job, sessions, progress, cancel };
+            sources.resolve_meta(&ctx, op, request).await
+        });
+        let meta = meta.await?;
+        if let Some(image) = &meta.image {
+            let identifier = &meta.op.identifier;
+            let (reference, is_local) = match identifier.strip_prefix("docker-image://") {
+                Some(reference) => (reference, false),
+                None => (identifier.strip_prefix("oci-layout://").unwrap_or(identifier), true),
+            };
+            let (reference, digest, platform) = (reference.to_owned(), image.digest, request.platform.clone());
+            self.note(|trail| trail.images.push(ResolvedImage { reference, platform, digest, is_local }));
+        }
+        Ok(meta)
+    }
+
+    /// Shows a warning on a vertex.
+    pub fn warn(&self, vertex: Digest, message: &str, options: WarnOptions) {
+        let mut warning = VertexWarning::short(vertex, message);
+        warning.level = if options.level == 0 { 1 } else { options.level };
+        warning.detail = options.detail;
+        warning.url = options.url;
+        warning.source = options.source;
+        warning.ranges = options.ranges;
+        for job in self.jobs() {
+            job.progress().warn(warning.clone());
+        }
+    }
+
+    /// Runs work that is shown as a vertex of its own in the builds of this bridge. `id` makes it differ from others of
+    /// the same name.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub async fn in_vertex<T, F>(
+        &self,
+        name: &str,
+        id: &str,
+        work: impl FnOnce(VertexProgress, CancellationToken) -> F,
+    ) -> Result<T, BuildError>
+    where
+        F: Future<Output = Result<T, BuildError>>,
+    {
+        in_vertex(&self.jobs(), name, id, work).await
+    }
+
+    /// Checks that the builds were granted what a step asks for.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Denied`].
+    pub fn check_entitlements(&self, network_host: bool, insecure: bool) -> Result<(), BuildError> {
+        prepare::check_entitlements(&self.jobs(), network_host, insecure)
+    }
+
+    fn policies(&self, extra: &[llb::sourcepolicy::Policy]) -> Result<PolicySet, BuildError> {
+        let mut policies: Vec<llb::sourcepolicy::Policy> = Vec::new();
+        for job in self.jobs() {
+            policies.extend(job.settings().source_policies.iter().cloned());
+        }
+        policies.extend_from_slice(extra);
+        PolicySet::new(&policies).map_err(|error| BuildError::from_source(crate::ErrorKind::User, error))
+    }
+
+    /// Starts importing a cache, once per bridge and attributes.
+    async fn import(&self, option: &CacheOption) -> Result<StoreId, BuildError> {
+        let imports = &self.0.imports;
+        let mut known = imports.known.lock().await;
+        if let Some(store) = known.get(option) {
+            return Ok(*store);
+        }
+        let Some(importer) = self.0.engine.services.cache_importers.get(&option.kind).cloned() else {
+            return Err(BuildError::user(format!("unknown cache importer: {}", option.kind)));
+        };
+        let (arrive, slot) = watch::channel(None::<Option<Arc<dyn ImportedCache>>>);
+        let store = self.0.engine.driver()?.import(slot).await?;
+        known.insert(option.clone(), store);
+        let jobs = self.jobs();
+        let sessions = self.sessions();
+        let attrs = option.attrs.clone();
+        let name = format!("importing cache manifest from {}", importer.name(&attrs));
+        let given_up = CancellationToken::new();
+        lock(&imports.guards).push((given_up.clone().drop_guard(), given_up.clone()));
+        self.0.engine.tasks.spawn(async move {
+            let shown = jobs.clone();
+            let import = in_vertex(&shown, &name, &name, |progress, cancel| async move {
+                importer.import(&ImportContext { jobs, sessions, progress, cancel }, &attrs).await
+            });
+            tokio::select! {
+                () = given_up.cancelled() => {}
+                imported = import => {
+                    // A cache that cannot be imported finds nothing; its vertex says why.
+                    arrive.send_replace(Some(imported.ok()));
+                    // The cache stays as long as the bridge does.
+                    given_up.cancelled().await;
+                }
+            }
+        });
+        Ok(store)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Evaluates all refs of a result at once; the first failure ends it.
+pub(crate) async fn evaluate_all(result: &BuildResult) -> Result<(), BuildError> {
+    let refs = result.all_refs().map(|reference| async move { reference.evaluate().await.map(drop) });
+    futures_util::future::try_join_all(refs).await.map(drop)
+}
+
+/// Shows the end of a vertex also when its work is dropped.
+struct Shown {
+    progress: VertexProgress,
+    cancel: CancellationToken,
+    ended: bool,
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        if !self.ended {
+            self.progress.completed(false, Some("context canceled".to_owned()));
+        }
+    }
+}
+
+/// Runs work that is shown as a vertex of its own in some builds.
+pub(crate) async fn in_vertex<T, F>(
+    jobs: &[Arc<Job>],
+    name: &str,
+    id: &str,
+    work: impl FnOnce(VertexProgress, CancellationToken) -> F,
+) -> Result<T, BuildError>
+where
+    F: Future<Output = Result<T, BuildError>>,
+{
+    let id = if id.is_empty() { name } else { id };
+    let digest = Digest::sha256(id.as_bytes());
+    let progress = VertexProgress::new(digest, name.to_owned(), Vec::new(), None);
+    let cancel = CancellationToken::new();
+    let mut shown = Shown { progress: progress.clone(), cancel: cancel.clone(), ended: false };
+    progress.started(false);
+    for job in jobs {
+        progress.attach(job.progress());
+    }
+    let outcome = work(progress.clone(), cancel).await;
+    shown.ended = true;
+    progress.completed(false, outcome.as_ref().err().map(ToString::to_string));
+    outcome
+}
