@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cache::{ImmutableRef, MissingBlob, Provider, RefId, Store};
-use content::{Durability, Writer};
+use content::{Durability, WriteError, Writer};
 use futures_util::future::{BoxFuture, FutureExt, Shared, try_join_all};
 use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
@@ -155,22 +155,48 @@ impl BlobFetcher {
         }
         let mut step = ctx.progress.step(descriptor.digest.to_string(), "");
         tokio::select! {
-            fetched = self.download(ctx, descriptor, providers, &mut step) => fetched,
+            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched,
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
 
-    async fn download(
+    /// Downloads a blob; once more from its beginning if what an earlier attempt left of it was damaged.
+    async fn download_verified(
         &self,
         ctx: &FetchContext,
         descriptor: &Descriptor,
         providers: &[Provider],
         step: &mut StatusStep,
     ) -> Result<(), BuildError> {
+        let mut resumed = false;
+        let mut wrong = self
+            .download(ctx, descriptor, providers, step, &mut resumed)
+            .await?;
+        if wrong.is_some() && resumed {
+            wrong = self
+                .download(ctx, descriptor, providers, step, &mut resumed)
+                .await?;
+        }
+        match wrong {
+            None => Ok(()),
+            Some(error) => Err(BuildError::from_source(ErrorKind::Unavailable, error)),
+        }
+    }
+
+    /// Downloads a blob from where an earlier attempt ended. The error in the success is that the bytes are wrong.
+    async fn download(
+        &self,
+        ctx: &FetchContext,
+        descriptor: &Descriptor,
+        providers: &[Provider],
+        step: &mut StatusStep,
+        resumed: &mut bool,
+    ) -> Result<Option<WriteError>, BuildError> {
         let (content, expected) = (self.store.content().clone(), descriptor.clone());
         let key = format!("blob-{}", descriptor.digest);
         let writer = blocking(move || content.writer(&key, Some(&expected)).map_err(internal)).await?;
         let mut offset = writer.offset();
+        *resumed = offset > 0;
         step.update(offset, descriptor.size);
         let mut stream = self.open(ctx, descriptor, providers, offset).await?;
         let (chunks, queue) = mpsc::channel(QUEUED_CHUNKS);
@@ -300,17 +326,18 @@ fn unpack_error(error: cache::StoreError) -> BuildError {
     BuildError::from_source(kind, error)
 }
 
-/// Writes chunks until an empty one, then commits. Without the empty one the bytes stay for a resumption.
-fn write(mut writer: Writer, mut queue: mpsc::Receiver<Bytes>) -> Result<(), BuildError> {
+/// Writes chunks until an empty one, then commits. Without the empty one the bytes stay for a resumption. The error in
+/// the success is that the bytes are wrong.
+fn write(mut writer: Writer, mut queue: mpsc::Receiver<Bytes>) -> Result<Option<WriteError>, BuildError> {
     while let Some(chunk) = queue.blocking_recv() {
         if chunk.is_empty() {
-            let committed = writer.commit_with(Durability::Deferred);
-            return committed.map(|_| ()).map_err(|error| match error {
-                content::WriteError::Store(_) => internal(error),
-                other => BuildError::from_source(ErrorKind::Unavailable, other),
-            });
+            return match writer.commit_with(Durability::Deferred) {
+                Ok(_) => Ok(None),
+                Err(WriteError::Store(error)) => Err(internal(error)),
+                Err(wrong) => Ok(Some(wrong)),
+            };
         }
         std::io::Write::write_all(&mut writer, &chunk).map_err(internal)?;
     }
-    Ok(())
+    Ok(None)
 }
