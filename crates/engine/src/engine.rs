@@ -17,7 +17,7 @@ use crate::job::{Entitlement, Job, JobId, JobSettings};
 use crate::op::{OpFactory, VertexJobs};
 use crate::progress::Subscription;
 use crate::session::Sessions;
-use crate::solve::{CacheExporterFactory, Exporter};
+use crate::solve::{CacheExporterFactory, Exporter, ResultProcessor};
 use crate::unlazy::Unlazy;
 
 /// How long a status request waits for its build to begin.
@@ -48,6 +48,8 @@ pub struct Services {
     pub cache_importers: BTreeMap<String, Arc<dyn CacheImporter>>,
     /// Cache exporters by type, e.g. `registry`.
     pub cache_exporters: BTreeMap<String, Arc<dyn CacheExporterFactory>>,
+    /// Run in order on every result before it is exported.
+    pub processors: Vec<Arc<dyn ResultProcessor>>,
     /// Rights that builds may be granted.
     pub allowed_entitlements: Vec<Entitlement>,
     /// Steps that may run at once; `None`: no limit.

@@ -1,5 +1,7 @@
 //! One `Solve` from request to response: frontend or definition, results, exporters, cache exporters.
 
+mod run;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -10,12 +12,14 @@ use bytes::Bytes;
 use oci::{Descriptor, Digest};
 use tokio_util::sync::CancellationToken;
 
-use crate::bridge::BuildResult;
+use crate::bridge::{Bridge, BuildResult};
 use crate::error::BuildError;
 use crate::job::Job;
 use crate::op::ResultRef;
 use crate::progress::VertexProgress;
 use crate::session::SessionGroup;
+
+pub use run::{ExporterRequest, SolveRequest, SolveResponse, parse_entitlement};
 
 /// What an exporter is given: the build's refs, evaluated.
 pub type ExportSource = BuildResult<ResultRef>;
@@ -198,4 +202,16 @@ pub trait CacheExporterFactory: Send + Sync + fmt::Debug {
         sessions: &SessionGroup,
         attrs: &BTreeMap<String, String>,
     ) -> Result<Option<Arc<dyn CacheExporter>>, BuildError>;
+}
+
+/// Changes a result between build and export: attaches provenance, runs scanners.
+#[async_trait]
+pub trait ResultProcessor: Send + Sync + fmt::Debug {
+    /// Returns the result that is to be exported. Its new refs may be lazy.
+    async fn process(
+        &self,
+        bridge: &Bridge,
+        request: &SolveRequest,
+        result: BuildResult,
+    ) -> Result<BuildResult, BuildError>;
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::imports::{ImportContext, ImportSlot, arrived};
 use crate::driver::records::{LocalRecords, from_nanoseconds};
-use crate::error::BuildError;
+use crate::error::{BuildError, FailedOp, Subject};
 use crate::op::{self, Op, OpContext, ResultRef};
 
 /// How long cancelled work may take to end cleanly.
@@ -60,7 +60,7 @@ pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> An
     }
     match outcome {
         Ok(map) => Answer::Map(solver_map(map)),
-        Err(error) => failed(error, &ctx.cancel),
+        Err(error) => failed(name_op(error, &ctx, &[], None), &ctx.cancel),
     }
 }
 
@@ -74,6 +74,7 @@ pub(crate) async fn checksum(op: Arc<dyn Op>, ctx: OpContext, input: usize, refe
     match op.content_digest(&ctx, input, &reference).await {
         Ok(digest) => Answer::Checksum(digest),
         Err(error) => {
+            let error = name_op(error, &ctx, &[reference], Some(Subject::ContentOf(input)));
             let answer = failed(error.clone(), &ctx.cancel);
             if matches!(answer, Answer::Failed(_)) {
                 ctx.progress.started(false);
@@ -106,8 +107,19 @@ pub(crate) async fn exec(
     ctx.progress.completed(false, outcome.as_ref().err().map(ToString::to_string));
     match outcome {
         Ok(outputs) => Answer::Executed(outputs),
-        Err(error) => failed(error, &ctx.cancel),
+        Err(error) => failed(name_op(error, &ctx, &inputs, None), &ctx.cancel),
     }
+}
+
+/// Tells the client which op failed and on what, unless the op told it itself.
+fn name_op(error: BuildError, ctx: &OpContext, inputs: &[ResultRef], subject: Option<Subject>) -> BuildError {
+    error.with_failed_op(FailedOp {
+        op: Some(Arc::clone(&ctx.vertex.op)),
+        description: ctx.vertex.metadata.description.clone(),
+        subject,
+        inputs: inputs.to_vec(),
+        mounts: Vec::new(),
+    })
 }
 
 /// Where a stored result is loaded from.

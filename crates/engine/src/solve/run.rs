@@ -1,0 +1,470 @@
+//! How a `Solve` runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use llb::pb;
+use llb::sourcepolicy::Policy;
+use oci::Descriptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::bridge::{Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex};
+use crate::driver::Driver;
+use crate::engine::{Engine, OpenJob};
+use crate::error::{BuildError, ErrorKind};
+use crate::job::{Entitlement, Job, JobId, JobSettings};
+use crate::op::ResultRef;
+use crate::session::{SessionGroup, SessionId};
+use crate::solve::{
+    CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext, ExportSource,
+    Exported, ExporterInstance, InlineCache, StoredResults,
+};
+
+/// The attribute by which the frontend's build argument reaches exporters.
+const EPOCH_ATTR: &str = "source-date-epoch";
+const EPOCH_ARG: &str = "build-arg:SOURCE_DATE_EPOCH";
+
+/// An exporter as the client asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExporterRequest {
+    /// Its type, e.g. `image`.
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A client's wish for a build.
+#[derive(Clone, Debug, Default)]
+pub struct SolveRequest {
+    /// The client's name for the build.
+    pub id: String,
+    /// The client's session.
+    pub session: Option<SessionId>,
+    /// What to build. Without definition and frontend the client itself is the frontend, see [`Engine::bridge`].
+    pub definition: Option<pb::Definition>,
+    /// The frontend; empty: none.
+    pub frontend: String,
+    /// The frontend's options.
+    pub frontend_opts: BTreeMap<String, String>,
+    /// The frontend's inputs.
+    pub frontend_inputs: BTreeMap<String, pb::Definition>,
+    /// What to do with the result.
+    pub exporters: Vec<ExporterRequest>,
+    /// Caches to import from.
+    pub cache_imports: Vec<CacheOption>,
+    /// Caches to export to.
+    pub cache_exports: Vec<CacheOption>,
+    /// Rights asked for, e.g. `network.host`.
+    pub entitlements: Vec<String>,
+    /// The client's source policy.
+    pub source_policy: Option<Policy>,
+    /// The session that is asked for policy decisions.
+    pub policy_session: Option<SessionId>,
+    /// Not shown in the build history.
+    pub is_internal: bool,
+}
+
+/// What came of a build.
+#[derive(Clone, Debug, Default)]
+pub struct SolveResponse {
+    /// Entries for the client, e.g. `containerimage.digest`.
+    pub exporter_response: BTreeMap<String, String>,
+    /// What each exporter made.
+    pub descriptors: Vec<Option<Descriptor>>,
+    /// The result's metadata.
+    pub metadata: BTreeMap<String, bytes::Bytes>,
+}
+
+/// What is known before anything runs.
+struct Plan {
+    exporters: Vec<Arc<dyn ExporterInstance>>,
+    cache_exporters: Vec<Arc<dyn CacheExporter>>,
+    settings: JobSettings,
+}
+
+impl Engine {
+    /// Builds, exports, and returns what is to be told to the client. Dropping the future cancels the build.
+    ///
+    /// # Errors
+    /// Those of the request, of any step, exporter or cache exporter.
+    pub async fn solve(&self, mut request: SolveRequest) -> Result<SolveResponse, BuildError> {
+        adjust(&mut request);
+        let plan = Box::pin(self.plan(&request)).await?;
+        let open = self.0.open_job(JobId(request.id.clone()), plan.settings.clone()).await?;
+        let bridge = Bridge::of_job(Arc::clone(&self.0), Arc::clone(&open.job));
+        let mut result = Box::pin(self.build(&bridge, &open, &request)).await?;
+        Box::pin(evaluate_all(&result)).await?;
+        for processor in &self.0.services.processors {
+            result = processor.process(&bridge, &request, result).await?;
+        }
+        Box::pin(evaluate_all(&result)).await?;
+        Box::pin(self.export(&open.job, &plan, result)).await
+    }
+
+    async fn plan(&self, request: &SolveRequest) -> Result<Plan, BuildError> {
+        let services = self.services();
+        let mut exporters = Vec::new();
+        for (index, wanted) in request.exporters.iter().enumerate() {
+            let exporter = services.exporters.get(&wanted.kind);
+            let exporter = exporter
+                .ok_or_else(|| BuildError::user(format!("exporter {:?} could not be found", wanted.kind)))?;
+            exporters.push(exporter.resolve(index, wanted.attrs.clone())?);
+        }
+        let ids: Vec<SessionId> = request.session.iter().cloned().collect();
+        let sessions = SessionGroup::new(Arc::clone(&services.sessions), ids);
+        let mut cache_exporters = Vec::new();
+        for option in unique_cache_exports(&request.cache_exports)? {
+            let factory = services.cache_exporters.get(&option.kind);
+            let factory =
+                factory.ok_or_else(|| BuildError::user(format!("unknown cache exporter: {:?}", option.kind)))?;
+            let exporter = factory.resolve(&sessions, &option.attrs).await;
+            let context = || format!("failed to configure {} cache exporter", option.kind);
+            cache_exporters.extend(exporter.map_err(|error| error.context(context()))?);
+        }
+        let settings = JobSettings {
+            session: request.session.clone(),
+            entitlements: granted(&request.entitlements, &services.allowed_entitlements)?,
+            source_policies: request.source_policy.iter().cloned().collect(),
+            policy_session: request.policy_session.clone(),
+            is_internal: request.is_internal,
+        };
+        Ok(Plan { exporters, cache_exporters, settings })
+    }
+
+    async fn build(
+        &self,
+        bridge: &Bridge,
+        open: &OpenJob,
+        request: &SolveRequest,
+    ) -> Result<BuildResult, BuildError> {
+        let has_definition = request.definition.as_ref().is_some_and(|definition| !definition.def.is_empty());
+        if !has_definition && request.frontend.is_empty() {
+            let forwarder = Forwarder::new(bridge.clone(), request.frontend_inputs.clone());
+            let _forwarding = self.0.forward(open.job.id().clone(), forwarder.clone());
+            return forwarder.returned().await;
+        }
+        let request = BridgeRequest {
+            definition: request.definition.clone(),
+            frontend: request.frontend.clone(),
+            frontend_opts: request.frontend_opts.clone(),
+            frontend_inputs: request.frontend_inputs.clone(),
+            cache_imports: request.cache_imports.clone(),
+            source_policies: Vec::new(),
+            evaluate: false,
+        };
+        bridge.solve(request).await
+    }
+
+    async fn export(&self, job: &Arc<Job>, plan: &Plan, result: BuildResult) -> Result<SolveResponse, BuildError> {
+        let wants_cache = !plan.cache_exporters.is_empty();
+        let cache = if wants_cache { Some(self.cache_source(job, &result).await?) } else { None };
+        let source = export_source(result).await?;
+        let (inline, exports) = split_inline(plan, cache.as_ref());
+        let sessions: Vec<SessionId> = job.session().cloned().into_iter().collect();
+        let run = Run {
+            job,
+            sessions: SessionGroup::new(Arc::clone(&self.services().sessions), sessions),
+            inline,
+            prefix: job.session().map(|session| session.0.clone()).unwrap_or_default(),
+        };
+        let exported = run.exporters(&plan.exporters, &source).await?;
+        let mut response = BTreeMap::new();
+        let mut descriptors = Vec::new();
+        let mut rests = Vec::new();
+        for (exporter, exported) in plan.exporters.iter().zip(exported) {
+            response.extend(exported.response);
+            descriptors.push(exported.descriptor);
+            rests.push((exporter.name().to_owned(), exported.finalize));
+        }
+        // The exporters made the layers; pushing them and exporting caches of them can go side by side.
+        let finalized = run.finalizers(rests);
+        let cached = run.cache_exporters(&exports, cache.as_ref());
+        let (finalized, cached) = Box::pin(futures_util::future::try_join(finalized, cached)).await?;
+        response.extend(finalized.into_iter().flatten());
+        response.extend(cached.into_iter().flatten().filter(|(key, _)| key.starts_with("cache.")));
+        for (key, value) in &source.metadata {
+            if key.starts_with("frontend.") {
+                response.insert(key.clone(), String::from_utf8_lossy(value).into_owned());
+            }
+        }
+        Ok(SolveResponse { exporter_response: response, descriptors, metadata: source.metadata })
+    }
+
+    /// Collects the steps behind a result for cache exporters.
+    async fn cache_source(&self, job: &Arc<Job>, result: &BuildResult) -> Result<CacheExportSource, BuildError> {
+        let driver = self.0.driver()?;
+        let single = result.single.iter().map(|reference| (String::new(), reference));
+        let keyed = result.refs.iter().filter_map(|(key, reference)| Some((key.clone(), reference.as_ref()?)));
+        let mut results = Vec::new();
+        for (key, reference) in single.chain(keyed) {
+            results.push((key, reference.evaluate().await?));
+        }
+        let edges = results.iter().map(|(_, evaluated)| evaluated.edge).collect();
+        let exported = driver.export(edges).await?;
+        let roots = exported.graph.roots.clone();
+        let located = results.into_iter().zip(&roots);
+        let results = located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
+        Ok(CacheExportSource {
+            results: results.collect(),
+            graph: Arc::new(cache_graph(exported)),
+            stored: Arc::new(JobResults { driver: driver.clone(), job: Arc::clone(job) }),
+        })
+    }
+}
+
+/// What exporters of one build share.
+struct Run<'a> {
+    job: &'a Arc<Job>,
+    sessions: SessionGroup,
+    inline: Option<Arc<dyn InlineCache>>,
+    prefix: String,
+}
+
+impl Run<'_> {
+    fn context(&self, progress: crate::progress::VertexProgress, cancel: CancellationToken) -> ExportContext {
+        ExportContext {
+            job: Arc::clone(self.job),
+            sessions: self.sessions.clone(),
+            progress,
+            cancel,
+            inline_cache: self.inline.clone(),
+        }
+    }
+
+    async fn exporters(
+        &self,
+        exporters: &[Arc<dyn ExporterInstance>],
+        source: &ExportSource,
+    ) -> Result<Vec<Exported>, BuildError> {
+        let jobs = std::slice::from_ref(self.job);
+        let runs = exporters.iter().enumerate().map(|(index, exporter)| {
+            let id = format!("{}-export-{index}", self.prefix);
+            async move {
+                in_vertex(jobs, exporter.name(), &id, |progress, cancel| async move {
+                    exporter.export(&self.context(progress, cancel), source).await
+                })
+                .await
+            }
+        });
+        futures_util::future::try_join_all(runs).await
+    }
+
+    async fn finalizers(
+        &self,
+        rests: Vec<(String, Option<Box<dyn crate::solve::Finalize>>)>,
+    ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
+        let jobs = std::slice::from_ref(self.job);
+        let runs = rests.into_iter().enumerate().filter_map(|(index, (name, finalize))| {
+            let finalize = finalize?;
+            let id = format!("{}-export-{index}", self.prefix);
+            Some(async move {
+                in_vertex(jobs, &name, &id, |progress, cancel| async move {
+                    finalize.finalize(&self.context(progress, cancel)).await
+                })
+                .await
+            })
+        });
+        futures_util::future::try_join_all(runs).await
+    }
+
+    async fn cache_exporters(
+        &self,
+        exporters: &[Arc<dyn CacheExporter>],
+        source: Option<&CacheExportSource>,
+    ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
+        let Some(source) = source else { return Ok(Vec::new()) };
+        let jobs = std::slice::from_ref(self.job);
+        let runs = exporters.iter().enumerate().map(|(index, exporter)| {
+            let id = format!("{}-cache-{index}", self.prefix);
+            async move {
+                let exported = in_vertex(jobs, exporter.name(), &id, |progress, cancel| async move {
+                    exporter.export(&self.context(progress, cancel), source).await
+                });
+                match exported.await {
+                    Err(error) if exporter.ignores_errors() && !error.is_canceled() => {
+                        tracing::warn!(%error, exporter = exporter.name(), "a failed cache export is ignored");
+                        Ok(BTreeMap::new())
+                    }
+                    other => other,
+                }
+            }
+        });
+        futures_util::future::try_join_all(runs).await
+    }
+}
+
+/// Loads what one build's caches know.
+#[derive(Debug)]
+struct JobResults {
+    driver: Driver,
+    job: Arc<Job>,
+}
+
+#[async_trait::async_trait]
+impl StoredResults for JobResults {
+    async fn load(&self, stored: &solver::StoredResult) -> Result<Option<ResultRef>, BuildError> {
+        self.driver.load_stored(stored.clone(), vec![Arc::clone(&self.job)]).await
+    }
+}
+
+/// The same request in the form in which the engine knows it.
+fn adjust(request: &mut SolveRequest) {
+    let named = |key: &String| key == "context:dockerfile.v0" || key.starts_with("context:dockerfile.v0::");
+    let builtin = request.frontend_opts.get("source").is_some_and(|source| source == "dockerfile.v0");
+    if request.frontend == "gateway.v0" && builtin && !request.frontend_opts.keys().any(named) {
+        request.frontend_opts.remove("source");
+        "dockerfile.v0".clone_into(&mut request.frontend);
+    }
+    if let Some(epoch) = request.frontend_opts.get(EPOCH_ARG).filter(|epoch| epoch.parse::<i64>().is_ok()) {
+        for exporter in &mut request.exporters {
+            exporter.attrs.entry(EPOCH_ATTR.to_owned()).or_insert_with(|| epoch.clone());
+        }
+    }
+}
+
+/// Cache exports without repetition; the second `inline` is ignored, any other repetition refused.
+fn unique_cache_exports(options: &[CacheOption]) -> Result<Vec<&CacheOption>, BuildError> {
+    let mut seen: BTreeSet<CacheOption> = BTreeSet::new();
+    let mut unique = Vec::new();
+    let mut has_inline = false;
+    for option in options {
+        if option.kind == "inline" && std::mem::replace(&mut has_inline, true) {
+            continue;
+        }
+        let reference = option.attrs.get("ref").filter(|_| option.kind == "registry");
+        let identity = match reference {
+            Some(reference) => CacheOption { kind: reference.clone(), attrs: BTreeMap::new() },
+            None => option.clone(),
+        };
+        if !seen.insert(identity) {
+            return Err(BuildError::user(format!("duplicate cache exports [{}]", option.kind)));
+        }
+        unique.push(option);
+    }
+    Ok(unique)
+}
+
+/// Reads an entitlement as clients and the daemon's configuration write it.
+///
+/// # Errors
+/// [`ErrorKind::User`] for what is not known.
+pub fn parse_entitlement(text: &str) -> Result<Entitlement, BuildError> {
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    match (name, value) {
+        ("network.host", None) => Ok(Entitlement::NetworkHost),
+        ("security.insecure", None) => Ok(Entitlement::SecurityInsecure),
+        ("device", None | Some("")) => Ok(Entitlement::Device(None)),
+        ("device", Some(device)) if !device.contains(',') => Ok(Entitlement::Device(Some(device.to_owned()))),
+        _ => Err(BuildError::user(format!("unknown entitlement {text}"))),
+    }
+}
+
+fn granted(wanted: &[String], allowed: &[Entitlement]) -> Result<Vec<Entitlement>, BuildError> {
+    let mut granted = Vec::new();
+    for text in wanted {
+        let entitlement = parse_entitlement(text)?;
+        let is_allowed = allowed.iter().any(|allowed| match (allowed, &entitlement) {
+            (Entitlement::Device(None), Entitlement::Device(_)) => true,
+            (allowed, wanted) => allowed == wanted,
+        });
+        if !is_allowed {
+            let text = format!("granting entitlement {text} is not allowed by build daemon configuration");
+            return Err(BuildError::new(ErrorKind::Denied, text));
+        }
+        granted.push(entitlement);
+    }
+    Ok(granted)
+}
+
+async fn result_of(reference: Option<BuildRef>) -> Result<Option<ResultRef>, BuildError> {
+    match reference {
+        Some(reference) => reference.result().await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Turns a build's result into what exporters take: refs that are there.
+async fn export_source(result: BuildResult) -> Result<ExportSource, BuildError> {
+    let mut source = ExportSource { single: result_of(result.single).await?, ..ExportSource::default() };
+    for (key, reference) in result.refs {
+        source.refs.insert(key, result_of(reference).await?);
+    }
+    for (key, attestations) in result.attestations {
+        let mut evaluated = Vec::with_capacity(attestations.len());
+        for mut attestation in attestations {
+            let reference = result_of(attestation.reference.take()).await?;
+            evaluated.push(attestation.map(reference));
+        }
+        source.attestations.insert(key, evaluated);
+    }
+    source.metadata = result.metadata;
+    Ok(source)
+}
+
+type Split = (Option<Arc<dyn InlineCache>>, Vec<Arc<dyn CacheExporter>>);
+
+/// Separates the exporter that writes into the image from those that export on their own.
+fn split_inline(plan: &Plan, source: Option<&CacheExportSource>) -> Split {
+    let mut inline = None;
+    let mut rest = Vec::new();
+    for exporter in &plan.cache_exporters {
+        match source.and_then(|source| exporter.inline(source)) {
+            Some(records) => inline = Some(records),
+            None => rest.push(Arc::clone(exporter)),
+        }
+    }
+    (inline, rest)
+}
+
+fn cache_graph(exported: crate::driver::Exported) -> CacheGraph {
+    let roots = exported.graph.roots.iter().copied().flatten().collect();
+    let entries = exported.graph.entries.into_iter().zip(exported.results).map(|(entry, result)| {
+        let link = |link: solver::ExportLink| CacheLink {
+            source: match link.source {
+                solver::ExportSource::Entry(index) => CacheLinkSource::Entry(index),
+                solver::ExportSource::Content(record) => CacheLinkSource::Content(record.0),
+            },
+            selector: link.selector,
+        };
+        let (result, created_at) = result.map_or((None, SystemTime::UNIX_EPOCH), |(result, at)| (Some(result), at));
+        CacheEntry {
+            vertex: entry.vertex,
+            output: entry.output,
+            digests: entry.digests.iter().map(|record| record.0).collect(),
+            inputs: entry.inputs.into_iter().map(|links| links.into_iter().map(link).collect()).collect(),
+            result,
+            stored: entry.stored,
+            records: entry.records,
+            created_at,
+            export: entry.export,
+        }
+    });
+    CacheGraph { entries: entries.collect(), roots }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_exports_do_not_repeat() {
+        let option = |kind: &str, reference: &str| CacheOption {
+            kind: kind.to_owned(),
+            attrs: [("ref".to_owned(), reference.to_owned())].into(),
+        };
+        let both = [option("registry", "a"), option("registry", "b"), option("inline", ""), option("inline", "x")];
+        assert_eq!(unique_cache_exports(&both).unwrap().len(), 3);
+        assert!(unique_cache_exports(&[option("registry", "a"), option("registry", "a")]).is_err());
+    }
+
+    #[test]
+    fn rights_are_granted_only_if_allowed() {
+        let wanted = ["network.host".to_owned(), "device=vendor.com/gpu".to_owned()];
+        let allowed = [Entitlement::NetworkHost, Entitlement::Device(None)];
+        assert_eq!(granted(&wanted, &allowed).unwrap().len(), 2);
+        assert_eq!(granted(&wanted, &allowed[..1]).unwrap_err().kind(), ErrorKind::Denied);
+        let error = parse_entitlement("security.everything").unwrap_err();
+        assert_eq!(error.to_string(), "unknown entitlement security.everything");
+    }
+}
