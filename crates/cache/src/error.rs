@@ -134,6 +134,12 @@ pub enum StoreError {
     /// A filter does not parse.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// A record, result or group cannot have this id: empty, longer than 512 bytes, or with a NUL.
+    #[error("invalid record id {id:?}")]
+    InvalidRecordId {
+        /// What was offered.
+        id: String,
+    },
     /// The file system refused.
     #[error("{action} {}", path.display())]
     Io {

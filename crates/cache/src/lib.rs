@@ -17,14 +17,23 @@
 //! Start at [`Store`].
 #![forbid(unsafe_code)]
 
+mod chain;
+mod clock;
+mod db;
 mod error;
 mod filter;
 mod gc;
+mod graph;
 mod handle;
+mod mutable;
+mod open;
 mod pin;
+mod prune;
 mod record;
+mod state;
 mod store;
 mod types;
+mod unpack;
 mod usage;
 
 pub use error::{FilterError, OpenError, StoreError};
@@ -33,5 +42,7 @@ pub use handle::{ImmutableRef, MutableRef};
 pub use pin::Pin;
 pub use record::{Batch, CacheResult, Link, RecordDescription, Records};
 pub use store::{Backend, Store, StoreOptions, Ticket};
-pub use types::{LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefOptions, RefStat};
+pub use types::{
+    LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefIdError, RefOptions, RefStat,
+};
 pub use usage::{UsageOptions, UsageRecord};

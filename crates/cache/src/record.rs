@@ -8,7 +8,10 @@ use std::time::SystemTime;
 
 use oci::Digest;
 
+use crate::clock;
+use crate::db::{Change, Table, Transaction, prefix_range};
 use crate::error::StoreError;
+use crate::graph::{self, DescriptionRow, RecordChanges, ResultRow, database_error};
 use crate::store::Store;
 use crate::types::RefId;
 
@@ -95,66 +98,229 @@ impl Records {
     /// Applies a batch. On return it is visible to readers; durable with the store's next flush, in order with everything
     /// before it. A result whose ref does not exist (any more) is left out.
     pub fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        todo!()
+        let shared = &self.store.shared;
+        let sequence = {
+            let mut state = shared.state();
+            let mut transaction = Transaction::default();
+            let mut changes = RecordChanges {
+                links: batch.links,
+                descriptions: batch.descriptions,
+                results: Vec::new(),
+            };
+            for (record, result) in batch.results {
+                if result.refs.iter().any(|id| state.get(id).is_none()) {
+                    continue;
+                }
+                for id in &result.refs {
+                    state.update(id, &mut transaction, |row| row.retain = true);
+                }
+                changes.results.push((record, result));
+            }
+            check(&changes)?;
+            transaction.changes.push(Change::Records(changes));
+            shared.submit(&mut state, transaction)?
+        };
+        shared.db.wait_visible(sequence)
     }
 
     /// Reports whether the record is known: has a link or a result.
     pub fn exists(&self, record: &str) -> Result<bool, StoreError> {
-        todo!()
+        let read = self.store.shared.db.read()?;
+        let links = read.open_table(graph::LINKS).map_err(database_error)?;
+        let results = read.open_table(graph::RESULTS).map_err(database_error)?;
+        graph::exists(&links, &results, &graph::encode_id(record)).map_err(database_error)
     }
 
-    /// Lists up to `limit` record ids after `after`, in order.
+    /// Lists up to `limit` record ids after `after`, in the order of storage.
     pub fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        todo!()
+        let read = self.store.shared.db.read()?;
+        let links = read.open_table(graph::LINKS).map_err(database_error)?;
+        let results = read.open_table(graph::RESULTS).map_err(database_error)?;
+        let mut from = after
+            .map(|after| prefix_range(graph::encode_id(after)).1)
+            .unwrap_or_default();
+        let mut out = Vec::new();
+        while out.len() < limit {
+            let first = |table: &redb::ReadOnlyTable<&'static [u8], &'static [u8]>| -> Result<Option<Vec<u8>>, StoreError> {
+                let row = table.range(&from[..]..).map_err(database_error)?.next();
+                let row = row.transpose().map_err(database_error)?;
+                Ok(row.and_then(|row| graph::first_id(row.0.value())))
+            };
+            let Some(next) = first(&links)?.into_iter().chain(first(&results)?).min() else {
+                break;
+            };
+            out.extend(graph::decode_id(&next));
+            from = prefix_range(next).1;
+        }
+        Ok(out)
     }
 
     /// Lists the results of a record whose refs exist, newest first.
     pub fn results(&self, record: &str) -> Result<Vec<CacheResult>, StoreError> {
-        todo!()
+        let read = self.store.shared.db.read()?;
+        let table = read.open_table(graph::RESULTS).map_err(database_error)?;
+        let prefix = graph::encode_id(record);
+        let (from, to) = prefix_range(prefix.clone());
+        let mut found = Vec::new();
+        for row in table.range(&from[..]..&to[..]).map_err(database_error)? {
+            let (key, value) = row.map_err(database_error)?;
+            found.extend(decode_result(&key.value()[prefix.len()..], value.value()));
+        }
+        let state = self.store.shared.state();
+        found.retain(|result: &CacheResult| result.refs.iter().all(|id| state.get(id).is_some()));
+        found.sort_by_key(|result| std::cmp::Reverse(result.created_at));
+        Ok(found)
     }
 
     /// Returns one result of a record, if its refs exist.
     pub fn load(&self, record: &str, result: &str) -> Result<Option<CacheResult>, StoreError> {
-        todo!()
+        Ok(self.results(record)?.into_iter().find(|found| found.id == result))
     }
 
     /// Lists the records that have this result.
     pub fn by_result(&self, result: &str) -> Result<Vec<String>, StoreError> {
-        todo!()
+        let prefix = graph::by_result_key(result.as_bytes(), &[]);
+        let found = self.keys(graph::BY_RESULT, prefix.clone())?;
+        Ok(found
+            .iter()
+            .filter_map(|key| graph::decode_id(&key[prefix.len()..]))
+            .collect())
+    }
+
+    fn keys(&self, table: Table, prefix: Vec<u8>) -> Result<Vec<Vec<u8>>, StoreError> {
+        let read = self.store.shared.db.read()?;
+        let table = read.open_table(table).map_err(database_error)?;
+        graph::keys(&table, prefix).map_err(database_error)
     }
 
     /// Lists the children reached from `parent` by exactly this link.
     pub fn children(&self, parent: &str, link: &Link) -> Result<Vec<String>, StoreError> {
-        todo!()
+        let prefix = [graph::encode_id(parent), graph::encode_link(link)].concat();
+        let found = self.keys(graph::LINKS, prefix.clone())?;
+        Ok(found
+            .iter()
+            .filter_map(|key| graph::decode_id(&key[prefix.len()..]))
+            .collect())
     }
 
     /// Reports whether this link exists.
     pub fn has_link(&self, parent: &str, link: &Link, child: &str) -> Result<bool, StoreError> {
-        todo!()
+        let key = [
+            graph::encode_id(parent),
+            graph::encode_link(link),
+            graph::encode_id(child),
+        ]
+        .concat();
+        let read = self.store.shared.db.read()?;
+        let links = read.open_table(graph::LINKS).map_err(database_error)?;
+        Ok(links.get(&key[..]).map_err(database_error)?.is_some())
     }
 
     /// Lists all links that leave `parent`.
     pub fn links(&self, parent: &str) -> Result<Vec<(Link, String)>, StoreError> {
-        todo!()
+        let found = self.keys(graph::LINKS, graph::encode_id(parent))?;
+        let decoded = found.iter().filter_map(|key| graph::decode_link_key(key));
+        Ok(decoded.map(|(_, link, child)| (link, child)).collect())
     }
 
     /// Lists all links that lead to `child`, as (parent, link).
     pub fn backlinks(&self, child: &str) -> Result<Vec<(String, Link)>, StoreError> {
-        todo!()
+        let found = self.keys(graph::BACKLINKS, graph::encode_id(child))?;
+        let decoded = found.iter().filter_map(|key| graph::decode_backlink_key(key));
+        Ok(decoded.map(|(_, parent, link)| (parent, link)).collect())
     }
 
     /// Returns what a record's key was made from.
     pub fn description(&self, record: &str) -> Result<Option<RecordDescription>, StoreError> {
-        todo!()
+        let read = self.store.shared.db.read()?;
+        let table = read.open_table(graph::DESCRIPTIONS).map_err(database_error)?;
+        let row = table.get(&graph::encode_id(record)[..]).map_err(database_error)?;
+        Ok(row.and_then(|row| decode_description(row.value())))
     }
 
     /// Lists described records of a group, newest first, at most `limit`.
-    pub fn described(&self, group: &str, limit: usize) -> Result<Vec<(String, RecordDescription)>, StoreError> {
-        todo!()
+    pub fn described(
+        &self,
+        group: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, RecordDescription)>, StoreError> {
+        let read = self.store.shared.db.read()?;
+        let groups = read.open_table(graph::GROUPS).map_err(database_error)?;
+        let descriptions = read.open_table(graph::DESCRIPTIONS).map_err(database_error)?;
+        let (from, to) = prefix_range([group.as_bytes(), &[0]].concat());
+        let mut found = Vec::new();
+        for row in groups
+            .range(&from[..]..&to[..])
+            .map_err(database_error)?
+            .take(limit)
+        {
+            let key = row.map_err(database_error)?.0;
+            let Some(record) = graph::group_key_record(group, key.value()) else {
+                continue;
+            };
+            let description = descriptions.get(record).map_err(database_error)?;
+            let description = description.and_then(|row| decode_description(row.value()));
+            found.extend(graph::decode_id(record).zip(description));
+        }
+        Ok(found)
     }
 
     /// Removes a result everywhere, and the records that lead nowhere without it.
     pub fn release(&self, result: &str) -> Result<(), StoreError> {
-        todo!()
+        let shared = &self.store.shared;
+        let sequence = {
+            let mut state = shared.state();
+            let changes = vec![Change::DeleteResult(result.to_owned())];
+            shared.submit(
+                &mut state,
+                Transaction {
+                    changes,
+                    after: Vec::new(),
+                },
+            )?
+        };
+        shared.db.wait_visible(sequence)
     }
+}
+
+fn decode_result(id: &[u8], row: &[u8]) -> Option<CacheResult> {
+    let id = String::from_utf8(id.to_vec()).ok()?;
+    let row: ResultRow = serde_json::from_slice(row).ok()?;
+    Some(CacheResult {
+        id,
+        refs: row.refs,
+        created_at: clock::from_nanos(row.created_at_ns),
+    })
+}
+
+fn decode_description(row: &[u8]) -> Option<RecordDescription> {
+    let row: DescriptionRow = serde_json::from_slice(row).ok()?;
+    let created_at = clock::from_nanos(row.created_at_ns);
+    Some(RecordDescription {
+        group: row.group,
+        json: row.json.into_bytes(),
+        created_at,
+    })
+}
+
+/// Refuses ids that no key can hold.
+fn check(changes: &RecordChanges) -> Result<(), StoreError> {
+    let links = changes
+        .links
+        .iter()
+        .flat_map(|(parent, _, child)| [parent, child]);
+    let results = changes
+        .results
+        .iter()
+        .flat_map(|(record, result)| [record, &result.id]);
+    let descriptions = changes
+        .descriptions
+        .iter()
+        .flat_map(|(record, description)| [record, &description.group]);
+    for id in links.chain(results).chain(descriptions) {
+        if id.is_empty() || id.len() > graph::ID_MAX || id.contains('\0') {
+            return Err(StoreError::InvalidRecordId { id: id.clone() });
+        }
+    }
+    Ok(())
 }

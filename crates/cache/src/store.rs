@@ -1,19 +1,21 @@
-//! The store: opening a state directory and finding refs in it.
+//! The store: what everything hangs together by.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci::Digest;
-use snapshot::Snapshotter;
+use snapshot::{SnapshotKey, Snapshotter};
 
+use crate::db::{After, Change, Db, NAMES, Sequence, Transaction};
 use crate::error::{OpenError, StoreError};
-use crate::gc::{DiskStat, PruneOptions};
-use crate::handle::{ImmutableRef, MutableRef};
+use crate::gc::DiskStat;
 use crate::pin::Pin;
 use crate::record::Records;
-use crate::types::{LayerBlob, RefId, RefOptions};
-use crate::usage::{UsageOptions, UsageRecord};
+use crate::state::State;
+use crate::types::RefId;
 
 /// Where the database lives.
 #[derive(Debug, Default)]
@@ -34,28 +36,142 @@ pub struct StoreOptions {
     pub flush_interval: Duration,
     /// Where the database lives.
     pub backend: Backend,
+    /// Takes this for the machine's boot identity instead of asking the kernel; for tests.
+    pub boot_id: Option<String>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { lock_timeout: None, flush_interval: Duration::from_millis(500), backend: Backend::File }
+        let flush_interval = Duration::from_millis(500);
+        Self {
+            lock_timeout: None,
+            flush_interval,
+            backend: Backend::File,
+            boot_id: None,
+        }
     }
 }
 
 /// All that is cached in one state directory. Cheap to clone; works from any thread; calls may do disk IO.
+///
+/// Handles keep the store open: it closes, flushing, when the last clone and the last handle are gone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Arc<()>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub root: PathBuf,
+    pub content: content::Store,
+    pub snapshotter: Arc<dyn Snapshotter>,
+    pub state: Arc<Mutex<State>>,
+    /// One prune at a time.
+    pub pruning: Mutex<()>,
+    // Dropped in this order: the database's threads end before the lock on the directory does.
+    pub db: Db,
+    pub _lock: File,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Locks a mutex whose value a panic cannot leave half changed.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// Queues what was done to `state`, whose lock the caller still holds: that gives the order.
+    pub fn submit(&self, _state: &mut State, transaction: Transaction) -> Result<Sequence, StoreError> {
+        if transaction.changes.is_empty() && transaction.after.is_empty() {
+            return Ok(self.db.last_submitted());
+        }
+        self.db.submit(transaction)
+    }
+
+    /// Changes the state and queues the changes. Infallible callers learn of a failed database at their next fallible call.
+    pub fn change<T>(&self, work: impl FnOnce(&mut State, &mut Transaction) -> T) -> T {
+        let mut state = self.state();
+        let mut transaction = Transaction::default();
+        let answer = work(&mut state, &mut transaction);
+        if let Err(error) = self.submit(&mut state, transaction) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a change is lost");
+        }
+        answer
+    }
+}
+
+/// What the flushing thread does: everything that rows of earlier epochs need becomes durable.
+pub(crate) fn sync(
+    content: &content::Store,
+    snapshotter: &dyn Snapshotter,
+    state: &Mutex<State>,
+) -> Result<u64, StoreError> {
+    let epoch = {
+        let mut state = locked(state);
+        state.epoch += 1;
+        state.epoch - 1
+    };
+    content.sync()?;
+    snapshotter.sync()?;
+    Ok(epoch)
+}
+
+/// What the deleting thread does. Failures leave something for the next sweep.
+pub(crate) fn reap(
+    content: &content::Store,
+    snapshotter: &dyn Snapshotter,
+    state: &Mutex<State>,
+    after: After,
+) {
+    match after {
+        After::DeleteSnapshot(key) => match snapshotter.remove(&key) {
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, %key, "remove snapshot");
+            }
+            _ => {}
+        },
+        After::DeleteBlob(digest) => {
+            // Under the lock: whoever holds the blob from now on finds out first whether it is there.
+            let state = locked(state);
+            if !state.is_blob_held(&digest)
+                && let Err(error) = content.delete(&digest)
+            {
+                tracing::warn!(error = &error as &dyn std::error::Error, %digest, "delete blob");
+            }
+        }
+        After::DeleteFile(path) => {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(error = &error as &dyn std::error::Error, path = %path.display(), "remove marker");
+            }
+        }
+        After::Notify(sender) => {
+            // Whoever waited may have given up.
+            let _ = sender.send(());
+        }
+    }
 }
 
 /// A promise that everything done before it was taken becomes durable.
 #[derive(Debug)]
-pub struct Ticket {}
+pub struct Ticket {
+    store: Store,
+    sequence: Sequence,
+}
 
 impl Ticket {
     /// Waits until it is durable, hurrying the flush.
     pub fn wait(self) -> Result<(), StoreError> {
-        todo!()
+        self.store.shared.db.wait_durable(self.sequence)
     }
 }
 
@@ -71,128 +187,134 @@ impl Store {
         snapshotter: Arc<dyn Snapshotter>,
         options: StoreOptions,
     ) -> Result<Self, OpenError> {
-        todo!()
+        crate::open::open(root, content, snapshotter, options)
     }
 
     /// Returns the blob store.
     pub fn content(&self) -> &content::Store {
-        todo!()
+        &self.shared.content
     }
 
     /// Returns the snapshotter.
     pub fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
-        todo!()
+        &self.shared.snapshotter
+    }
+
+    /// Returns the state directory.
+    pub fn root(&self) -> &Path {
+        &self.shared.root
     }
 
     /// Returns the solver records.
     pub fn records(&self) -> Records {
-        todo!()
+        Records { store: self.clone() }
     }
 
-    /// Makes an empty writable ref on `parent`, which has to be unpacked ([`Lazy`](StoreError::Lazy) otherwise).
-    pub fn create_mutable(
-        &self,
-        parent: Option<&ImmutableRef>,
-        options: RefOptions,
-    ) -> Result<MutableRef, StoreError> {
-        todo!()
-    }
-
-    /// Takes a ref for reading. `NotFound` is a miss: no such ref, or lazy without any provider left. A committed but not
-    /// finalized mutable ref is found under both ids.
-    pub fn get(&self, id: &RefId) -> Result<ImmutableRef, StoreError> {
-        todo!()
-    }
-
-    /// Takes a ref for writing again: a cache mount, or the files of an earlier local source. `Locked` while anyone holds
-    /// it. If it had been committed, that immutable ref and the records with it are gone, even after a crash.
-    pub fn get_mutable(&self, id: &RefId) -> Result<MutableRef, StoreError> {
-        todo!()
-    }
-
-    /// Finds refs by [`set_index`](ImmutableRef::set_index), oldest first.
+    /// Finds refs by [`set_index`](crate::ImmutableRef::set_index), oldest first.
     pub fn search_index(&self, index: &str) -> Result<Vec<RefId>, StoreError> {
-        todo!()
-    }
-
-    /// Returns the ref for a stack of layers, bottom first, making the refs that do not exist yet. No layers, no ref.
-    ///
-    /// Lazy: no blob has to be there. A layer whose blob chain is known already is that ref; its providers are added.
-    pub fn from_blob_chain(
-        &self,
-        layers: &[LayerBlob],
-        options: &RefOptions,
-    ) -> Result<Option<ImmutableRef>, StoreError> {
-        todo!()
-    }
-
-    /// Makes the ref of several trees on top of each other, first lowest. One input is that ref itself; none is an error.
-    pub fn merge(&self, inputs: &[ImmutableRef], options: RefOptions) -> Result<ImmutableRef, StoreError> {
-        todo!()
-    }
-
-    /// Makes the ref of what turns `lower` into `upper`. The absence of a tree is the empty tree.
-    pub fn diff(
-        &self,
-        lower: Option<&ImmutableRef>,
-        upper: Option<&ImmutableRef>,
-        options: RefOptions,
-    ) -> Result<ImmutableRef, StoreError> {
-        todo!()
+        let state = self.shared.state();
+        let mut found: Vec<_> = state
+            .by_index(index)
+            .filter_map(|id| state.get(id).map(|entry| (entry.row.created_at_ns, id.clone())))
+            .collect();
+        found.sort();
+        Ok(found.into_iter().map(|(_, id)| id).collect())
     }
 
     /// Holds blobs until the pin is dropped.
     pub fn pin(&self, digests: &[Digest]) -> Pin {
-        todo!()
+        let mut pin = Pin::new(self.clone());
+        for digest in digests {
+            pin.add(*digest);
+        }
+        pin
     }
 
-    /// Holds blobs under a name, also over restarts, replacing what the name held before.
+    /// Holds blobs under a name, also over restarts, replacing what the name held before. Names are not empty.
     pub fn retain(&self, name: &str, digests: &[Digest]) -> Result<(), StoreError> {
-        todo!()
+        let mut state = self.shared.state();
+        let mut transaction = Transaction::default();
+        let free = state.set_name(name, digests.to_vec());
+        transaction.after.extend(free.into_iter().map(After::DeleteBlob));
+        if digests.is_empty() {
+            transaction
+                .changes
+                .push(Change::Delete(NAMES, name.as_bytes().to_vec()));
+        } else {
+            transaction.put_json(NAMES, name, &digests);
+        }
+        self.shared.submit(&mut state, transaction).map(|_| ())
     }
 
     /// Lets go what a name holds. Blobs nobody else holds are removed.
     pub fn release(&self, name: &str) -> Result<(), StoreError> {
-        todo!()
+        self.retain(name, &[])
     }
 
     /// Returns what a name holds; nothing for an unknown name.
     pub fn retained(&self, name: &str) -> Vec<Digest> {
-        todo!()
+        self.shared.state().names.get(name).cloned().unwrap_or_default()
     }
 
     /// Lists the names that begin with `prefix`.
     pub fn retained_names(&self, prefix: &str) -> Vec<String> {
-        todo!()
-    }
-
-    /// Removes what the steps allow, in order, calling `removed` for each. Returns when the space is free. `removed` may stop
-    /// it by returning `Break`.
-    pub fn prune(
-        &self,
-        steps: &[PruneOptions],
-        removed: &mut dyn FnMut(UsageRecord) -> std::ops::ControlFlow<()>,
-    ) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Lists refs and what they take on disk.
-    pub fn disk_usage(&self, options: &UsageOptions) -> Result<Vec<UsageRecord>, StoreError> {
-        todo!()
+        let state = self.shared.state();
+        let from = state
+            .names
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+        from.map(|(name, _)| name.clone())
+            .take_while(|name| name.starts_with(prefix))
+            .collect()
     }
 
     /// Measures the file system of the state directory.
     pub fn disk_stat(&self) -> Result<DiskStat, StoreError> {
-        todo!()
+        let root = &self.shared.root;
+        let stat = rustix::fs::statvfs(root).map_err(|error| StoreError::Io {
+            action: "stat file system",
+            path: root.clone(),
+            source: error.into(),
+        })?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(DiskStat {
+            total_bytes: bytes(stat.f_blocks),
+            free_bytes: bytes(stat.f_bfree),
+            available_bytes: bytes(stat.f_bavail),
+        })
     }
 
     /// Returns a ticket for everything done so far.
     pub fn ticket(&self) -> Ticket {
-        todo!()
+        Ticket {
+            sequence: self.shared.db.last_submitted(),
+            store: self.clone(),
+        }
     }
 
     /// Waits until everything done so far is durable.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.ticket().wait()
     }
+}
+
+/// Makes a new random id, 25 letters and digits as BuildKit's.
+pub(crate) fn new_id() -> RefId {
+    use std::io::Read;
+    let mut bytes = [0u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .expect("the system has randomness");
+    let mut number = u128::from_be_bytes(bytes);
+    let mut text = String::with_capacity(25);
+    for _ in 0..25 {
+        let digit = u32::try_from(number % 36).expect("less than 36");
+        text.push(char::from_digit(digit, 36).expect("a digit of base 36"));
+        number /= 36;
+    }
+    text.parse().expect("letters and digits make an id")
+}
+
+/// Returns the snapshot key a ref's id makes.
+pub(crate) fn snapshot_key(id: &RefId) -> SnapshotKey {
+    SnapshotKey::new(id.as_str()).expect("ids are stricter than keys")
 }

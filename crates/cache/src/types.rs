@@ -35,7 +35,9 @@ impl FromStr for RefId {
     fn from_str(text: &str) -> Result<Self, RefIdError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.bytes().all(allowed) {
-            return Err(RefIdError { text: text.to_owned() });
+            return Err(RefIdError {
+                text: text.to_owned(),
+            });
         }
         Ok(Self(text.into()))
     }

@@ -1,0 +1,314 @@
+//! Immutable refs from blobs and from other refs; finding and describing them.
+
+use oci::{Descriptor, Digest};
+
+use crate::clock;
+use crate::db::Transaction;
+use crate::error::StoreError;
+use crate::handle::{Hold, ImmutableRef};
+use crate::state::{Row, State, next_chain};
+use crate::store::{Store, new_id};
+use crate::types::{LayerBlob, Parents, Provider, RefId, RefOptions};
+
+/// Most layers a merge may have in sum: nested merges multiply.
+const MAX_LAYERS: usize = 4096;
+/// Most places remembered for one blob.
+const MAX_PROVIDERS: usize = 16;
+
+impl Store {
+    /// Takes a ref for reading. `NotFound` is a miss: no such ref, or neither tree nor blobs nor providers left. A committed
+    /// but not finalized mutable ref is found under both ids; one that is being written to is `Locked`.
+    pub fn get(&self, id: &RefId) -> Result<ImmutableRef, StoreError> {
+        self.find(id, true)
+    }
+
+    /// Does what [`get`](Self::get) does without counting it as a use.
+    pub fn peek(&self, id: &RefId) -> Result<ImmutableRef, StoreError> {
+        self.find(id, false)
+    }
+
+    fn find(&self, id: &RefId, is_use: bool) -> Result<ImmutableRef, StoreError> {
+        let not_found = || StoreError::NotFound { id: id.clone() };
+        let mut state = self.shared.state();
+        let row = &state.get(id).ok_or_else(not_found)?.row;
+        let id = match (row.mutable, &row.twin) {
+            (false, _) => id.clone(),
+            (true, Some(twin)) => twin.clone(),
+            (true, None) => return Err(StoreError::Locked { id: id.clone() }),
+        };
+        if !self.is_loadable(&state, &id)? {
+            let mut transaction = Transaction::default();
+            if state.remove_with_twin(&id, &mut transaction).is_some() {
+                self.shared.submit(&mut state, transaction)?;
+            }
+            return Err(not_found());
+        }
+        Hold::new(self, &mut state, &id, is_use)
+            .map(ImmutableRef::new)
+            .ok_or_else(not_found)
+    }
+
+    /// Proves that the tree is there or can be made: as far down as trees are missing.
+    fn is_loadable(&self, state: &State, id: &RefId) -> Result<bool, StoreError> {
+        let mut pending = vec![id.clone()];
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(id) = pending.pop() {
+            let Some(row) = state.get(&id).map(|entry| &entry.row) else {
+                return Ok(false);
+            };
+            let key = match &row.twin {
+                Some(twin) => Some(crate::store::snapshot_key(twin)),
+                None => row.snapshot_key(),
+            };
+            if let Some(key) = key {
+                match self.shared.snapshotter.stat(&key) {
+                    Ok(_) => continue,
+                    Err(error) if error.is_not_found() => return Ok(false),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let is_layer = matches!(row.parents, Parents::Layer { .. });
+            if is_layer && !self.has_blob(row)? {
+                return Ok(false);
+            }
+            pending.extend(
+                row.parents
+                    .ids()
+                    .into_iter()
+                    .filter(|id| seen.insert((*id).clone()))
+                    .cloned(),
+            );
+        }
+        Ok(true)
+    }
+
+    fn has_blob(&self, row: &Row) -> Result<bool, StoreError> {
+        for blob in &row.blobs {
+            let is_provided = row
+                .providers
+                .get(&blob.digest)
+                .is_some_and(|providers| !providers.is_empty());
+            if is_provided || self.shared.content.exists(&blob.digest)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the ref for a stack of layers, bottom first, making the refs that do not exist yet. No layers, no ref.
+    ///
+    /// Lazy: no blob has to be there. A layer whose blob chain is known already is that ref; its providers are added.
+    pub fn from_blob_chain(
+        &self,
+        layers: &[LayerBlob],
+        options: &RefOptions,
+    ) -> Result<Option<ImmutableRef>, StoreError> {
+        let mut state = self.shared.state();
+        let mut transaction = Transaction::default();
+        let mut chain = None;
+        let mut parent: Option<RefId> = None;
+        for layer in layers {
+            let next = next_chain(chain, layer.diff_id, layer.descriptor.digest);
+            chain = Some(next);
+            let id = match self.known_layer(&state, &next.1, parent.as_ref())? {
+                Some(id) => {
+                    state.update(&id, &mut transaction, |row| {
+                        add_providers(row, &layer.descriptor.digest, &layer.providers)
+                    });
+                    id
+                }
+                None => {
+                    let id = new_id();
+                    let row = layer_row(&state, layer, parent.clone(), next, options);
+                    state.insert(&id, row, &mut transaction);
+                    id
+                }
+            };
+            parent = Some(id);
+        }
+        self.shared.submit(&mut state, transaction)?;
+        Ok(parent
+            .and_then(|id| Hold::new(self, &mut state, &id, true))
+            .map(ImmutableRef::new))
+    }
+
+    /// Finds a usable ref with this identity. It need not have the same parent: its own chain is equal.
+    fn known_layer(
+        &self,
+        state: &State,
+        blob_chain: &Digest,
+        parent: Option<&RefId>,
+    ) -> Result<Option<RefId>, StoreError> {
+        let mut usable = None;
+        for id in state.by_blob_chain(blob_chain) {
+            let Some(entry) = state.get(id) else { continue };
+            let is_on_parent =
+                matches!(&entry.row.parents, Parents::Layer { parent: own } if own.as_ref() == parent);
+            if entry.row.twin.is_none() && self.is_loadable(state, id)? {
+                usable = Some(id.clone());
+                if is_on_parent {
+                    break;
+                }
+            }
+        }
+        Ok(usable)
+    }
+
+    /// Makes the ref of several trees on top of each other, first lowest. One input is that ref itself; none is an error.
+    pub fn merge(&self, inputs: &[ImmutableRef], options: RefOptions) -> Result<ImmutableRef, StoreError> {
+        if let [only] = inputs {
+            return Ok(only.clone());
+        }
+        let id = new_id();
+        let invalid = |reason| StoreError::Invalid {
+            id: id.clone(),
+            reason,
+        };
+        let mut state = self.shared.state();
+        let (mut flat, mut layers) = (Vec::new(), 0usize);
+        for input in inputs {
+            layers = layers.saturating_add(state.layers(input.id()).len());
+            match state.get(input.id()).map(|entry| &entry.row.parents) {
+                Some(Parents::Merge { inputs }) => flat.extend(inputs.iter().cloned()),
+                _ => flat.push(input.id().clone()),
+            }
+        }
+        if flat.is_empty() {
+            return Err(invalid("a merge needs inputs"));
+        }
+        if layers > MAX_LAYERS || flat.len() > MAX_LAYERS {
+            return Err(invalid("a merge of too many layers"));
+        }
+        self.insert_derived(&mut state, &id, Parents::Merge { inputs: flat }, &options)
+    }
+
+    /// Makes the ref of what turns `lower` into `upper`. The absence of a tree is the empty tree; what turns it into `upper`
+    /// is `upper` itself.
+    pub fn diff(
+        &self,
+        lower: Option<&ImmutableRef>,
+        upper: Option<&ImmutableRef>,
+        options: RefOptions,
+    ) -> Result<ImmutableRef, StoreError> {
+        if let (None, Some(upper)) = (lower, upper) {
+            return Ok(upper.clone());
+        }
+        let id = new_id();
+        if lower.is_none() && upper.is_none() {
+            return Err(StoreError::Invalid {
+                id,
+                reason: "a diff of nothing",
+            });
+        }
+        let id_of = |side: Option<&ImmutableRef>| side.map(|side| side.id().clone());
+        let parents = Parents::Diff {
+            lower: id_of(lower),
+            upper: id_of(upper),
+        };
+        self.insert_derived(&mut self.shared.state(), &id, parents, &options)
+    }
+
+    fn insert_derived(
+        &self,
+        state: &mut State,
+        id: &RefId,
+        parents: Parents,
+        options: &RefOptions,
+    ) -> Result<ImmutableRef, StoreError> {
+        let mut transaction = Transaction::default();
+        let row = Row::new(parents, options, state.epoch);
+        state.insert(id, row, &mut transaction);
+        self.shared.submit(state, transaction)?;
+        Ok(ImmutableRef::new(
+            Hold::new(self, state, id, true).expect("inserted above"),
+        ))
+    }
+}
+
+fn layer_row(
+    state: &State,
+    layer: &LayerBlob,
+    parent: Option<RefId>,
+    (chain_id, blob_chain_id): (Digest, Digest),
+    options: &RefOptions,
+) -> Row {
+    let mut row = Row::new(Parents::Layer { parent }, options, state.epoch);
+    // The same layers in another compression are the same tree.
+    let equal = state
+        .by_chain(&chain_id)
+        .filter_map(|id| state.get(id))
+        .find_map(|entry| entry.row.committed());
+    row.snapshot = equal.map(|key| key.as_str().to_owned());
+    row.diff_id = Some(layer.diff_id);
+    row.chain_id = Some(chain_id);
+    row.blob_chain_id = Some(blob_chain_id);
+    row.blobs = vec![layer.descriptor.clone()];
+    add_providers(&mut row, &layer.descriptor.digest, &layer.providers);
+    if !layer.description.is_empty() {
+        row.description.clone_from(&layer.description);
+    }
+    if let Some(created_at) = layer.created_at {
+        row.created_at_ns = clock::to_nanos(created_at);
+    }
+    row
+}
+
+/// Puts providers first, without those known already; the oldest go when there are too many.
+fn add_providers(row: &mut Row, blob: &Digest, providers: &[Provider]) {
+    if providers.is_empty() {
+        return;
+    }
+    let mut all = providers.to_vec();
+    let known = row.providers.remove(blob).unwrap_or_default();
+    all.extend(known.into_iter().filter(|known| !providers.contains(known)));
+    all.truncate(MAX_PROVIDERS);
+    row.providers.insert(*blob, all);
+}
+
+/// Records a blob of a held ref's layer.
+pub(crate) fn set_blob(
+    hold: &Hold,
+    diff_id: Digest,
+    descriptor: Descriptor,
+    providers: Vec<Provider>,
+    first: bool,
+) -> Result<(), StoreError> {
+    let invalid = |reason| {
+        Err(StoreError::Invalid {
+            id: hold.id.clone(),
+            reason,
+        })
+    };
+    if providers.is_empty() && !hold.store.content().exists(&descriptor.digest)? {
+        return invalid("a blob that is neither here nor anywhere known");
+    }
+    let shared = &hold.store.shared;
+    let mut state = shared.state();
+    let Some(row) = state.get(&hold.id).map(|entry| entry.row.clone()) else {
+        return Err(StoreError::NotFound { id: hold.id.clone() });
+    };
+    if row.mutable || row.diff_id.is_some_and(|known| known != diff_id) {
+        return invalid("another diffID is known");
+    }
+    let mut transaction = Transaction::default();
+    let epoch = state.epoch;
+    state.update(&hold.id, &mut transaction, |row| {
+        row.diff_id = Some(diff_id);
+        row.blobs.retain(|blob| blob.digest != descriptor.digest);
+        add_providers(row, &descriptor.digest, &providers);
+        let at = if first { 0 } else { row.blobs.len() };
+        row.blobs.insert(at, descriptor);
+        (row.size_bytes, row.epoch) = (None, epoch);
+    });
+    let chain = match &row.parents {
+        Parents::Layer { .. } => state.chain_of(&hold.id),
+        _ => None,
+    };
+    if let Some((chain_id, blob_chain_id)) = chain {
+        state.update(&hold.id, &mut transaction, |row| {
+            (row.chain_id, row.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+        });
+    }
+    shared.submit(&mut state, transaction)?;
+    Ok(())
+}

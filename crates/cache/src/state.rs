@@ -1,0 +1,484 @@
+//! What the store knows in memory: refs, who holds them, and what they share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use oci::{Descriptor, Digest};
+use serde::{Deserialize, Serialize};
+use snapshot::SnapshotKey;
+
+use crate::clock;
+use crate::db::{After, Change, REFS, Transaction};
+use crate::types::{Parents, Provider, RecordType, RefId, RefOptions, RefStat};
+
+/// A ref as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub parents: Parents,
+    pub mutable: bool,
+    /// Key of the active or name of the committed snapshot; for an immutable ref with `twin`, the name to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// The mutable ref whose active snapshot this immutable one still stands for, and the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<RefId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_id: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain_id: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob_chain_id: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub providers: BTreeMap<Digest, Vec<Provider>>,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default)]
+    pub record_type: RecordType,
+    pub created_at_ns: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at_ns: Option<i64>,
+    #[serde(default)]
+    pub usage_count: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    #[serde(default)]
+    pub retain: bool,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub index: BTreeSet<String>,
+    /// What this row needs on disk is durable once the database's epoch has reached this one.
+    pub epoch: u64,
+}
+
+impl Row {
+    pub fn new(parents: Parents, options: &RefOptions, epoch: u64) -> Self {
+        Self {
+            parents,
+            mutable: false,
+            snapshot: None,
+            twin: None,
+            diff_id: None,
+            chain_id: None,
+            blob_chain_id: None,
+            blobs: Vec::new(),
+            providers: BTreeMap::new(),
+            description: options.description.clone(),
+            record_type: options.record_type,
+            created_at_ns: options.created_at.map_or_else(clock::now_nanos, clock::to_nanos),
+            last_used_at_ns: None,
+            usage_count: 0,
+            size_bytes: None,
+            retain: options.retain,
+            index: BTreeSet::new(),
+            epoch,
+        }
+    }
+
+    /// Returns the committed snapshot.
+    pub fn committed(&self) -> Option<SnapshotKey> {
+        if self.mutable || self.twin.is_some() {
+            None
+        } else {
+            self.snapshot_key()
+        }
+    }
+
+    /// Returns the snapshot's key or name.
+    pub fn snapshot_key(&self) -> Option<SnapshotKey> {
+        self.snapshot
+            .as_deref()
+            .and_then(|text| SnapshotKey::new(text).ok())
+    }
+
+    /// Reports whether the tree exists on disk.
+    pub fn has_tree(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    pub fn stat(&self, id: &RefId) -> RefStat {
+        RefStat {
+            id: id.clone(),
+            parents: self.parents.clone(),
+            mutable: self.mutable,
+            diff_id: self.diff_id,
+            chain_id: self.chain_id,
+            blobs: self.blobs.clone(),
+            providers: self.providers.clone(),
+            description: self.description.clone(),
+            record_type: self.record_type,
+            created_at: clock::from_nanos(self.created_at_ns),
+            last_used_at: self.last_used_at_ns.map(clock::from_nanos),
+            usage_count: self.usage_count,
+            size_bytes: self.size_bytes,
+            retain: self.retain,
+        }
+    }
+}
+
+/// A ref in memory.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub row: Row,
+    /// Handles.
+    pub holds: usize,
+    /// Refs that have this one as a parent.
+    pub children: usize,
+    /// Held while the snapshot is being made or committed.
+    pub work: Arc<Mutex<()>>,
+}
+
+/// Everything in memory. Changes go to the database in the order in which they are made under the lock around this.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    refs: BTreeMap<RefId, Entry>,
+    by_chain: BTreeMap<Digest, BTreeSet<RefId>>,
+    by_blob_chain: BTreeMap<Digest, BTreeSet<RefId>>,
+    by_index: BTreeMap<String, BTreeSet<RefId>>,
+    /// How many refs name a blob.
+    blobs: BTreeMap<Digest, usize>,
+    /// How many refs share a committed snapshot, by name.
+    snapshots: BTreeMap<String, usize>,
+    /// How many pins hold a blob.
+    pins: BTreeMap<Digest, usize>,
+    /// Blobs held by name.
+    pub names: BTreeMap<String, Vec<Digest>>,
+    named: BTreeMap<Digest, usize>,
+    /// The epoch new rows belong to.
+    pub epoch: u64,
+    /// Numbers markers of refs that are being written.
+    pub markers: u64,
+    /// Markers by ref.
+    pub writing: BTreeMap<RefId, std::path::PathBuf>,
+}
+
+fn raise<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    *counts.entry(key.clone()).or_default() += 1;
+}
+
+/// Lowers a count; `true` when it reached zero.
+fn lower<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => {
+            *count -= 1;
+            false
+        }
+        Some(_) => {
+            counts.remove(key);
+            true
+        }
+        None => false,
+    }
+}
+
+fn unindex<K: Ord>(index: &mut BTreeMap<K, BTreeSet<RefId>>, key: &K, id: &RefId) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+impl State {
+    pub fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            ..Self::default()
+        }
+    }
+
+    pub fn get(&self, id: &RefId) -> Option<&Entry> {
+        self.refs.get(id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&RefId, &Entry)> {
+        self.refs.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.refs.len()
+    }
+
+    /// Adds a ref nobody holds. Its parents have to be there.
+    pub fn insert(&mut self, id: &RefId, row: Row, transaction: &mut Transaction) {
+        for parent in row.parents.ids() {
+            if let Some(parent) = self.refs.get_mut(parent) {
+                parent.children += 1;
+            }
+        }
+        self.note(id, &row);
+        transaction.put_json(REFS, id.as_str(), &row);
+        self.refs.insert(
+            id.clone(),
+            Entry {
+                row,
+                holds: 0,
+                children: 0,
+                work: Arc::default(),
+            },
+        );
+    }
+
+    fn note(&mut self, id: &RefId, row: &Row) {
+        for blob in &row.blobs {
+            raise(&mut self.blobs, &blob.digest);
+        }
+        if let Some(snapshot) = &row.snapshot {
+            raise(&mut self.snapshots, snapshot);
+        }
+        if let Some(chain_id) = row.chain_id {
+            self.by_chain.entry(chain_id).or_default().insert(id.clone());
+        }
+        if let Some(chain_id) = row.blob_chain_id {
+            self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
+        }
+        for index in &row.index {
+            self.by_index.entry(index.clone()).or_default().insert(id.clone());
+        }
+    }
+
+    /// Undoes `note`; adds what nobody names any more to what is deleted once durable.
+    fn forget(&mut self, id: &RefId, row: &Row, after: &mut Vec<After>) {
+        if let Some(key) = row.snapshot_key()
+            && lower(&mut self.snapshots, &key.as_str().to_owned())
+        {
+            // Of twins, the active snapshot is the mutable one's alone, and the name does not exist yet.
+            if row.mutable || row.twin.is_none() {
+                after.push(After::DeleteSnapshot(key));
+            }
+        }
+        for blob in &row.blobs {
+            if lower(&mut self.blobs, &blob.digest) {
+                after.push(After::DeleteBlob(blob.digest));
+            }
+        }
+        if let Some(chain_id) = &row.chain_id {
+            unindex(&mut self.by_chain, chain_id, id);
+        }
+        if let Some(chain_id) = &row.blob_chain_id {
+            unindex(&mut self.by_blob_chain, chain_id, id);
+        }
+        for index in &row.index {
+            unindex(&mut self.by_index, index, id);
+        }
+    }
+
+    /// Changes a row; `None` if there is no such ref. What it shares with others is kept right.
+    pub fn update<T>(
+        &mut self,
+        id: &RefId,
+        transaction: &mut Transaction,
+        change: impl FnOnce(&mut Row) -> T,
+    ) -> Option<T> {
+        let mut row = self.refs.get(id)?.row.clone();
+        let old = row.clone();
+        let answer = change(&mut row);
+        if row != old {
+            // First the new, so that nothing both name is deleted in between.
+            self.note(id, &row);
+            let mut after = Vec::new();
+            self.forget(id, &old, &mut after);
+            self.reindex(id, &row);
+            // Whoever changes a row's snapshot decides about the old one.
+            after.retain(|after| !matches!(after, After::DeleteSnapshot(_)));
+            transaction.after.extend(after);
+            transaction.put_json(REFS, id.as_str(), &row);
+            self.refs.get_mut(id)?.row = row;
+        }
+        Some(answer)
+    }
+
+    /// `forget` after `note` drops index entries that both rows have.
+    fn reindex(&mut self, id: &RefId, row: &Row) {
+        if let Some(chain_id) = row.chain_id {
+            self.by_chain.entry(chain_id).or_default().insert(id.clone());
+        }
+        if let Some(chain_id) = row.blob_chain_id {
+            self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
+        }
+        for index in &row.index {
+            self.by_index.entry(index.clone()).or_default().insert(id.clone());
+        }
+    }
+
+    /// Removes a ref without holds and children; `None` when it is not there or not removable.
+    pub fn remove(&mut self, id: &RefId, transaction: &mut Transaction) -> Option<Row> {
+        let entry = self.refs.get(id)?;
+        if entry.holds > 0 || entry.children > 0 {
+            return None;
+        }
+        let Entry { row, .. } = self.refs.remove(id)?;
+        for parent in row.parents.ids() {
+            if let Some(parent) = self.refs.get_mut(parent) {
+                parent.children = parent.children.saturating_sub(1);
+            }
+        }
+        self.forget(id, &row, &mut transaction.after);
+        if let Some(marker) = self.writing.remove(id) {
+            transaction.after.push(After::DeleteFile(marker));
+        }
+        transaction.changes.push(Change::DeleteRef(id.clone()));
+        Some(row)
+    }
+
+    /// Removes a ref together with its twin; `None` when either is held or has children.
+    pub fn remove_with_twin(&mut self, id: &RefId, transaction: &mut Transaction) -> Option<Row> {
+        let twin = self.refs.get(id)?.row.twin.clone();
+        if let Some(twin) = twin.as_ref().and_then(|twin| self.refs.get(twin))
+            && (twin.holds > 0 || twin.children > 0)
+        {
+            return None;
+        }
+        let row = self.remove(id, transaction)?;
+        if let Some(twin) = twin {
+            self.remove(&twin, transaction);
+        }
+        Some(row)
+    }
+
+    pub fn hold(&mut self, id: &RefId) -> bool {
+        self.refs.get_mut(id).map(|entry| entry.holds += 1).is_some()
+    }
+
+    /// Drops a hold; returns how many are left.
+    pub fn unhold(&mut self, id: &RefId) -> usize {
+        self.refs.get_mut(id).map_or(0, |entry| {
+            entry.holds = entry.holds.saturating_sub(1);
+            entry.holds
+        })
+    }
+
+    pub fn by_chain(&self, chain_id: &Digest) -> impl Iterator<Item = &RefId> {
+        self.by_chain.get(chain_id).into_iter().flatten()
+    }
+
+    pub fn by_blob_chain(&self, chain_id: &Digest) -> impl Iterator<Item = &RefId> {
+        self.by_blob_chain.get(chain_id).into_iter().flatten()
+    }
+
+    pub fn by_index(&self, index: &str) -> impl Iterator<Item = &RefId> {
+        self.by_index.get(index).into_iter().flatten()
+    }
+
+    pub fn pin(&mut self, digest: &Digest) {
+        raise(&mut self.pins, digest);
+    }
+
+    /// Drops a pin; `true` when nothing holds the blob any more.
+    pub fn unpin(&mut self, digest: &Digest) -> bool {
+        lower(&mut self.pins, digest);
+        !self.is_blob_held(digest)
+    }
+
+    /// Replaces what a name holds; returns what nothing holds any more.
+    pub fn set_name(&mut self, name: &str, digests: Vec<Digest>) -> Vec<Digest> {
+        for digest in &digests {
+            raise(&mut self.named, digest);
+        }
+        let old = if digests.is_empty() {
+            self.names.remove(name)
+        } else {
+            self.names.insert(name.to_owned(), digests)
+        };
+        let mut free = old.unwrap_or_default();
+        free.retain(|digest| {
+            lower(&mut self.named, digest);
+            !self.is_blob_held(digest)
+        });
+        free
+    }
+
+    pub fn is_named(&self, digest: &Digest) -> bool {
+        self.named.contains_key(digest)
+    }
+
+    /// Reports whether a ref, a pin or a name holds the blob.
+    pub fn is_blob_held(&self, digest: &Digest) -> bool {
+        self.blobs.contains_key(digest) || self.pins.contains_key(digest) || self.named.contains_key(digest)
+    }
+
+    pub fn has_snapshot(&self, name: &str) -> bool {
+        self.snapshots.contains_key(name)
+    }
+
+    /// Identities of the stack of layers up to `id`: of the uncompressed layers, and of the blobs as they came.
+    pub fn chain_of(&self, id: &RefId) -> Option<(Digest, Digest)> {
+        let mut chain: Option<(Digest, Digest)> = None;
+        for layer in self.layers(id) {
+            let row = &self.refs.get(&layer)?.row;
+            chain = Some(next_chain(chain, row.diff_id?, row.blobs.first()?.digest));
+        }
+        chain
+    }
+
+    /// Identity of the stack of uncompressed layers up to `id`, where all are known.
+    pub fn diff_chain_of(&self, id: &RefId) -> Option<Digest> {
+        let diff_ids: Option<Vec<Digest>> = self
+            .layers(id)
+            .iter()
+            .map(|layer| self.refs.get(layer)?.row.diff_id)
+            .collect();
+        oci::chain_id(&diff_ids?)
+    }
+
+    /// Lists the refs whose layers, bottom first, make up `id`.
+    pub fn layers(&self, id: &RefId) -> Vec<RefId> {
+        let mut out = Vec::new();
+        self.collect_layers(id, &mut out);
+        out
+    }
+
+    fn collect_layers(&self, id: &RefId, out: &mut Vec<RefId>) {
+        // Down the chain without recursion, as chains are long; merges and diffs nest rarely.
+        let (mut chain, mut at) = (Vec::new(), Some(id.clone()));
+        while let Some(id) = at.take() {
+            let Some(entry) = self.refs.get(&id) else { break };
+            match &entry.row.parents {
+                Parents::Layer { parent } => {
+                    at.clone_from(parent);
+                    chain.push(id);
+                }
+                Parents::Merge { inputs } => {
+                    for input in inputs {
+                        self.collect_layers(input, out);
+                    }
+                }
+                Parents::Diff {
+                    lower: Some(lower),
+                    upper: Some(upper),
+                } => match self.layers_between(lower, upper) {
+                    Some(between) => out.extend(between),
+                    None => out.push(id),
+                },
+                Parents::Diff { .. } => out.push(id),
+            }
+        }
+        out.extend(chain.into_iter().rev());
+    }
+
+    /// Lists the refs from above `lower` up to `upper`, if `upper` stands on `lower` through layers alone.
+    pub fn layers_between(&self, lower: &RefId, upper: &RefId) -> Option<Vec<RefId>> {
+        let mut between = Vec::new();
+        let mut at = upper.clone();
+        while at != *lower {
+            let Parents::Layer { parent } = &self.refs.get(&at)?.row.parents else {
+                return None;
+            };
+            let below = parent.clone()?;
+            between.push(std::mem::replace(&mut at, below));
+        }
+        between.reverse();
+        Some(between)
+    }
+}
+
+/// Puts one more layer on a stack.
+pub(crate) fn next_chain(below: Option<(Digest, Digest)>, diff_id: Digest, blob: Digest) -> (Digest, Digest) {
+    let join = |a: Digest, b: Digest| Digest::sha256(format!("{a} {b}"));
+    let blob = join(blob, diff_id);
+    match below {
+        None => (diff_id, blob),
+        Some((chain, blobs)) => (join(chain, diff_id), join(blobs, blob)),
+    }
+}

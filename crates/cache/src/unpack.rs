@@ -1,0 +1,281 @@
+//! Making trees: from layer blobs, and from other trees.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use layer::ApplyOptions;
+use oci::Digest;
+use snapshot::{Diff, Mount, SnapshotKey};
+
+use crate::db::Transaction;
+use crate::error::StoreError;
+use crate::mutable;
+use crate::state::{Row, State};
+use crate::store::{Store, locked, new_id, snapshot_key};
+use crate::types::{MissingBlob, Parents, RefId};
+
+/// Lists `id` and what it stands on as far as trees are missing, parents first.
+fn without_tree(state: &State, id: &RefId) -> Vec<RefId> {
+    let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+    // Each ref is met twice: on the way down, and when its parents are done.
+    let mut pending = vec![(id.clone(), false)];
+    while let Some((id, parents_done)) = pending.pop() {
+        let Some(entry) = state.get(&id) else { continue };
+        if parents_done {
+            order.push(id);
+        } else if !entry.row.has_tree() && seen.insert(id.clone()) {
+            let parents: Vec<_> = entry
+                .row
+                .parents
+                .ids()
+                .into_iter()
+                .map(|id| (id.clone(), false))
+                .collect();
+            pending.push((id, true));
+            pending.extend(parents.into_iter().rev());
+        }
+    }
+    order
+}
+
+/// Lists the blobs that have to be fetched before `id` can be unpacked.
+pub(crate) fn missing_blobs(store: &Store, id: &RefId) -> Result<Vec<MissingBlob>, StoreError> {
+    let rows: Vec<(RefId, Row)> = {
+        let state = store.shared.state();
+        let ids = without_tree(&state, id);
+        ids.into_iter()
+            .filter_map(|id| state.get(&id).map(|entry| (id.clone(), entry.row.clone())))
+            .collect()
+    };
+    let mut missing = Vec::new();
+    for (id, row) in rows {
+        if !matches!(row.parents, Parents::Layer { .. }) || present_blob(store, &row)?.is_some() {
+            continue;
+        }
+        // Prefer what someone is known to have.
+        let is_provided = |digest: &Digest| {
+            row.providers
+                .get(digest)
+                .is_some_and(|providers| !providers.is_empty())
+        };
+        let blob = row
+            .blobs
+            .iter()
+            .find(|blob| is_provided(&blob.digest))
+            .or_else(|| row.blobs.first());
+        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), row.diff_id) else {
+            return Err(StoreError::NotFound { id });
+        };
+        let providers = row.providers.get(&descriptor.digest).cloned().unwrap_or_default();
+        missing.push(MissingBlob {
+            ref_id: id,
+            descriptor,
+            diff_id,
+            providers,
+            description: row.description,
+        });
+    }
+    Ok(missing)
+}
+
+fn present_blob(store: &Store, row: &Row) -> Result<Option<Digest>, StoreError> {
+    for blob in &row.blobs {
+        if store.content().exists(&blob.digest)? {
+            return Ok(Some(blob.digest));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the trees that are missing up to `id`, which the caller holds.
+pub(crate) fn unpack(store: &Store, id: &RefId) -> Result<(), StoreError> {
+    if store
+        .shared
+        .state()
+        .get(id)
+        .is_some_and(|entry| entry.row.has_tree())
+    {
+        return Ok(());
+    }
+    let missing = missing_blobs(store, id)?;
+    if !missing.is_empty() {
+        let digests = missing.into_iter().map(|blob| blob.descriptor.digest).collect();
+        return Err(StoreError::Lazy {
+            id: id.clone(),
+            digests,
+        });
+    }
+    let order = without_tree(&store.shared.state(), id);
+    order.iter().try_for_each(|id| make_tree(store, id))
+}
+
+fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
+    let not_found = || StoreError::NotFound { id: id.clone() };
+    let work = Arc::clone(&store.shared.state().get(id).ok_or_else(not_found)?.work);
+    let _working = locked(&work);
+    let row = store.shared.state().get(id).ok_or_else(not_found)?.row.clone();
+    if row.has_tree() {
+        return Ok(());
+    }
+    let name = match shared_tree(store, &row) {
+        Some(name) => name,
+        None => {
+            let name = snapshot_key(id);
+            match &row.parents {
+                Parents::Layer { parent } => apply_blob(store, id, &row, parent.as_ref(), &name)?,
+                Parents::Merge { .. } | Parents::Diff { .. } => {
+                    let diffs = diffs_of(store, id)?;
+                    store.shared.snapshotter.merge(&name, &diffs)?;
+                }
+            }
+            name
+        }
+    };
+    let mut state = store.shared.state();
+    let mut transaction = Transaction::default();
+    let epoch = state.epoch;
+    state.update(id, &mut transaction, |row| {
+        (row.snapshot, row.size_bytes, row.epoch) = (Some(name.as_str().to_owned()), None, epoch);
+    });
+    store.shared.submit(&mut state, transaction)?;
+    Ok(())
+}
+
+/// Finds the tree of a ref with the same layers.
+fn shared_tree(store: &Store, row: &Row) -> Option<SnapshotKey> {
+    let state = store.shared.state();
+    let chain_id = row.chain_id?;
+    state
+        .by_chain(&chain_id)
+        .filter_map(|id| state.get(id))
+        .find_map(|entry| entry.row.committed())
+}
+
+fn apply_blob(
+    store: &Store,
+    id: &RefId,
+    row: &Row,
+    parent: Option<&RefId>,
+    name: &SnapshotKey,
+) -> Result<(), StoreError> {
+    let snapshotter = &store.shared.snapshotter;
+    let below = parent.map(|parent| committed(store, parent)).transpose()?;
+    let lazy = || StoreError::Lazy {
+        id: id.clone(),
+        digests: row.blobs.iter().map(|blob| blob.digest).collect(),
+    };
+    let blob = present_blob(store, row)?.ok_or_else(lazy)?;
+    let reader = store.content().reader(&blob)?.into_reader();
+    let key = snapshot_key(&new_id());
+    snapshotter.prepare(&key, below.as_ref())?;
+    let applied = snapshot::apply_layer(&**snapshotter, &key, reader, ApplyOptions::default())
+        .map_err(|source| StoreError::Unpack {
+            id: id.clone(),
+            blob,
+            source: Box::new(source),
+        })
+        .and_then(|applied| match row.diff_id {
+            Some(expected) if expected != applied.diff_id => Err(StoreError::WrongDiffId {
+                id: id.clone(),
+                blob,
+                expected,
+                actual: applied.diff_id,
+            }),
+            _ => Ok(()),
+        })
+        .and_then(|()| Ok(snapshotter.commit(name, &key)?));
+    if applied.is_err()
+        && let Err(error) = snapshotter.remove(&key)
+    {
+        tracing::warn!(error = &error as &dyn std::error::Error, %key, "remove a half-made snapshot");
+    }
+    applied
+}
+
+/// Returns the committed snapshot of a ref that something stands on.
+fn committed(store: &Store, id: &RefId) -> Result<SnapshotKey, StoreError> {
+    mutable::finalize(store, id)?;
+    let state = store.shared.state();
+    let row = state.get(id).map(|entry| &entry.row);
+    row.and_then(Row::committed)
+        .ok_or_else(|| StoreError::NotFound { id: id.clone() })
+}
+
+/// Lists the changes that, applied in order to nothing, give a merge or diff.
+fn diffs_of(store: &Store, id: &RefId) -> Result<Vec<Diff>, StoreError> {
+    let sides: Vec<(RefId, Parents)> = {
+        let state = store.shared.state();
+        let layers = state.layers(id);
+        layers
+            .into_iter()
+            .filter_map(|id| {
+                state
+                    .get(&id)
+                    .map(|entry| (id.clone(), entry.row.parents.clone()))
+            })
+            .collect()
+    };
+    let mut diffs = Vec::with_capacity(sides.len());
+    for (id, parents) in sides {
+        let (lower, upper) = match parents {
+            Parents::Layer { parent } => (parent, Some(id)),
+            // Not a run of layers: it lists itself.
+            Parents::Diff { lower, upper } => (lower, upper),
+            Parents::Merge { .. } => continue,
+        };
+        let lower = lower.map(|id| tree_of(store, &id)).transpose()?;
+        let upper = upper.map(|id| tree_of(store, &id)).transpose()?;
+        diffs.push(Diff { lower, upper });
+    }
+    Ok(diffs)
+}
+
+/// Returns a side of a diff; makes its tree if it was no parent of what is being unpacked.
+fn tree_of(store: &Store, id: &RefId) -> Result<SnapshotKey, StoreError> {
+    for id in without_tree(&store.shared.state(), id) {
+        make_tree(store, &id)?;
+    }
+    committed(store, id)
+}
+
+/// Describes how to look at the tree of a held ref, making it if need be.
+pub(crate) fn read_mounts(store: &Store, id: &RefId) -> Result<Vec<Mount>, StoreError> {
+    let not_found = || StoreError::NotFound { id: id.clone() };
+    unpack(store, id)?;
+    let work = Arc::clone(&store.shared.state().get(id).ok_or_else(not_found)?.work);
+    // The snapshot must not be committed between looking and describing.
+    let _working = locked(&work);
+    let row = store.shared.state().get(id).ok_or_else(not_found)?.row.clone();
+    match &row.twin {
+        Some(twin) => {
+            let mounts = store.shared.snapshotter.mounts(&snapshot_key(twin))?;
+            Ok(mounts.iter().map(read_only).collect())
+        }
+        None => Ok(store.shared.snapshotter.read_mounts(row.committed().as_ref())?),
+    }
+}
+
+/// Describes the same tree read-only.
+pub(crate) fn read_only(mount: &Mount) -> Mount {
+    let mut mount = mount.clone();
+    let lowest = mount.lower_dirs().is_empty();
+    match mount.upper_dir().map(Path::to_owned) {
+        // Nothing lies below, so nothing in it is a mark for overlayfs.
+        Some(upper) if lowest => return Mount::bind(upper, true),
+        Some(upper) => {
+            let mut first = OsString::from("lowerdir+=");
+            first.push(upper);
+            mount.options.retain(|option| {
+                let option = option.as_encoded_bytes();
+                !option.starts_with(b"upperdir=") && !option.starts_with(b"workdir=")
+            });
+            mount.options.insert(0, first);
+        }
+        None => {}
+    }
+    mount.options.retain(|option| option != "rw" && option != "ro");
+    mount.options.push("ro".into());
+    mount
+}
