@@ -5,6 +5,7 @@
 //! that it reads of an input ([`Op::content_digest`]), and what it yields ([`Op::exec`]).
 
 pub mod compose;
+pub mod exec;
 pub mod file;
 
 use std::any::Any;

@@ -21,16 +21,6 @@ fn cache_map(digest: Digest, inputs: usize) -> CacheMap {
     CacheMap { digests: vec![digest], deps: vec![Dep::default(); inputs], ..CacheMap::default() }
 }
 
-#[derive(Serialize)]
-struct InputJson {
-    #[serde(skip_serializing_if = "is_zero")]
-    input: i64,
-}
-
-fn is_zero(value: &i64) -> bool {
-    *value == 0
-}
-
 /// Several trees on top of each other.
 #[derive(Debug)]
 pub struct MergeOp {
@@ -49,20 +39,13 @@ impl MergeOp {
             return Err(BuildError::internal("not a merge op"));
         };
         #[derive(Serialize)]
-        struct Document {
-            #[serde(rename = "Type")]
-            kind: &'static str,
-            #[serde(rename = "Merge")]
-            merge: MergeJson,
+        #[serde(rename_all = "PascalCase")]
+        struct Document<'a> {
+            r#type: &'static str,
+            merge: &'a pb::MergeOp,
         }
-        #[derive(Serialize)]
-        struct MergeJson {
-            #[serde(skip_serializing_if = "Vec::is_empty")]
-            inputs: Vec<InputJson>,
-        }
-        let inputs: Vec<InputJson> = op.inputs.iter().map(|input| InputJson { input: input.input }).collect();
-        let count = inputs.len();
-        let key = digest(&Document { kind: "buildkit.merge.v0", merge: MergeJson { inputs } })?;
+        let key = digest(&Document { r#type: "buildkit.merge.v0", merge: op })?;
+        let count = op.inputs.len();
         Ok(Self { store, description: vertex.name.clone(), cache_map: cache_map(key, count) })
     }
 }
@@ -117,19 +100,12 @@ impl DiffOp {
             return Err(BuildError::user("invalid diff op with nil lower or upper input"));
         };
         #[derive(Serialize)]
-        struct Document {
-            #[serde(rename = "Type")]
-            kind: &'static str,
-            #[serde(rename = "Diff")]
-            diff: DiffJson,
+        #[serde(rename_all = "PascalCase")]
+        struct Document<'a> {
+            r#type: &'static str,
+            diff: &'a pb::DiffOp,
         }
-        #[derive(Serialize)]
-        struct DiffJson {
-            lower: InputJson,
-            upper: InputJson,
-        }
-        let diff = DiffJson { lower: InputJson { input: lower.input }, upper: InputJson { input: upper.input } };
-        let key = digest(&Document { kind: "buildkit.diff.v0", diff })?;
+        let key = digest(&Document { r#type: "buildkit.diff.v0", diff: op })?;
         let (has_lower, has_upper) = (lower.input != -1, upper.input != -1);
         let count = usize::from(has_lower) + usize::from(has_upper);
         if vertex.inputs.len() != count {
@@ -203,19 +179,12 @@ impl PassthroughOp {
         };
         let outputs = op.outputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
         #[derive(Serialize)]
+        #[serde(rename_all = "PascalCase")]
         struct Document<'a> {
-            #[serde(rename = "Type")]
-            kind: &'static str,
-            #[serde(rename = "Passthrough")]
-            passthrough: PassthroughJson<'a>,
+            r#type: &'static str,
+            passthrough: &'a pb::PassthroughOp,
         }
-        #[derive(Serialize)]
-        struct PassthroughJson<'a> {
-            id: &'a str,
-            outputs: &'a [i64],
-        }
-        let passthrough = PassthroughJson { id: &op.id, outputs: &op.outputs };
-        let key = digest(&Document { kind: "buildkit.passthrough.v0", passthrough })?;
+        let key = digest(&Document { r#type: "buildkit.passthrough.v0", passthrough: op })?;
         Ok(Self { outputs, cache_map: cache_map(key, count) })
     }
 }

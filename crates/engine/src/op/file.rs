@@ -4,6 +4,8 @@ mod exec;
 mod key;
 mod owner;
 
+pub(crate) use key::outermost;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

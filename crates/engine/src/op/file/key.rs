@@ -1,7 +1,7 @@
 //! What identifies a file op: the digest of its actions, and which parts of its inputs count by content.
 //!
-//! The digest is BuildKit's (`buildkit.file.v0`), so the JSON below has the field names, the order and the omissions of
-//! its Go structs. A copied path counts by its content alone: only its last name goes into the digest.
+//! The digest is BuildKit's (`buildkit.file.v0`): of the actions as Go writes them in JSON. A copied path counts by its
+//! content alone: only its last name goes into the digest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,35 +73,14 @@ fn action_json(action: &pb::FileAction, inputs: usize, reads: &mut Reads) -> Res
     match &action.action {
         Some(Action::Mkdir(mkdir)) => {
             reads.owner(mkdir.owner.as_ref())?;
-            go_json(&MkDirJson {
-                path: &mkdir.path,
-                mode: mkdir.mode,
-                make_parents: mkdir.make_parents,
-                owner: OwnerJson::new(mkdir.owner.as_ref()),
-                timestamp: mkdir.timestamp,
-            })
+            go_json(mkdir)
         }
         Some(Action::Mkfile(mkfile)) => {
             reads.owner(mkfile.owner.as_ref())?;
-            go_json(&MkFileJson {
-                path: &mkfile.path,
-                mode: mkfile.mode,
-                data: STANDARD.encode(&mkfile.data),
-                owner: OwnerJson::new(mkfile.owner.as_ref()),
-                timestamp: mkfile.timestamp,
-            })
+            go_json(mkfile)
         }
-        Some(Action::Symlink(symlink)) => go_json(&SymlinkJson {
-            oldpath: &symlink.oldpath,
-            newpath: &symlink.newpath,
-            owner: OwnerJson::new(symlink.owner.as_ref()),
-            timestamp: symlink.timestamp,
-        }),
-        Some(Action::Rm(rm)) => go_json(&RmJson {
-            path: &rm.path,
-            allow_not_found: rm.allow_not_found,
-            allow_wildcard: rm.allow_wildcard,
-        }),
+        Some(Action::Symlink(symlink)) => go_json(symlink),
+        Some(Action::Rm(rm)) => go_json(rm),
         Some(Action::Copy(copy)) => copy_json(copy, action.secondary_input, inputs, reads),
         None => Err(BuildError::user("invalid file action without a kind")),
     }
@@ -114,38 +93,17 @@ fn copy_json(
     reads: &mut Reads,
 ) -> Result<Vec<u8>, BuildError> {
     reads.owner(copy.owner.as_ref())?;
-    let source = usize::try_from(from).ok().filter(|index| *index < inputs);
-    if let Some(index) = source {
-        reads.add(
-            index,
-            Selector {
-                path: copy.src.clone(),
-                wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
-                follow_links: copy.follow_symlink,
-                include: copy.include_patterns.clone(),
-                exclude: copy.exclude_patterns.clone(),
-                required: copy.required_paths.clone(),
-            },
-        );
-    }
-    go_json(&CopyJson {
-        src: if source.is_some() { oci::path::base(&copy.src) } else { &copy.src },
-        dest: &copy.dest,
-        owner: OwnerJson::new(copy.owner.as_ref()),
-        mode: copy.mode,
-        follow_symlink: copy.follow_symlink,
-        dir_copy_contents: copy.dir_copy_contents,
-        attempt_unpack_docker_compatibility: copy.attempt_unpack_docker_compatibility,
-        create_dest_path: copy.create_dest_path,
-        allow_wildcard: copy.allow_wildcard,
-        allow_empty_wildcard: copy.allow_empty_wildcard,
-        timestamp: copy.timestamp,
-        include_patterns: &copy.include_patterns,
-        exclude_patterns: &copy.exclude_patterns,
-        always_replace_existing_dest_paths: copy.always_replace_existing_dest_paths,
-        mode_str: &copy.mode_str,
-        required_paths: &copy.required_paths,
-    })
+    let Some(index) = usize::try_from(from).ok().filter(|index| *index < inputs) else { return go_json(copy) };
+    let selector = Selector {
+        path: copy.src.clone(),
+        wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
+        follow_links: copy.follow_symlink,
+        include: copy.include_patterns.clone(),
+        exclude: copy.exclude_patterns.clone(),
+        required: copy.required_paths.clone(),
+    };
+    reads.add(index, selector);
+    go_json(&pb::FileActionCopy { src: oci::path::base(&copy.src).to_owned(), ..copy.clone() })
 }
 
 /// Whether a path has an unescaped `*`, `?` or `[`.
@@ -231,7 +189,7 @@ fn deduplicated(found: Vec<Selector>) -> Vec<Selector> {
 }
 
 /// The paths that lie below no other one, each once, sorted.
-fn outermost<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn outermost<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let paths: BTreeSet<&str> = paths.collect();
     let is_covered = |path: &str| {
         path.match_indices('/').any(|(at, _)| {
@@ -240,152 +198,6 @@ fn outermost<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         })
     };
     paths.iter().copied().filter(|path| !is_covered(path)).collect()
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-fn none(value: &[String]) -> bool {
-    value.is_empty()
-}
-
-#[derive(Serialize)]
-struct MkDirJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    path: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    mode: i32,
-    #[serde(rename = "makeParents", skip_serializing_if = "is_false")]
-    make_parents: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<OwnerJson<'a>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    timestamp: i64,
-}
-
-#[derive(Serialize)]
-struct MkFileJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    path: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    mode: i32,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    data: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<OwnerJson<'a>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    timestamp: i64,
-}
-
-#[derive(Serialize)]
-struct SymlinkJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    oldpath: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    newpath: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<OwnerJson<'a>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    timestamp: i64,
-}
-
-#[derive(Serialize)]
-struct RmJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    path: &'a str,
-    #[serde(rename = "allowNotFound", skip_serializing_if = "is_false")]
-    allow_not_found: bool,
-    #[serde(rename = "allowWildcard", skip_serializing_if = "is_false")]
-    allow_wildcard: bool,
-}
-
-#[derive(Serialize)]
-#[expect(clippy::struct_excessive_bools, reason = "the shape of LLB's FileActionCopy")]
-struct CopyJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    src: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    dest: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<OwnerJson<'a>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    mode: i32,
-    #[serde(rename = "followSymlink", skip_serializing_if = "is_false")]
-    follow_symlink: bool,
-    #[serde(rename = "dirCopyContents", skip_serializing_if = "is_false")]
-    dir_copy_contents: bool,
-    #[serde(rename = "attemptUnpackDockerCompatibility", skip_serializing_if = "is_false")]
-    attempt_unpack_docker_compatibility: bool,
-    #[serde(rename = "createDestPath", skip_serializing_if = "is_false")]
-    create_dest_path: bool,
-    #[serde(rename = "allowWildcard", skip_serializing_if = "is_false")]
-    allow_wildcard: bool,
-    #[serde(rename = "allowEmptyWildcard", skip_serializing_if = "is_false")]
-    allow_empty_wildcard: bool,
-    #[serde(skip_serializing_if = "is_zero")]
-    timestamp: i64,
-    #[serde(skip_serializing_if = "none")]
-    include_patterns: &'a [String],
-    #[serde(skip_serializing_if = "none")]
-    exclude_patterns: &'a [String],
-    #[serde(rename = "alwaysReplaceExistingDestPaths", skip_serializing_if = "is_false")]
-    always_replace_existing_dest_paths: bool,
-    #[serde(rename = "modeStr", skip_serializing_if = "str::is_empty")]
-    mode_str: &'a str,
-    #[serde(skip_serializing_if = "none")]
-    required_paths: &'a [String],
-}
-
-#[derive(Serialize)]
-struct OwnerJson<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<UserJson<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    group: Option<UserJson<'a>>,
-}
-
-impl<'a> OwnerJson<'a> {
-    fn new(owner: Option<&'a pb::ChownOpt>) -> Option<Self> {
-        let owner = owner?;
-        Some(Self { user: UserJson::new(owner.user.as_ref()), group: UserJson::new(owner.group.as_ref()) })
-    }
-}
-
-/// A `oneof` shows in Go's JSON as a field of its own name that holds the chosen wrapper.
-#[derive(Serialize)]
-struct UserJson<'a> {
-    #[serde(rename = "User")]
-    user: Option<ChoiceJson<'a>>,
-}
-
-impl<'a> UserJson<'a> {
-    fn new(user: Option<&'a pb::UserOpt>) -> Option<Self> {
-        let choice = user?.user.as_ref().map(|choice| match choice {
-            User::ByName(named) => ChoiceJson::ByName(NamedJson { name: &named.name, input: named.input }),
-            User::ById(id) => ChoiceJson::ById(*id),
-        });
-        Some(Self { user: choice })
-    }
-}
-
-#[derive(Serialize)]
-enum ChoiceJson<'a> {
-    ByName(NamedJson<'a>),
-    #[serde(rename = "ByID")]
-    ById(u32),
-}
-
-#[derive(Serialize)]
-struct NamedJson<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    input: i64,
 }
 
 #[cfg(test)]
@@ -422,8 +234,8 @@ mod tests {
             user: by(User::ByName(pb::NamedUserOpt { name: "a<b".to_owned(), input: 0 })),
             group: by(User::ById(0)),
         };
-        let json = go_json(&OwnerJson::new(Some(&owner))).expect("serializes");
+        let json = go_json(&owner).expect("serializes");
         let text = String::from_utf8(json).expect("is text");
-        assert_eq!(text, r#"{"user":{"User":{"ByName":{"name":"a\u003cb"}}},"group":{"User":{"ByID":0}}}"#);
+        assert_eq!(text, r#"{"user":{"User":{"byName":{"name":"a\u003cb"}}},"group":{"User":{}}}"#);
     }
 }

@@ -1,0 +1,377 @@
+//! The exec op: a process in a container.
+
+mod cache_dir;
+mod key;
+mod mounts;
+mod ssh;
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use cache::Store;
+use executor::{
+    Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest, Security, Stdio, Ulimit,
+};
+use llb::pb;
+use oci::Digest;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::checksum;
+use crate::error::{BuildError, ErrorKind, FailedOp};
+use crate::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
+use crate::progress::{LogStream, VertexProgress};
+use crate::session::SessionError;
+use crate::unlazy::{FetchContext, Unlazy, unpack_all};
+
+pub use cache_dir::CacheDirs;
+use mounts::{Mounts, Prepared};
+
+/// `PATH` of a process whose image names none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How much of a process' output is read at once.
+const LOG_PIECE: usize = 32 << 10;
+
+/// What exec ops work with: one per engine. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ExecParts {
+    /// Runs containers.
+    pub executor: Executor,
+    /// Where refs are kept.
+    pub store: Store,
+    /// Makes lazy inputs real.
+    pub unlazy: Arc<dyn Unlazy>,
+    /// The cache mounts in use.
+    pub cache_dirs: CacheDirs,
+    /// A directory of this op's own for sockets; must exist.
+    pub socket_dir: PathBuf,
+}
+
+/// One exec op. Made by [`ExecOp::new`].
+#[derive(Debug)]
+pub struct ExecOp {
+    op: Arc<pb::Op>,
+    parts: ExecParts,
+    key: key::Key,
+    resources: Resources,
+}
+
+impl ExecOp {
+    /// Makes the op of a vertex.
+    ///
+    /// # Errors
+    /// A user error for an op that makes no sense.
+    pub fn new(vertex: &VertexSpec, parts: ExecParts) -> Result<Self, BuildError> {
+        let exec = exec_op(&vertex.op)?;
+        validate(exec)?;
+        let key = key::key(exec, vertex.op.platform.as_ref(), vertex.inputs.len())?;
+        let resources = resources(vertex.metadata.linux_resources.as_ref());
+        Ok(Self { op: Arc::clone(&vertex.op), parts, key, resources })
+    }
+
+    fn exec_op(&self) -> Result<&pb::ExecOp, BuildError> {
+        exec_op(&self.op)
+    }
+}
+
+fn exec_op(op: &pb::Op) -> Result<&pb::ExecOp, BuildError> {
+    match &op.op {
+        Some(pb::op::Op::Exec(exec)) => Ok(exec),
+        _ => Err(BuildError::internal("not an exec op")),
+    }
+}
+
+fn validate(exec: &pb::ExecOp) -> Result<(), BuildError> {
+    let Some(meta) = &exec.meta else { return Err(BuildError::user("invalid exec op with no meta")) };
+    if meta.args.is_empty() {
+        return Err(BuildError::user("invalid exec op with no args"));
+    }
+    if exec.mounts.is_empty() {
+        return Err(BuildError::user("invalid exec op with no mounts"));
+    }
+    if !exec.mounts.iter().any(|mount| mount.dest == "/") {
+        return Err(BuildError::user("invalid exec op with no rootfs"));
+    }
+    if let Some(device) = exec.cdi_devices.iter().find(|device| !device.optional) {
+        return Err(BuildError::user(format!(
+            "device {}: no CDI devices are configured; mark it optional or remove it",
+            device.name
+        )));
+    }
+    Ok(())
+}
+
+fn resources(limits: Option<&pb::LinuxResources>) -> Resources {
+    limits.map_or_else(Resources::default, |limits| Resources {
+        memory_bytes: limits.memory,
+        memory_swap_bytes: limits.memory_swap,
+        cpu_shares: limits.cpu_shares,
+        cpu_quota_us: limits.cpu_quota,
+        cpu_period_us: limits.cpu_period,
+        cpuset_cpus: limits.cpuset_cpus.clone(),
+        cpuset_mems: limits.cpuset_mems.clone(),
+    })
+}
+
+#[async_trait]
+impl Op for ExecOp {
+    async fn cache_map(&self, _: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
+        Ok(self.key.map.clone())
+    }
+
+    async fn content_digest(
+        &self,
+        ctx: &OpContext,
+        input: usize,
+        reference: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
+        let Some(selectors) = self.key.selectors.get(input).and_then(Option::as_ref) else { return Ok(None) };
+        unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), std::slice::from_ref(reference)).await?;
+        checksum::of(reference, selectors.clone()).await.map(Some)
+    }
+
+    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
+        let exec = self.exec_op()?;
+        unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
+        let env = environment(ctx, exec).await?;
+        let prepared = Mounts::new(ctx, &self.parts, exec, inputs).prepare().await?;
+        let request = self.request(exec, env, &prepared)?;
+        let ran = run(&self.parts.executor, ctx, request).await;
+        let outcome = ran.map_err(run_error).and_then(|status| judge(exec, status));
+        let failed = outcome.is_err();
+        let finished = blocking(move || prepared.finish(failed)).await?;
+        match outcome {
+            Ok(()) => Ok(finished.outputs),
+            Err(error) if error.is_canceled() => Err(error),
+            Err(error) => Err(error.with_failed_op(FailedOp {
+                op: Some(Arc::clone(&self.op)),
+                description: ctx.vertex().metadata.description.clone(),
+                subject: None,
+                inputs: mounts::inputs_by_mount(exec, inputs),
+                mounts: finished.mounts,
+            })),
+        }
+    }
+
+    fn provenance(&self) -> Option<OpProvenance> {
+        let exec = self.exec_op().ok()?;
+        let secret_files = exec.mounts.iter().filter_map(|mount| mount.secret_opt.as_ref());
+        let secrets = secret_files
+            .map(|secret| (secret.id.clone(), secret.optional))
+            .chain(exec.secretenv.iter().map(|secret| (secret.id.clone(), secret.optional)))
+            .collect();
+        let agents = exec.mounts.iter().filter_map(|mount| mount.ssh_opt.as_ref());
+        Some(OpProvenance {
+            secrets,
+            agents: agents.map(|agent| (agent.id.clone(), agent.optional)).collect(),
+            incomplete: exec.network != i32::from(pb::NetMode::None),
+            ..OpProvenance::default()
+        })
+    }
+}
+
+impl ExecOp {
+    fn request(
+        &self,
+        exec: &pb::ExecOp,
+        env: Vec<String>,
+        prepared: &Prepared,
+    ) -> Result<RunRequest, BuildError> {
+        let meta = exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec op lost its meta"))?;
+        let process =
+            Process { args: meta.args.clone(), env, cwd: meta.cwd.clone(), user: meta.user.clone(), tty: false };
+        let mut request = RunRequest::new(prepared.root.clone(), process);
+        request.mounts.clone_from(&prepared.mounts);
+        request.network = network(exec.network)?;
+        request.security = security(exec.security)?;
+        request.hostname.clone_from(&meta.hostname);
+        request.extra_hosts = extra_hosts(&meta.extra_hosts)?;
+        request.ulimits = meta
+            .ulimit
+            .iter()
+            .map(|limit| Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+            .collect();
+        request.cgroup_parent.clone_from(&meta.cgroup_parent);
+        request.resources = self.resources.clone();
+        request.remove_stubs_recursive = meta.remove_mount_stubs_recursive;
+        Ok(request)
+    }
+}
+
+/// Reads a network mode; one that is not known is refused.
+pub(crate) fn network(mode: i32) -> Result<Network, BuildError> {
+    match pb::NetMode::try_from(mode) {
+        Ok(pb::NetMode::Unset) => Ok(Network::Sandbox),
+        Ok(pb::NetMode::Host) => Ok(Network::Host),
+        Ok(pb::NetMode::None) => Ok(Network::None),
+        Err(_) => Err(BuildError::user(format!("unknown network mode {mode}"))),
+    }
+}
+
+/// Reads a security mode; one that is not known is refused.
+pub(crate) fn security(mode: i32) -> Result<Security, BuildError> {
+    match pb::SecurityMode::try_from(mode) {
+        Ok(pb::SecurityMode::Sandbox) => Ok(Security::Sandbox),
+        Ok(pb::SecurityMode::Insecure) => Ok(Security::Insecure),
+        Err(_) => Err(BuildError::user(format!("unknown security mode {mode}"))),
+    }
+}
+
+/// Reads further lines of `/etc/hosts`.
+pub(crate) fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<HostAddress>, BuildError> {
+    let read = |entry: &pb::HostIp| match entry.ip.parse::<IpAddr>() {
+        Ok(address) => Ok(HostAddress { host: entry.host.clone(), address }),
+        Err(_) => Err(BuildError::user(format!("failed to parse IP {}", entry.ip))),
+    };
+    hosts.iter().map(read).collect()
+}
+
+/// The process' environment: the op's, proxies, a default `PATH`, secrets.
+async fn environment(ctx: &OpContext, exec: &pb::ExecOp) -> Result<Vec<String>, BuildError> {
+    let meta = exec.meta.as_ref();
+    let mut env = meta.map(|meta| meta.env.clone()).unwrap_or_default();
+    if let Some(proxy) = meta.and_then(|meta| meta.proxy_env.as_ref()) {
+        let values = [
+            ("http_proxy", &proxy.http_proxy),
+            ("https_proxy", &proxy.https_proxy),
+            ("ftp_proxy", &proxy.ftp_proxy),
+            ("no_proxy", &proxy.no_proxy),
+            ("all_proxy", &proxy.all_proxy),
+        ];
+        for (name, value) in values.into_iter().filter(|(_, value)| !value.is_empty()) {
+            env.push(format!("{}={value}", name.to_ascii_uppercase()));
+            env.push(format!("{name}={value}"));
+        }
+    }
+    if !env.iter().any(|pair| pair.starts_with("PATH=")) {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    env.extend(secret_environment(ctx, &exec.secretenv).await?);
+    Ok(env)
+}
+
+async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Result<Vec<String>, BuildError> {
+    let mut env = Vec::with_capacity(secrets.len());
+    for secret in secrets {
+        if secret.id.is_empty() {
+            return Err(BuildError::user(format!("secret ID missing for {:?} environment variable", secret.name)));
+        }
+        let value = match mounts::secret(ctx, &secret.id).await {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(SessionError::NotFound { .. }) if secret.optional => String::new(),
+            Err(error) => return Err(error.into()),
+        };
+        env.push(format!("{}={value}", secret.name));
+    }
+    Ok(env)
+}
+
+/// Runs a container and shows what it writes.
+async fn run(executor: &Executor, ctx: &OpContext, request: RunRequest) -> Result<ExitStatus, RunError> {
+    let failure = |source| RunError::Io { what: "pipe for the process' output".to_owned(), source };
+    let (stdout, stdout_end) = log_pipe().map_err(failure)?;
+    let (stderr, stderr_end) = log_pipe().map_err(failure)?;
+    let stdio = Stdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
+    let progress = ctx.progress();
+    let (status, (), ()) = tokio::join!(
+        executor.run(request, stdio, ctx.cancel()),
+        show(stdout, LogStream::Stdout, progress),
+        show(stderr, LogStream::Stderr, progress),
+    );
+    status
+}
+
+fn log_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Reads a stream to its end, which comes when every process of the container is gone.
+async fn show(mut from: pipe::Receiver, stream: LogStream, progress: &VertexProgress) {
+    let mut buffer = BytesMut::with_capacity(LOG_PIECE);
+    loop {
+        match from.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => progress.log(stream, buffer.split().freeze()),
+        }
+        buffer.reserve(LOG_PIECE);
+    }
+}
+
+/// Whether a process' end is a success, as the op defines it.
+fn judge(exec: &pb::ExecOp, status: ExitStatus) -> Result<(), BuildError> {
+    let Some(meta) = &exec.meta else { return Ok(()) };
+    let is_valid = if meta.valid_exit_codes.is_empty() {
+        status.success()
+    } else {
+        meta.valid_exit_codes.iter().any(|code| u32::try_from(*code) == Ok(status.code))
+    };
+    if is_valid {
+        return Ok(());
+    }
+    let mut reason = format!("exit code: {}", status.code);
+    if status.oom_killed {
+        reason.push_str(": cannot allocate memory");
+    }
+    let process = meta.args.join(" ");
+    let text = format!("process {process:?} did not complete successfully: {reason}");
+    Err(BuildError::user(text).with_exit_code(status.code))
+}
+
+fn run_error(error: RunError) -> BuildError {
+    match error {
+        RunError::Canceled => BuildError::canceled(),
+        RunError::Invalid { .. } | RunError::Start { .. } => BuildError::from_source(ErrorKind::User, error),
+        RunError::Unprivileged { .. } => BuildError::from_source(ErrorKind::Denied, error),
+        RunError::SupervisorLost { .. } => BuildError::from_source(ErrorKind::Unavailable, error),
+        RunError::NotRunning { .. } | RunError::Io { .. } => BuildError::from_source(ErrorKind::Internal, error),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| BuildError::internal(format!("exec op: {error}")))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec(valid_exit_codes: Vec<i32>) -> pb::ExecOp {
+        let args = vec!["/bin/sh".to_owned(), "-c".to_owned(), "false".to_owned()];
+        pb::ExecOp { meta: Some(pb::Meta { args, valid_exit_codes, ..Default::default() }), ..Default::default() }
+    }
+
+    fn status(code: u32) -> ExitStatus {
+        ExitStatus { code, signal: None, oom_killed: false }
+    }
+
+    #[test]
+    fn words_failures_as_clients_know_them() {
+        let error = judge(&exec(Vec::new()), status(1)).expect_err("is a failure");
+        assert_eq!(
+            error.to_string(),
+            r#"process "/bin/sh -c false" did not complete successfully: exit code: 1"#
+        );
+        assert_eq!(error.exit_code(), Some(1));
+    }
+
+    #[test]
+    fn takes_the_exit_codes_that_the_op_names() {
+        assert!(judge(&exec(vec![3, 4]), status(4)).is_ok());
+        assert!(judge(&exec(vec![3, 4]), status(0)).is_err());
+        assert!(judge(&exec(Vec::new()), status(0)).is_ok());
+    }
+
+    #[test]
+    fn refuses_modes_that_are_not_known() {
+        assert!(network(7).is_err());
+        assert!(security(7).is_err());
+    }
+}
