@@ -25,7 +25,7 @@ const GROUP: usize = 256;
 /// A table of bytes by bytes.
 pub(crate) type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// Single values: `boot`, `epoch`.
+/// Single values: `boot` (identity of the machine's run), `clean` (present after closing in good order), `epoch`.
 pub(crate) const META: Table = TableDefinition::new("meta");
 /// Ref id → row, JSON.
 pub(crate) const REFS: Table = TableDefinition::new("refs");
@@ -316,7 +316,12 @@ impl Writer {
                     Command::Apply(transaction) => group.push(transaction),
                     Command::Commit { epoch } => commit = Some(epoch),
                     Command::Hurry => {}
-                    Command::Close => return,
+                    Command::Close => {
+                        if let Err(error) = self.close() {
+                            self.shared.fail(&*error);
+                        }
+                        return;
+                    }
                 }
                 if group.len() >= GROUP || commit.is_some() {
                     break;
@@ -329,6 +334,15 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    /// Notes that nothing was left undone.
+    fn close(&self) -> Result<(), BoxError> {
+        let mut write = self.shared.database.begin_write()?;
+        write.set_quick_repair(true);
+        write.open_table(META)?.insert(&b"clean"[..], &[1][..])?;
+        write.commit()?;
+        Ok(())
     }
 
     fn step(&mut self, group: Vec<Transaction>, commit: Option<u64>) -> Result<(), BoxError> {

@@ -273,14 +273,13 @@ mod tests {
             "immutable!=x",
             "id~=^a.c$",
             "id~=/b/",
-            "id~=|B|i",
             "id==abc,mutable",
             "id==\"a\\x62c\"",
             "'id'=='abc'",
             "description~=\"RUN echo, \"",
             "description~=/\\[2\\/3\\]/",
         ] {
-            assert_eq!(matches(&[filter]), filter != "id~=|B|i", "{filter}");
+            assert!(matches(&[filter]), "{filter}");
         }
         for filter in [
             "id==ab",

@@ -191,11 +191,14 @@ fn written(dir: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
 }
 
 /// What the database holds.
+#[derive(Default)]
 struct Loaded {
     refs: Refs,
     names: BTreeMap<String, Vec<Digest>>,
     epoch: u64,
     boot_id: Option<String>,
+    /// The store was closed in good order.
+    clean: bool,
     /// Rows that do not read.
     damaged: Vec<RefId>,
 }
@@ -205,13 +208,7 @@ fn load(database: &Database) -> Result<Loaded, BoxError> {
     graph::create_tables(&write)?;
     write.commit()?;
     let read = database.begin_read()?;
-    let mut loaded = Loaded {
-        refs: Refs::new(),
-        names: BTreeMap::new(),
-        epoch: 0,
-        boot_id: None,
-        damaged: Vec::new(),
-    };
+    let mut loaded = Loaded::default();
     for row in read.open_table(REFS)?.iter()? {
         let (key, value) = row?;
         let id: RefId = String::from_utf8_lossy(key.value()).parse()?;
@@ -239,6 +236,7 @@ fn load(database: &Database) -> Result<Loaded, BoxError> {
     if let Some(boot_id) = meta.get(&b"boot"[..])? {
         loaded.boot_id = Some(String::from_utf8_lossy(boot_id.value()).into_owned());
     }
+    loaded.clean = meta.get(&b"clean"[..])?.is_some();
     Ok(loaded)
 }
 
@@ -263,19 +261,22 @@ fn recover(
     let before = loaded.refs.clone();
     let mut changes = Vec::new();
     let refs = &mut loaded.refs;
-    // After the machine went down, what was not flushed may be there in part.
-    if loaded.boot_id.as_deref().is_some_and(|last| last != boot_id) {
+    let mut doubtful: BTreeSet<RefId> = written
+        .keys()
+        .filter_map(|marker| marker.rsplit_once('.')?.0.parse().ok())
+        .collect();
+    if !loaded.clean && loaded.boot_id.as_deref().is_some_and(|last| last != boot_id) {
+        // The machine went down. What was not flushed may be there in part, and marks may not be.
         let epoch = loaded.epoch;
         refs.retain(|_, row| row.epoch <= epoch);
+        doubtful.extend(
+            refs.iter()
+                .filter(|(_, row)| row.mutable)
+                .map(|(id, _)| id.clone()),
+        );
     }
-    for marker in written.keys() {
-        // Someone was changing the files: nothing that is known of them holds.
-        let Some(id) = marker
-            .rsplit_once('.')
-            .and_then(|(id, _)| id.parse::<RefId>().ok())
-        else {
-            continue;
-        };
+    for id in doubtful {
+        // Someone may have changed the files: nothing that is known of them holds.
         if let Some(twin) = refs.get_mut(&id).and_then(|row| row.twin.take()) {
             refs.remove(&twin);
         }
@@ -382,7 +383,10 @@ fn settle(database: &Database, changes: Vec<Change>, boot_id: &str) -> Result<()
     for change in changes {
         db::apply(&write, change)?;
     }
-    write.open_table(META)?.insert(&b"boot"[..], boot_id.as_bytes())?;
+    let mut meta = write.open_table(META)?;
+    meta.insert(&b"boot"[..], boot_id.as_bytes())?;
+    meta.remove(&b"clean"[..])?;
+    drop(meta);
     write.commit()?;
     Ok(())
 }
