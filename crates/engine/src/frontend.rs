@@ -1,3 +1,4 @@
 //! Frontends that are built in.
 
 pub mod dockerfile;
+mod newest;

@@ -604,3 +604,138 @@ impl Drop for StatusStep {
         self.progress.update_status(&self.id, &self.name, self.current, self.total, true);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256(name.as_bytes())
+    }
+
+    fn vertex(name: &str, inputs: &[&str]) -> VertexProgress {
+        VertexProgress::new(digest(name), name.to_owned(), inputs.iter().map(|input| digest(input)).collect(), None)
+    }
+
+    fn take(subscription: &mut Subscription) -> StatusBatch {
+        futures_util::FutureExt::now_or_never(subscription.next()).flatten().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_late_subscriber_sees_the_present_state() {
+        let job = JobProgress::new();
+        let run = vertex("run", &[]);
+        run.attach(&job);
+        run.started(false);
+        run.log(LogStream::Stdout, "one\n");
+        run.status("blob", "downloading", 1, 10);
+        run.status("blob", "downloading", 9, 10);
+        run.completed(false, None);
+        let batch = take(&mut job.subscribe());
+        assert_eq!(batch.vertices.len(), 1);
+        assert!(batch.vertices[0].completed.is_some());
+        assert_eq!(batch.statuses.len(), 1);
+        assert_eq!(batch.statuses[0].current, 9);
+        assert_eq!(batch.logs[0].data, "one\n");
+    }
+
+    #[test]
+    fn several_subscribers_read_at_their_own_pace() {
+        let job = JobProgress::new();
+        let run = vertex("run", &[]);
+        run.attach(&job);
+        let (mut one, mut two) = (job.subscribe(), job.subscribe());
+        run.log(LogStream::Stdout, "1");
+        assert_eq!(take(&mut one).logs.len(), 1);
+        run.log(LogStream::Stderr, "2");
+        assert_eq!(take(&mut one).logs.len(), 1);
+        assert_eq!(take(&mut two).logs.len(), 2);
+        job.close();
+        assert!(futures_util::FutureExt::now_or_never(one.next()).is_some_and(|end| end.is_none()));
+    }
+
+    #[test]
+    fn inputs_that_were_not_needed_are_shown_as_cached() {
+        let job = JobProgress::new();
+        let (base, copy, run) = (vertex("base", &[]), vertex("copy", &["base"]), vertex("run", &["copy"]));
+        for progress in [&base, &copy, &run] {
+            progress.attach(&job);
+        }
+        base.started(false);
+        base.completed(false, None);
+        run.started(true);
+        run.completed(true, None);
+        let states = job.vertices();
+        let cached = |name: &str| states.iter().find(|vertex| vertex.name == name).map(|vertex| vertex.cached);
+        assert_eq!((cached("base"), cached("copy"), cached("run")), (Some(false), Some(true), Some(true)));
+        assert!(states.iter().all(|vertex| vertex.completed.is_some()));
+    }
+
+    #[test]
+    fn a_job_that_joins_later_gets_everything_of_the_vertex() {
+        let (first, second) = (JobProgress::new(), JobProgress::new());
+        let run = vertex("run", &[]);
+        run.attach(&first);
+        run.started(false);
+        run.log(LogStream::Stdout, "early");
+        run.warn(VertexWarning::short(digest("run"), "careful"));
+        run.attach(&second);
+        run.log(LogStream::Stdout, "late");
+        let batch = take(&mut second.subscribe());
+        assert_eq!((batch.logs.len(), batch.warnings.len()), (2, 1));
+        assert!(batch.vertices[0].started.is_some());
+        run.detach(&second);
+        run.log(LogStream::Stdout, "alone");
+        assert_eq!(take(&mut second.subscribe()).logs.len(), 2);
+    }
+
+    #[test]
+    fn old_logs_are_dropped_and_that_is_said() {
+        let job = JobProgress::new();
+        let run = vertex("run", &[]);
+        run.attach(&job);
+        for _ in 0..100 {
+            run.log(LogStream::Stdout, vec![b'x'; MAX_LOG_PIECE]);
+        }
+        let mut subscription = job.subscribe();
+        let mut bytes = 0;
+        let mut first = None;
+        loop {
+            let batch = take(&mut subscription);
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.logs.iter().map(|log| log.data.len()).sum::<usize>() <= MAX_BATCH_BYTES + MAX_LOG_PIECE);
+            bytes += batch.logs.iter().map(|log| log.data.len()).sum::<usize>();
+            first = first.or_else(|| batch.logs.first().map(|log| log.data.clone()));
+        }
+        assert!(bytes <= MAX_LOG_BYTES + 100);
+        assert!(first.unwrap().starts_with(b"[output clipped"));
+    }
+
+    #[test]
+    fn what_still_runs_at_the_end_is_cancelled() {
+        let job = JobProgress::new();
+        let run = vertex("run", &[]);
+        run.attach(&job);
+        run.started(false);
+        job.close();
+        run.log(LogStream::Stdout, "unheard");
+        let batch = take(&mut job.subscribe());
+        assert_eq!(batch.vertices[0].error, "context canceled");
+        assert!(batch.logs.is_empty());
+    }
+
+    #[test]
+    fn a_step_shows_its_end_when_it_is_dropped() {
+        let job = JobProgress::new();
+        let run = vertex("run", &[]);
+        run.attach(&job);
+        let mut step = run.step("extracting", "extracting");
+        step.update(3, 4);
+        drop(step);
+        let status = &take(&mut job.subscribe()).statuses[0];
+        assert_eq!((status.current, status.total), (3, 4));
+        assert!(status.completed.is_some());
+    }
+}

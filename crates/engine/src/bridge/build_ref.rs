@@ -111,7 +111,7 @@ impl BuildRef {
 
     async fn reader(&self) -> Result<FileReader, BuildError> {
         let result = self.result().await?;
-        FileReader::of_ref(self.0.bridge.engine(), &self.0.bridge, &result).await
+        FileReader::of_ref(&self.0.bridge, &result).await
     }
 
     /// Reads a file of the result, at most 16 MiB of it.

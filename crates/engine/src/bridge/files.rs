@@ -10,7 +10,6 @@ use snapshot::MountedTree;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{Bridge, FileRange};
-use crate::engine::Shared;
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
 use crate::progress::VertexProgress;
@@ -39,7 +38,7 @@ impl FileReader {
     ///
     /// # Errors
     /// When its bytes cannot be had, or cannot be mounted.
-    pub async fn of_ref(engine: &Arc<Shared>, bridge: &Bridge, result: &ResultRef) -> Result<Self, BuildError> {
+    pub async fn of_ref(bridge: &Bridge, result: &ResultRef) -> Result<Self, BuildError> {
         let Some(reference) = result.get() else { return Ok(Self { held: None, root: None }) };
         if reference.is_lazy() {
             let id = Digest::sha256(reference.id().as_str().as_bytes());
@@ -47,7 +46,7 @@ impl FileReader {
             let cancel = CancellationToken::new();
             let _cancel_on_drop = cancel.clone().drop_guard();
             let ctx = FetchContext { progress, sessions: bridge.sessions(), cancel };
-            engine.services.unlazy.unpack(&ctx, reference).await?;
+            bridge.engine().services.unlazy.unpack(&ctx, reference).await?;
         }
         let result = result.clone();
         blocking(move || {

@@ -73,8 +73,8 @@ pub struct Trail {
     pub inputs: Vec<String>,
     /// Images resolved.
     pub images: Vec<ResolvedImage>,
-    /// Definitions built.
-    pub built: Vec<BuildRef>,
+    /// Definitions built. Only named: a ref holds its bridge.
+    pub built: Vec<BuildRefId>,
     /// Frontends run from this bridge.
     pub nested: Vec<Trail>,
 }
@@ -92,7 +92,6 @@ struct Inner {
     owner: BridgeOwner,
     imports: Arc<Imports>,
     trail: Mutex<Trail>,
-    parent: Option<Bridge>,
 }
 
 /// Caches being imported, shared by a bridge and those nested in it. Dropping it gives up what is on its way.
@@ -107,21 +106,21 @@ struct Imports {
 pub struct Bridge(Arc<Inner>);
 
 impl Bridge {
-    fn make(engine: Arc<Shared>, owner: BridgeOwner, imports: Arc<Imports>, parent: Option<Self>) -> Self {
-        Self(Arc::new(Inner { engine, owner, imports, trail: Mutex::default(), parent }))
+    fn make(engine: Arc<Shared>, owner: BridgeOwner, imports: Arc<Imports>) -> Self {
+        Self(Arc::new(Inner { engine, owner, imports, trail: Mutex::default() }))
     }
 
     pub(crate) fn of_job(engine: Arc<Shared>, job: Arc<Job>) -> Self {
-        Self::make(engine, BridgeOwner::Job(job), Arc::default(), None)
+        Self::make(engine, BridgeOwner::Job(job), Arc::default())
     }
 
     pub(crate) fn of_vertex(engine: Arc<Shared>, vertex: VertexId, jobs: Arc<VertexJobs>) -> Self {
-        Self::make(engine, BridgeOwner::Vertex(vertex, jobs), Arc::default(), None)
+        Self::make(engine, BridgeOwner::Vertex(vertex, jobs), Arc::default())
     }
 
     fn nested(&self) -> Self {
         let imports = Arc::clone(&self.0.imports);
-        Self::make(Arc::clone(&self.0.engine), self.0.owner.clone(), imports, Some(self.clone()))
+        Self::make(Arc::clone(&self.0.engine), self.0.owner.clone(), imports)
     }
 
     pub(crate) fn engine(&self) -> &Arc<Shared> {
@@ -172,7 +171,7 @@ impl Bridge {
             (Some(definition), true) => {
                 let reference =
                     BuildRef::new(self.clone(), definition, request.cache_imports, request.source_policies);
-                self.note(|trail| trail.built.push(reference.clone()));
+                self.note(|trail| trail.built.push(reference.id().clone()));
                 BuildResult { single: Some(reference), ..BuildResult::default() }
             }
             (None, false) => {

@@ -11,7 +11,6 @@ mod work;
 
 use std::sync::Arc;
 
-use oci::Digest;
 use solver::{BuildId, EdgeId, ExportGraph, Owner, StoreId, StoredResult, VertexDef, VertexId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -205,9 +204,4 @@ impl Drop for CancelBuild {
 pub(crate) trait Bridges: Send + Sync + std::fmt::Debug {
     /// Makes the bridge; `None` when the engine is ending.
     fn vertex_bridge(&self, vertex: VertexId, jobs: &Arc<crate::op::VertexJobs>) -> Option<Bridge>;
-}
-
-/// Digest of an op whose digest is missing; never equal to a real one's.
-pub(crate) fn no_digest() -> Digest {
-    Digest::sha256(b"")
 }

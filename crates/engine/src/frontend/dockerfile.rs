@@ -18,6 +18,7 @@ use crate::bridge::{
     FrontendRequest, MetaRequest, WarnOptions,
 };
 use crate::error::{BuildError, ErrorKind, SourceRange};
+use crate::frontend::newest;
 
 /// Most rounds of needs and answers: a Dockerfile needs its own text, its ignore file, its images and their contexts.
 const MAX_ROUNDS: usize = 64;
@@ -219,6 +220,7 @@ async fn answer(bridge: &Bridge, need: Need) -> Result<Found, BuildError> {
         Need::ImageConfig(need) => image_config(bridge, need).await.map(Found::Answer),
         Need::Files(need) => files(bridge, need).await.map(Found::Files),
         Need::SourceMetadata(need) => source_metadata(bridge, need).await.map(Found::Answer),
+        Need::NewestInArchive(need) => newest_in_archive(bridge, need).await.map(Found::Answer),
     }
 }
 
@@ -254,6 +256,17 @@ async fn files(bridge: &Bridge, need: FilesNeed) -> Result<Vec<Result<Vec<u8>, B
         files.push(reference.read_file(path, range).await.map(|bytes| bytes.to_vec()));
     }
     Ok(files)
+}
+
+async fn newest_in_archive(bridge: &Bridge, need: FilesNeed) -> Result<Answer, BuildError> {
+    let request = BridgeRequest { definition: Some(need.definition), evaluate: true, ..BridgeRequest::default() };
+    let result = Box::pin(bridge.solve(request)).await?;
+    let (Some(reference), Some(path)) = (result.single, need.paths.into_iter().next()) else {
+        return Ok(Answer::Time(None));
+    };
+    let result = reference.result().await?;
+    let found = tokio::task::spawn_blocking(move || newest::modified_s(result, &path)).await;
+    found.map_err(|error| BuildError::internal(format!("archive: {error}")))?.map(Answer::Time)
 }
 
 async fn source_metadata(bridge: &Bridge, need: SourceMetadataNeed) -> Result<Answer, BuildError> {

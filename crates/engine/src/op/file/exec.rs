@@ -375,7 +375,6 @@ fn tree_error(error: TreeError) -> BuildError {
 fn copy_error(error: CopyError) -> BuildError {
     let kind = match &error {
         CopyError::Tree(tree) => kind(&tree.source),
-        CopyError::Data { source, .. } => kind(source),
         CopyError::NoMatch { .. } => ErrorKind::NotFound,
         _ => ErrorKind::User,
     };

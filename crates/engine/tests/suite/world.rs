@@ -1,0 +1,241 @@
+//! An engine with a store in a temporary directory and one client.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
+use engine::bridge::{BuildResult, Bridge, Frontend, FrontendRequest, SourceResolver};
+use engine::engine::Services;
+use engine::export::image::{ImageExporter, LayerExporter};
+use engine::export::oci::{ArchiveExporter, Variant};
+use engine::op::file::FileOp;
+use engine::op::{Op, OpFactory, VertexSpec};
+use engine::session::{
+    ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError, SessionId,
+    Sessions, SyncRequest, Token, TokenRequest,
+};
+use engine::solve::{Exporter, ExporterRequest, SolveRequest, SolveResponse};
+use engine::source::image::fetch::BlobFetcher;
+use engine::source::image::{ImageOp, Images, providers};
+use engine::source::oci_layout::{self, LayoutOp};
+use engine::unlazy::Unlazy;
+use engine::{BuildError, Engine};
+use llb::pb;
+use llb::{FileActions, MarshalOptions, MkfileOptions, State};
+use registry::{Client, ClientOptions, HostsConfig};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Everything a build needs.
+pub struct World {
+    pub engine: Engine,
+    pub store: cache::Store,
+    pub client: Arc<TestClient>,
+    next: AtomicU64,
+    _dir: TempDir,
+}
+
+impl World {
+    /// Starts an engine on an empty store.
+    pub fn new() -> Self {
+        Self::with_frontend(BTreeMap::new())
+    }
+
+    pub fn with_frontend(frontends: BTreeMap<String, Arc<dyn Frontend>>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let content = content::Store::open(&path.join("content")).unwrap();
+        let snapshotter = Arc::new(snapshot::Native::open(&path.join("snapshots")).unwrap());
+        let store = cache::Store::open(path, content, snapshotter, cache::StoreOptions::default()).unwrap();
+        let options = ClientOptions {
+            backoff: Duration::from_millis(1),
+            idle_timeout: Duration::from_secs(5),
+            ..ClientOptions::default()
+        };
+        let images = Images::new(Client::with_options(HostsConfig::default(), options), store.clone());
+        let fetcher = BlobFetcher::new(store.clone(), providers(&images));
+        let layers = LayerExporter::new(store.clone(), fetcher.clone());
+        let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher);
+        let client = Arc::new(TestClient::new());
+        let exporters: BTreeMap<String, Arc<dyn Exporter>> = BTreeMap::from([
+            ("image".to_owned(), Arc::new(ImageExporter::new(Arc::clone(&images), layers.clone())) as _),
+            ("oci".to_owned(), Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci)) as _),
+            ("docker".to_owned(), Arc::new(ArchiveExporter::new(layers, Variant::Docker)) as _),
+        ]);
+        let ops = Ops { images: Arc::clone(&images), store: store.clone(), unlazy: Arc::clone(&unlazy) };
+        let engine = Engine::start(Services {
+            store: store.clone(),
+            sessions: Arc::clone(&client) as _,
+            ops: Arc::new(ops),
+            sources: Arc::new(Resolver(images)),
+            unlazy,
+            frontends,
+            exporters,
+            cache_importers: BTreeMap::new(),
+            cache_exporters: BTreeMap::new(),
+            processors: Vec::new(),
+            allowed_entitlements: Vec::new(),
+            max_parallelism: None,
+        });
+        Self { engine, store, client, next: AtomicU64::new(0), _dir: dir }
+    }
+
+    /// Builds a definition and exports it.
+    pub async fn build(
+        &self,
+        state: &State,
+        exporter: &str,
+        attrs: &[(&str, &str)],
+    ) -> Result<SolveResponse, BuildError> {
+        let definition = state.marshal(&MarshalOptions::default()).unwrap();
+        self.solve(SolveRequest { definition: Some(definition), ..request(exporter, attrs) }).await
+    }
+
+    /// Runs a request under a name of its own.
+    pub async fn solve(&self, mut request: SolveRequest) -> Result<SolveResponse, BuildError> {
+        request.id = format!("build-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        request.session = Some(SessionId("client".to_owned()));
+        self.engine.solve(request).await
+    }
+
+    /// Exports the image of a state that is not changed; the cheapest way to have its source resolved.
+    pub async fn resolve(&self, state: &State) -> Result<SolveResponse, BuildError> {
+        self.build(state, "image", &[]).await
+    }
+}
+
+/// A request with one exporter.
+pub fn request(exporter: &str, attrs: &[(&str, &str)]) -> SolveRequest {
+    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    SolveRequest {
+        exporters: vec![ExporterRequest { kind: exporter.to_owned(), attrs }],
+        ..SolveRequest::default()
+    }
+}
+
+/// An image state.
+pub fn image(reference: impl std::fmt::Display) -> State {
+    State::image(&reference.to_string(), llb::ImageOptions::default())
+}
+
+/// Adds a file to a state.
+pub fn with_file(state: &State, path: &str, content: &str) -> State {
+    let made = MkfileOptions {
+        created_time: Some(std::time::UNIX_EPOCH + Duration::from_secs(1000)),
+        ..MkfileOptions::default()
+    };
+    let actions = FileActions::new().mkfile(path, 0o644, Bytes::copy_from_slice(content.as_bytes()), made);
+    state.file(actions, &llb::Constraints::new())
+}
+
+#[derive(Debug)]
+struct Ops {
+    images: Arc<Images>,
+    store: cache::Store,
+    unlazy: Arc<dyn Unlazy>,
+}
+
+impl OpFactory for Ops {
+    fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError> {
+        match &vertex.op.op {
+            Some(pb::op::Op::Source(source)) if source.identifier.starts_with("oci-layout://") => {
+                Ok(Arc::new(LayoutOp::new(vertex, Arc::clone(&self.images))?))
+            }
+            Some(pb::op::Op::Source(_)) => Ok(Arc::new(ImageOp::new(vertex, Arc::clone(&self.images))?)),
+            _ => Ok(Arc::new(FileOp::new(vertex, self.store.clone(), Arc::clone(&self.unlazy))?)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Resolver(Arc<Images>);
+
+#[async_trait]
+impl SourceResolver for Resolver {
+    async fn resolve_meta(
+        &self,
+        ctx: &MetaContext,
+        op: pb::SourceOp,
+        request: &MetaRequest,
+    ) -> Result<SourceMeta, BuildError> {
+        if op.identifier.starts_with("oci-layout://") {
+            return oci_layout::resolve_meta(&self.0, ctx, op, request).await;
+        }
+        self.0.resolve_meta(ctx, op, request).await
+    }
+}
+
+/// A frontend that is a closure over nothing but its result's parts: states by platform, and metadata.
+#[derive(Debug)]
+pub struct Platforms(pub Vec<(&'static str, State)>, pub BTreeMap<String, Bytes>);
+
+#[async_trait]
+impl Frontend for Platforms {
+    async fn solve(&self, bridge: &Bridge, _: FrontendRequest) -> Result<BuildResult, BuildError> {
+        let mut result = BuildResult { metadata: self.1.clone(), ..BuildResult::default() };
+        let mut platforms = Vec::new();
+        for (platform, state) in &self.0 {
+            let parsed = oci::Platform::parse(platform).unwrap();
+            let options = MarshalOptions { platform: parsed.clone(), ..MarshalOptions::default() };
+            let definition = state.marshal(&options).unwrap();
+            let request = engine::bridge::BridgeRequest { definition: Some(definition), ..Default::default() };
+            let built = bridge.solve(request).await?;
+            result.refs.insert((*platform).to_owned(), built.single);
+            platforms.push(format!(
+                r#"{{"ID":"{platform}","Platform":{}}}"#,
+                serde_json::to_string(&parsed).unwrap()
+            ));
+        }
+        let platforms = format!(r#"{{"Platforms":[{}]}}"#, platforms.join(","));
+        result.metadata.insert("refs.platforms".to_owned(), platforms.into());
+        Ok(result)
+    }
+}
+
+/// A client that offers credentials, a content store, and takes one file.
+#[derive(Debug)]
+pub struct TestClient {
+    id: SessionId,
+    pub account: Mutex<Option<Credentials>>,
+    pub file: Mutex<Vec<u8>>,
+    pub content: Arc<TestContent>,
+}
+
+impl TestClient {
+    fn new() -> Self {
+        Self {
+            id: SessionId("client".to_owned()),
+            account: Mutex::default(),
+            file: Mutex::default(),
+            content: Arc::default(),
+        }
+    }
+
+    fn unsupported<T>(&self, method: &'static str) -> Result<T, SessionError> {
+        Err(SessionError::Unsupported { id: self.id.clone(), method })
+    }
+}
+
+#[async_trait]
+impl Sessions for TestClient {
+    async fn get(&self, id: &SessionId) -> Result<Arc<dyn Session>, SessionError> {
+        self.try_get(id).ok_or_else(|| SessionError::NoSession { id: id.to_string(), reason: "unknown".into() })
+    }
+
+    fn try_get(&self, id: &SessionId) -> Option<Arc<dyn Session>> {
+        let session = TestSession {
+            id: self.id.clone(),
+            account: self.account.lock().unwrap().clone(),
+            file: Arc::new(Mutex::default()),
+            content: Arc::clone(&self.content),
+        };
+        *LAST_FILE.lock().unwrap() = Some(Arc::clone(&session.file));
+        (*id == self.id).then(|| Arc::new(session) as _)
+    }
+}
+
