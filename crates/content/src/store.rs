@@ -1,9 +1,10 @@
 //! The store: where blobs lie, how they become durable, how they go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -54,8 +55,10 @@ pub(crate) struct Shared {
     root: PathBuf,
     /// Reference keys with an open writer.
     writers: Mutex<BTreeSet<String>>,
-    /// Blobs committed with `Deferred`, which lie in `pending/`.
-    pending: Mutex<BTreeSet<Digest>>,
+    /// Blobs committed with `Deferred`, which lie in `pending/`, each with the number of its commit: a blob may go and come
+    /// again while the first is being flushed.
+    pending: Mutex<BTreeMap<Digest, u64>>,
+    sequence: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,10 +92,10 @@ impl Shared {
         durability: Durability,
     ) -> Result<(), StoreError> {
         let to = self.blob_path(digest);
-        if fs::symlink_metadata(&to).is_ok() {
-            return Ok(());
-        }
         match durability {
+            // Whoever placed it may not have flushed the directory yet.
+            Durability::Immediate if fs::symlink_metadata(&to).is_ok() => self.sync_dir(&to),
+            Durability::Deferred if fs::symlink_metadata(&to).is_ok() => Ok(()),
             Durability::Immediate => {
                 file.sync_data().at("flush", from)?;
                 self.place(from, &to)?;
@@ -102,10 +105,14 @@ impl Shared {
                 let mut pending = locked(&self.pending);
                 let path = self.pending_path(digest);
                 fs::rename(from, &path).at("rename to", &path)?;
-                pending.insert(*digest);
+                pending.insert(*digest, self.next());
                 Ok(())
             }
         }
+    }
+
+    fn next(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
     fn place(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
@@ -151,7 +158,12 @@ impl Store {
             done => done.at("remove", &pending)?,
         }
         fs::create_dir(&pending).at("create", &pending)?;
-        let shared = Shared { root: dir.to_owned(), writers: Mutex::default(), pending: Mutex::default() };
+        let shared = Shared {
+            root: dir.to_owned(),
+            writers: Mutex::default(),
+            pending: Mutex::default(),
+            sequence: AtomicU64::new(0),
+        };
         let store = Self { shared: Arc::new(shared) };
         store.sweep_ingests(STALE_INGEST)?;
         Ok(store)
@@ -174,11 +186,7 @@ impl Store {
             return Ok(digest);
         }
         // Two callers may put the same bytes at once: each writes its own file.
-        let sequence = {
-            use std::sync::atomic::{AtomicU64, Ordering};
-            static SEQUENCE: AtomicU64 = AtomicU64::new(0);
-            SEQUENCE.fetch_add(1, Ordering::Relaxed)
-        };
+        let sequence = self.shared.next();
         let path = self.shared.root.join("pending").join(format!("put-{sequence}"));
         let mut file = File::create(&path).at("create", &path)?;
         io::Write::write_all(&mut file, bytes).at("write", &path)?;
@@ -190,7 +198,7 @@ impl Store {
     }
 
     fn sync_if_pending(&self, digest: &Digest) -> Result<(), StoreError> {
-        let is_pending = locked(&self.shared.pending).contains(digest);
+        let is_pending = locked(&self.shared.pending).contains_key(digest);
         if is_pending { self.sync() } else { Ok(()) }
     }
 
@@ -223,7 +231,7 @@ impl Store {
     /// Removes a blob; `false` when there was none. Open readers keep their bytes.
     pub fn delete(&self, digest: &Digest) -> Result<bool, StoreError> {
         let mut pending = locked(&self.shared.pending);
-        let mut found = pending.remove(digest);
+        let mut found = pending.remove(digest).is_some();
         for path in [self.shared.pending_path(digest), self.shared.blob_path(digest)] {
             match fs::remove_file(&path) {
                 Ok(()) => found = true,
@@ -244,7 +252,7 @@ impl Store {
                 }
             }
         }
-        let pending: Vec<Digest> = locked(&self.shared.pending).iter().copied().collect();
+        let pending: Vec<Digest> = locked(&self.shared.pending).keys().copied().collect();
         for digest in pending {
             if let Some(stat) = self.info(&digest)? {
                 visit(stat)?;
@@ -274,22 +282,23 @@ impl Store {
     /// Files are flushed by a few threads at once, moved to `blobs/`, and their directories flushed once each. When it
     /// fails, what could not be flushed stays pending.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let batch: Vec<Digest> = locked(&self.shared.pending).iter().copied().collect();
+        let batch: Vec<(Digest, u64)> =
+            locked(&self.shared.pending).iter().map(|(digest, number)| (*digest, *number)).collect();
         if batch.is_empty() {
             return Ok(());
         }
         let share = batch.len().div_ceil(SYNC_THREADS);
         std::thread::scope(|scope| {
             let running: Vec<_> =
-                batch.chunks(share).map(|digests| scope.spawn(|| self.flush(digests))).collect();
+                batch.chunks(share).map(|part| scope.spawn(|| self.flush(part))).collect();
             running.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
         let mut dirs = BTreeSet::new();
         let mut pending = locked(&self.shared.pending);
-        for digest in &batch {
+        for (digest, number) in &batch {
             let (from, to) = (self.shared.pending_path(digest), self.shared.blob_path(digest));
-            // Deleted meanwhile: nothing to place.
-            if pending.contains(digest) {
+            // Deleted meanwhile, or put again: what lies there is not what was flushed.
+            if pending.get(digest) == Some(number) {
                 self.shared.place(&from, &to)?;
                 dirs.insert(to.parent().unwrap_or(&self.shared.root).to_owned());
             }
@@ -297,14 +306,16 @@ impl Store {
         for dir in &dirs {
             File::open(dir).and_then(|dir| dir.sync_all()).at("flush", dir)?;
         }
-        for digest in &batch {
-            pending.remove(digest);
+        for (digest, number) in &batch {
+            if pending.get(digest) == Some(number) {
+                pending.remove(digest);
+            }
         }
         Ok(())
     }
 
-    fn flush(&self, digests: &[Digest]) -> Result<(), StoreError> {
-        for digest in digests {
+    fn flush(&self, batch: &[(Digest, u64)]) -> Result<(), StoreError> {
+        for (digest, _) in batch {
             let path = self.shared.pending_path(digest);
             match File::open(&path) {
                 Ok(file) => file.sync_data().at("flush", &path)?,
