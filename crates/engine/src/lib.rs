@@ -26,6 +26,7 @@ pub mod session;
 pub mod solve;
 pub mod source;
 pub mod unlazy;
+pub mod worker;
 
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -4,6 +4,7 @@
 //! questions are asked at most once each at a time: what identifies it ([`Op::cache_map`]), what identifies the content
 //! that it reads of an input ([`Op::content_digest`]), and what it yields ([`Op::exec`]).
 
+pub mod build;
 pub mod compose;
 pub mod exec;
 pub mod file;

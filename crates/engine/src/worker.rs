@@ -1,0 +1,144 @@
+//! The worker: makes the op of every vertex, and resolves sources for frontends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cache::Store;
+use executor::Executor;
+use llb::pb;
+use llb::pb::op::Op as Kind;
+
+use crate::bridge::{MetaContext, MetaRequest, SourceMeta, SourceResolver};
+use crate::error::{BuildError, ErrorKind};
+use crate::op::build::BuildOp;
+use crate::op::compose::{DiffOp, MergeOp, PassthroughOp};
+use crate::op::exec::{CacheDirs, ExecOp, ExecParts};
+use crate::op::file::FileOp;
+use crate::op::{Op, OpFactory, VertexSpec};
+use crate::source::http::{HttpFiles, HttpOp};
+use crate::source::image::{ImageOp, Images};
+use crate::source::local::LocalOp;
+use crate::source::oci_layout::{self, LayoutOp};
+use crate::unlazy::Unlazy;
+
+/// What a worker is made of.
+#[derive(Clone, Debug)]
+pub struct WorkerParts {
+    /// Where refs are kept.
+    pub store: Store,
+    /// Where images come from.
+    pub images: Arc<Images>,
+    /// Where web files come from.
+    pub http: HttpFiles,
+    /// Makes lazy refs real.
+    pub unlazy: Arc<dyn Unlazy>,
+    /// Runs containers; `None`: this process may not, and says so when a step needs one.
+    pub executor: Option<Executor>,
+    /// A directory of the worker's own; emptied and made anew.
+    pub dir: PathBuf,
+}
+
+/// Makes ops and resolves sources.
+#[derive(Debug)]
+pub struct Worker {
+    parts: WorkerParts,
+    cache_dirs: CacheDirs,
+    socket_dir: PathBuf,
+}
+
+impl Worker {
+    /// Prepares the worker's directory. Blocking.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn new(parts: WorkerParts) -> Result<Self, BuildError> {
+        let socket_dir = parts.dir.join("sockets");
+        remake(&socket_dir).map_err(|error| {
+            BuildError::from_source(ErrorKind::Internal, error).context(format!("prepare {}", socket_dir.display()))
+        })?;
+        Ok(Self { parts, cache_dirs: CacheDirs::default(), socket_dir })
+    }
+
+    fn exec(&self, vertex: &VertexSpec) -> Result<Arc<dyn Op>, BuildError> {
+        let executor = self.parts.executor.clone().ok_or_else(|| {
+            BuildError::new(ErrorKind::Denied, "running containers needs root: start the daemon as root")
+        })?;
+        let parts = ExecParts {
+            executor,
+            store: self.parts.store.clone(),
+            unlazy: Arc::clone(&self.parts.unlazy),
+            cache_dirs: self.cache_dirs.clone(),
+            socket_dir: self.socket_dir.clone(),
+        };
+        Ok(Arc::new(ExecOp::new(vertex, parts)?))
+    }
+
+    fn source(&self, vertex: &VertexSpec, source: &pb::SourceOp) -> Result<Arc<dyn Op>, BuildError> {
+        let parts = &self.parts;
+        Ok(match scheme(&source.identifier)? {
+            "docker-image" => Arc::new(ImageOp::new(vertex, Arc::clone(&parts.images))?),
+            "oci-layout" => Arc::new(LayoutOp::new(vertex, Arc::clone(&parts.images))?),
+            "local" => Arc::new(LocalOp::new(vertex, parts.store.clone())?),
+            "http" | "https" => Arc::new(HttpOp::new(vertex, parts.http.clone())?),
+            scheme => return Err(unknown_scheme(scheme)),
+        })
+    }
+}
+
+fn remake(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(dir)
+}
+
+fn scheme(identifier: &str) -> Result<&str, BuildError> {
+    let scheme = identifier.split_once("://").map(|(scheme, _)| scheme);
+    scheme.ok_or_else(|| BuildError::user(format!("failed to parse {identifier:?}: no source scheme")))
+}
+
+fn unknown_scheme(scheme: &str) -> BuildError {
+    BuildError::user(format!("unsupported source scheme {scheme}"))
+}
+
+impl OpFactory for Worker {
+    fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError> {
+        let store = self.parts.store.clone();
+        let unlazy = Arc::clone(&self.parts.unlazy);
+        Ok(match &vertex.op.op {
+            Some(Kind::Exec(_)) => self.exec(vertex)?,
+            Some(Kind::Source(source)) => self.source(vertex, source)?,
+            Some(Kind::File(_)) => Arc::new(FileOp::new(vertex, store, unlazy)?),
+            Some(Kind::Merge(_)) => Arc::new(MergeOp::new(vertex, store)?),
+            Some(Kind::Diff(_)) => Arc::new(DiffOp::new(vertex, store, unlazy)?),
+            Some(Kind::Passthrough(_)) => Arc::new(PassthroughOp::new(vertex)?),
+            Some(Kind::Build(_)) => Arc::new(BuildOp::new(vertex, unlazy)?),
+            None => return Err(BuildError::user("invalid op without a kind")),
+        })
+    }
+}
+
+#[async_trait]
+impl SourceResolver for Worker {
+    async fn resolve_meta(
+        &self,
+        ctx: &MetaContext,
+        op: pb::SourceOp,
+        request: &MetaRequest,
+    ) -> Result<SourceMeta, BuildError> {
+        let scheme = scheme(&op.identifier)?.to_owned();
+        match scheme.as_str() {
+            "docker-image" => self.parts.images.resolve_meta(ctx, op, request).await,
+            "oci-layout" => oci_layout::resolve_meta(&self.parts.images, ctx, op, request).await,
+            "http" | "https" => {
+                let http = self.parts.http.resolve_meta(ctx, &op).await?;
+                Ok(SourceMeta { op, http: Some(http), ..SourceMeta::default() })
+            }
+            // There is nothing to find out without the directory's transfer.
+            "local" => Ok(SourceMeta { op, ..SourceMeta::default() }),
+            scheme => Err(unknown_scheme(scheme)),
+        }
+    }
+}
