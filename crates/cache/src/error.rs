@@ -55,7 +55,7 @@ pub enum OpenError {
         root: PathBuf,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
 }
 
@@ -89,16 +89,12 @@ pub enum StoreError {
         digests: Vec<Digest>,
     },
     /// An unpacked layer is not what its image said.
-    #[error("layer {blob} of ref {id} has diffID {actual}, expected {expected}")]
+    #[error("ref {id}: {mismatch}")]
     WrongDiffId {
         /// The ref.
         id: RefId,
-        /// The compressed blob.
-        blob: Digest,
-        /// What was promised.
-        expected: Digest,
-        /// What came out.
-        actual: Digest,
+        /// What differs.
+        mismatch: Box<DiffIdMismatch>,
     },
     /// The arguments contradict each other or the ref.
     #[error("ref {id}: {reason}")]
@@ -160,6 +156,27 @@ impl StoreError {
     /// Reports whether the failure is a cache miss rather than a fault.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// A layer's uncompressed digest and what its image says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiffIdMismatch {
+    /// The compressed blob.
+    pub blob: Digest,
+    /// What was promised.
+    pub expected: Digest,
+    /// What came out.
+    pub actual: Digest,
+}
+
+impl std::fmt::Display for DiffIdMismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "layer {} has diffID {}, expected {}",
+            self.blob, self.actual, self.expected
+        )
     }
 }
 

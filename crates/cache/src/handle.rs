@@ -110,11 +110,18 @@ impl Drop for Hold {
                 if !row.retain && row.twin.is_none() {
                     state.remove(&self.id, transaction);
                 }
-            } else if let Some(twin) = &row.twin {
-                let is_kept = row.retain || state.get(twin).is_some_and(|twin| twin.row.retain);
-                if !is_kept {
-                    state.remove_with_twin(&self.id, transaction);
-                }
+                return;
+            }
+            let is_kept = row.retain
+                || row
+                    .twin
+                    .as_ref()
+                    .and_then(|twin| state.get(twin))
+                    .is_some_and(|twin| twin.row.retain);
+            // Nobody could find it again.
+            let is_lost = row.blobs.is_empty() && row.index.is_empty();
+            if !is_kept && is_lost {
+                state.remove_with_twin(&self.id, transaction);
             }
         });
     }
@@ -241,7 +248,8 @@ impl ImmutableRef {
         mutable::finalize(&self.hold.store, self.id())
     }
 
-    /// Describes how to mount the tree read-only, unpacking it before. The mounts are good as long as the handle.
+    /// Describes how to mount the tree read-only, unpacking it before. The mounts are good as long as the handle; those of a
+    /// committed, not finalized ref whose mutable one is retained only until someone finalizes it: mount those soon.
     pub fn mounts(&self) -> Result<Vec<Mount>, StoreError> {
         unpack::read_mounts(&self.hold.store, self.id())
     }

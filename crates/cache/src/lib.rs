@@ -36,7 +36,7 @@ mod types;
 mod unpack;
 mod usage;
 
-pub use error::{FilterError, OpenError, StoreError};
+pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 pub use handle::{ImmutableRef, MutableRef};
 pub use pin::Pin;

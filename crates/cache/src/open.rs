@@ -59,7 +59,7 @@ pub(crate) fn open(
     let recovered = recover(&mut loaded, &written, &boot_id, &content, &*snapshotter);
     let changes = recovered.map_err(|source| OpenError::Recover {
         root: root.to_owned(),
-        source,
+        source: Box::new(source),
     })?;
     settle(&database, changes, &boot_id).map_err(database_error)?;
     for marker in written.values() {
@@ -68,7 +68,7 @@ pub(crate) fn open(
     let state = Arc::new(Mutex::new(build_state(loaded)));
     sweep(&state, &content, &*snapshotter).map_err(|source| OpenError::Recover {
         root: root.to_owned(),
-        source,
+        source: Box::new(source),
     })?;
     let sync = {
         let (content, snapshotter, state) = (content.clone(), Arc::clone(&snapshotter), Arc::clone(&state));

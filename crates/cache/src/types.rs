@@ -144,8 +144,8 @@ pub struct RefOptions {
     pub description: String,
     /// What the ref is for.
     pub record_type: RecordType,
-    /// Keeps the ref after its last handle goes, until garbage collection takes it. Without it an active snapshot nobody
-    /// holds is removed at once. Recording a solver result for a ref sets this.
+    /// Keeps the ref after its last handle goes, until garbage collection takes it. Without it a ref that nobody could find
+    /// again (it has no blobs, no index, no children) is removed at once. Recording a solver result for a ref sets this.
     pub retain: bool,
     /// When the content was made; now if absent.
     pub created_at: Option<SystemTime>,

@@ -10,7 +10,7 @@ use oci::Digest;
 use snapshot::{Diff, Mount, SnapshotKey};
 
 use crate::db::Transaction;
-use crate::error::StoreError;
+use crate::error::{DiffIdMismatch, StoreError};
 use crate::mutable;
 use crate::state::{Row, State};
 use crate::store::{Store, locked, new_id, snapshot_key};
@@ -179,9 +179,11 @@ fn apply_blob(
         .and_then(|applied| match row.diff_id {
             Some(expected) if expected != applied.diff_id => Err(StoreError::WrongDiffId {
                 id: id.clone(),
-                blob,
-                expected,
-                actual: applied.diff_id,
+                mismatch: Box::new(DiffIdMismatch {
+                    blob,
+                    expected,
+                    actual: applied.diff_id,
+                }),
             }),
             _ => Ok(()),
         })
@@ -240,10 +242,21 @@ fn tree_of(store: &Store, id: &RefId) -> Result<SnapshotKey, StoreError> {
     committed(store, id)
 }
 
+fn is_twin_retained(store: &Store, id: &RefId) -> bool {
+    let state = store.shared.state();
+    let twin = state.get(id).and_then(|entry| entry.row.twin.as_ref());
+    twin.and_then(|twin| state.get(twin))
+        .is_some_and(|twin| twin.row.retain)
+}
+
 /// Describes how to look at the tree of a held ref, making it if need be.
 pub(crate) fn read_mounts(store: &Store, id: &RefId) -> Result<Vec<Mount>, StoreError> {
     let not_found = || StoreError::NotFound { id: id.clone() };
     unpack(store, id)?;
+    if !is_twin_retained(store, id) {
+        // The directory moves when the snapshot is committed; after this it stays where it is.
+        mutable::finalize(store, id)?;
+    }
     let work = Arc::clone(&store.shared.state().get(id).ok_or_else(not_found)?.work);
     // The snapshot must not be committed between looking and describing.
     let _working = locked(&work);

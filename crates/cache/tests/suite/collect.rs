@@ -23,10 +23,11 @@ fn names(records: &[UsageRecord]) -> Vec<&str> {
     records.iter().map(|record| record.description.as_str()).collect()
 }
 
-/// A finalized step, so that it stays without a handle.
+/// A step that stays without a handle.
 fn kept(store: &Store, parent: Option<&ImmutableRef>, name: &str) -> ImmutableRef {
     let reference = step(store, parent, name);
     reference.finalize().unwrap();
+    reference.retain();
     reference
 }
 
@@ -55,7 +56,7 @@ fn children_go_before_parents_and_holds_protect_both() {
 fn filters_and_types_select() {
     let dir = Dir::new();
     let store = dir.open();
-    let mut make = |name: &str, record_type| {
+    let make = |name: &str, record_type| {
         let reference = store
             .create_mutable(
                 None,
@@ -129,6 +130,7 @@ fn a_cap_is_met_even_through_chains() {
         write(&reference, &name, &"x".repeat(200_000));
         let reference = reference.commit().unwrap();
         reference.finalize().unwrap();
+        reference.retain();
         last = Some(reference);
     }
     drop(last);

@@ -303,6 +303,7 @@ fn after_the_machine_went_down_only_what_was_flushed_counts() {
     };
     let store = dir.open_with(boot("one"));
     let flushed = step(&store, None, "flushed");
+    flushed.retain();
     flushed.finalize().unwrap();
     let source = store.create_mutable(None, retained("source")).unwrap();
     source.set_metadata("manifest", Some(b"m")).unwrap();

@@ -1,4 +1,5 @@
 //! The store from outside: refs, records, garbage collection, crashes.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod collect;
 mod crash;

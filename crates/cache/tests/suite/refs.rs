@@ -34,6 +34,7 @@ fn an_unretained_step_goes_with_its_last_handle() {
     let a = step(&store, None, "a");
     let id = a.id().clone();
     let clone = a.clone();
+    assert_eq!(read(&clone, "a").as_deref(), Some("a"));
     drop(a);
     assert_eq!(read(&clone, "a").as_deref(), Some("a"));
     drop(clone);
@@ -65,7 +66,10 @@ fn a_mutable_ref_is_one_writers_alone() {
     assert!(matches!(store.get_mutable(&id), Err(StoreError::Locked { .. })));
     assert!(matches!(store.get(&id), Err(StoreError::Locked { .. })));
     drop(cache);
-    assert_eq!(store.search_index("mount:/root/.cache").unwrap(), [id.clone()]);
+    assert_eq!(
+        store.search_index("mount:/root/.cache").unwrap(),
+        std::slice::from_ref(&id)
+    );
     let cache = store.get_mutable(&id).unwrap();
     assert!(dir.path().join("writing").read_dir().unwrap().count() == 1);
     drop(cache);
@@ -274,7 +278,13 @@ fn merges_and_diffs_apply_layers() {
         .map(|layer| layer.id().clone())
         .collect();
     assert_eq!(chain, [base.id().clone(), a.id().clone(), b.id().clone()]);
-    assert_eq!(store.merge(&[a.clone()], described("one")).unwrap().id(), a.id());
+    assert_eq!(
+        store
+            .merge(std::slice::from_ref(&a), described("one"))
+            .unwrap()
+            .id(),
+        a.id()
+    );
     assert!(store.merge(&[], described("none")).is_err());
     assert_eq!(store.diff(None, Some(&a), described("all")).unwrap().id(), a.id());
     let child = step(&store, Some(&merged), "child");
@@ -381,8 +391,13 @@ fn values_go_with_their_ref() {
 fn usage_tells_who_holds_what() {
     let dir = Dir::new();
     let store = dir.open();
-    let a = step(&store, None, "a");
-    let b = step(&store, Some(&a), "b");
+    let (a, b) = {
+        let a = step(&store, None, "a");
+        let b = step(&store, Some(&a), "b");
+        (a, b)
+    };
+    a.retain();
+    b.retain();
     b.finalize().unwrap();
     let find = |name: &str| {
         let records = store.disk_usage(&UsageOptions::default()).unwrap();
