@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod errors;
+pub mod file_send;
 pub mod fsutil;
 pub mod pb;
 pub mod session;
