@@ -288,6 +288,7 @@ fn recover(
         disk.settle_blobs(row);
     }
     disk.drop_unloadable(refs);
+    drop_unfindable(refs);
     for (id, row) in &before {
         match refs.get(id) {
             None => changes.push(Change::DeleteRef(id.clone())),
@@ -373,6 +374,21 @@ impl Disk {
             if refs.len() == count {
                 break;
             }
+        }
+    }
+}
+
+/// Drops refs that only a handle could lead to, from the top down.
+fn drop_unfindable(refs: &mut Refs) {
+    loop {
+        let parents: BTreeSet<RefId> = refs.values().flat_map(|row| row.parents.ids()).cloned().collect();
+        let count = refs.len();
+        refs.retain(|id, row| {
+            let is_findable = row.retain || !row.blobs.is_empty() || !row.index.is_empty();
+            row.mutable || row.twin.is_some() || is_findable || parents.contains(id)
+        });
+        if refs.len() == count {
+            return;
         }
     }
 }

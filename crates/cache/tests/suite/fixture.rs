@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use cache::{ImmutableRef, LayerBlob, MutableRef, Provider, RefOptions, Store, StoreOptions, UsageOptions};
 use oci::{Descriptor, Digest};
-use snapshot::Native;
+use snapshot::{Native, Overlay, OverlayOptions};
 
 /// A directory for a store.
 pub struct Dir(pub tempfile::TempDir);
@@ -38,6 +39,20 @@ pub fn try_open(path: &Path, options: StoreOptions) -> Result<Store, cache::Open
     let content = content::Store::open(&path.join("content")).unwrap();
     let snapshotter = Native::open(&path.join("snapshots")).unwrap();
     Store::open(path, content, Arc::new(snapshotter), options)
+}
+
+/// Opens a store on overlayfs; `None`, saying so, where that is not possible.
+pub fn open_overlay(path: &Path) -> Option<Store> {
+    let content = content::Store::open(&path.join("content")).unwrap();
+    match Overlay::open(&path.join("snapshots"), OverlayOptions::default()) {
+        Ok(snapshotter) => {
+            Some(Store::open(path, content, Arc::new(snapshotter), StoreOptions::default()).unwrap())
+        }
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
 }
 
 /// Copies a state directory as it is: what `kill -9` leaves.
@@ -71,19 +86,25 @@ pub fn retained(description: &str) -> RefOptions {
     }
 }
 
-fn dir_of(mounts: &[snapshot::Mount]) -> PathBuf {
+/// Opens the tree of a mount and looks at it through its descriptor.
+fn with_tree<T>(mounts: &[snapshot::Mount], look: impl FnOnce(&Path) -> T) -> T {
     let [mount] = mounts else {
         panic!("one mount expected: {mounts:?}")
     };
-    mount.source.clone()
+    let tree = mount.open().unwrap();
+    look(&Path::new("/proc/self/fd").join(tree.as_fd().as_raw_fd().to_string()))
 }
 
 pub fn write(reference: &MutableRef, name: &str, text: &str) {
-    fs::write(dir_of(&reference.mounts(false).unwrap()).join(name), text).unwrap();
+    with_tree(&reference.mounts(false).unwrap(), |tree| {
+        fs::write(tree.join(name), text).unwrap()
+    });
 }
 
 pub fn read(reference: &ImmutableRef, name: &str) -> Option<String> {
-    fs::read_to_string(dir_of(&reference.mounts().unwrap()).join(name)).ok()
+    with_tree(&reference.mounts().unwrap(), |tree| {
+        fs::read_to_string(tree.join(name)).ok()
+    })
 }
 
 /// Makes a ref with one file more than its parent.
