@@ -89,7 +89,7 @@ impl<M: Message + Default> Stream for Messages<M> {
     type Item = Result<M, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let decode = |bytes| M::decode::<Bytes>(bytes).map_err(|error| Status::internal(error.to_string()));
+        let decode = |bytes: Bytes| M::decode(bytes).map_err(|error| Status::internal(error.to_string()));
         self.raw.poll_next_unpin(cx).map(|next| next.map(|raw| raw.and_then(decode)))
     }
 }

@@ -200,3 +200,55 @@ fn range_value(range: &llb::pb::Range) -> Value {
         End "end" ?empty = position(range.end.as_ref());
     }
 }
+
+impl From<api::pb::control::StatusResponse> for Status {
+    fn from(response: api::pb::control::StatusResponse) -> Self {
+        let at = |at: Option<prost_types::Timestamp>| at.map(|at| Instant::from_parts(at.seconds, at.nanos));
+        let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
+        let vertexes = response.vertexes.into_iter().map(|vertex| Vertex {
+            digest: vertex.digest,
+            inputs: vertex.inputs,
+            name: vertex.name,
+            started: at(vertex.started),
+            completed: at(vertex.completed),
+            cached: vertex.cached,
+            error: vertex.error,
+            group: vertex.progress_group.map(|group| ProgressGroup {
+                id: group.id,
+                name: group.name,
+                weak: group.weak,
+            }),
+        });
+        let statuses = response.statuses.into_iter().map(|status| VertexStatus {
+            id: status.id,
+            vertex: status.vertex,
+            name: status.name,
+            total: status.total,
+            current: status.current,
+            timestamp: at(status.timestamp).unwrap_or_default(),
+            started: at(status.started),
+            completed: at(status.completed),
+        });
+        let logs = response.logs.into_iter().map(|log| VertexLog {
+            vertex: log.vertex,
+            stream: log.stream,
+            data: log.msg.to_vec(),
+            timestamp: at(log.timestamp).unwrap_or_default(),
+        });
+        let warnings = response.warnings.into_iter().map(|warning| VertexWarning {
+            vertex: warning.vertex,
+            level: warning.level,
+            short: text(warning.short),
+            detail: warning.detail.into_iter().map(text).collect(),
+            url: warning.url,
+            source: warning.info,
+            ranges: warning.ranges,
+        });
+        Self {
+            vertexes: vertexes.collect(),
+            statuses: statuses.collect(),
+            logs: logs.collect(),
+            warnings: warnings.collect(),
+        }
+    }
+}

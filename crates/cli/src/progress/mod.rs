@@ -8,7 +8,6 @@ pub mod interval;
 pub mod plain;
 pub mod rawjson;
 pub mod screen;
-pub mod source;
 pub mod trace;
 pub mod tty;
 
@@ -109,6 +108,29 @@ impl Display for Quiet {
 
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Shows a build in several ways at once.
+pub struct Tee(pub Vec<Box<dyn Display>>);
+
+impl Display for Tee {
+    fn update(&mut self, status: Status) -> io::Result<()> {
+        let Some((last, others)) = self.0.split_last_mut() else {
+            return Ok(());
+        };
+        for display in others {
+            display.update(status.clone())?;
+        }
+        last.update(status)
+    }
+
+    fn refresh(&mut self) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|display| display.refresh())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|display| display.finish())
     }
 }
 

@@ -1,0 +1,179 @@
+//! `cooper`: builds from Dockerfiles, in this process or with a daemon.
+
+pub mod args;
+mod build;
+mod context;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use tonic::transport::Channel;
+
+use crate::buildctl::args::ConnectionArgs;
+use crate::buildctl::{du, histories, prune, workers};
+use crate::connect::connect;
+use crate::failure::Failure;
+use crate::version::Version;
+use args::{CacheCommand, Command, Cooper};
+
+/// Starts an engine for commands that name no daemon.
+pub trait LocalEngine {
+    /// Starts the engine, or finds the one that another process runs on the same state.
+    ///
+    /// # Errors
+    /// When neither is possible.
+    fn start(
+        &self,
+        root: Option<PathBuf>,
+    ) -> Pin<Box<dyn Future<Output = Result<LocalEndpoint, Failure>> + Send + '_>>;
+}
+
+/// A running engine.
+pub struct LocalEndpoint {
+    /// Where it listens.
+    pub address: String,
+    /// Ends it, if it is this process' own; waits until its state is safe.
+    pub stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// Runs `cooper`; `args` start with the program's name. The daemon's command is not run here but returned with its flags.
+pub fn run(
+    args: Vec<OsString>,
+    version: &Version,
+    engine: &dyn LocalEngine,
+) -> Result<ExitCode, Vec<OsString>> {
+    let parsed = match Cooper::try_parse_from(args) {
+        Ok(parsed) => parsed,
+        Err(error) => return Ok(crate::usage_error(&error, 2)),
+    };
+    let command = match parsed.command {
+        _ if parsed.version => return Ok(crate::print(&format!("cooper {version}\n"))),
+        Some(Command::Version) => return Ok(crate::print(&format!("cooper {version}\n"))),
+        Some(Command::Daemon { args }) => return Err(args),
+        Some(command) => command,
+        None => return Ok(crate::print(&Cooper::command().render_help().to_string())),
+    };
+    if let Err(failure) = crate::log::start("text", std::env::var_os("COOPER_DEBUG").is_some()) {
+        return Ok(fail(&failure));
+    }
+    let runtime = match crate::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ok(fail(&error.into())),
+    };
+    let ended = runtime.block_on(dispatch(command, engine));
+    Ok(match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure),
+    })
+}
+
+/// Shows a failure; a build that the user cancelled has an exit code of its own.
+fn fail(failure: &Failure) -> ExitCode {
+    let mut stderr = std::io::stderr();
+    for excerpt in failure.excerpts() {
+        // Without a standard error there is nobody to tell.
+        let _ = stderr.write_all(excerpt.as_bytes());
+    }
+    let _ = writeln!(stderr, "ERROR: {failure}");
+    if failure.is_canceled() {
+        ExitCode::from(130)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Returns the daemon that is meant, if one is.
+fn named_address(connection: &ConnectionArgs) -> Option<String> {
+    let env = |name: &str| std::env::var(name).ok().filter(|address| !address.is_empty());
+    connection
+        .addr
+        .clone()
+        .or_else(|| env("COOPER_HOST"))
+        .or_else(|| env("BUILDKIT_HOST"))
+}
+
+/// A connection, and how it is ended.
+struct Open {
+    channel: Channel,
+    stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+async fn open(
+    connection: &ConnectionArgs,
+    root: Option<PathBuf>,
+    engine: &dyn LocalEngine,
+) -> Result<Open, Failure> {
+    if let Some(address) = named_address(connection) {
+        return Ok(Open {
+            channel: connect(&address, connection).await?,
+            stop: None,
+        });
+    }
+    let endpoint = engine.start(root).await?;
+    match connect(&endpoint.address, connection).await {
+        Ok(channel) => Ok(Open {
+            channel,
+            stop: Some(endpoint.stop),
+        }),
+        Err(error) => {
+            endpoint.stop.await;
+            Err(error.into())
+        }
+    }
+}
+
+async fn dispatch(command: Command, engine: &dyn LocalEngine) -> Result<(), Failure> {
+    match command {
+        Command::Build(args) => {
+            let root = args.root.clone();
+            let prepared = build::prepare(&args)?;
+            let Open { channel, stop } = open(&args.connection, root, engine).await?;
+            let built = build::build(channel, &args, prepared).await;
+            end(stop).await;
+            built.map_err(|failure| failure.context("failed to build"))
+        }
+        Command::Du { connection, args }
+        | Command::Cache {
+            command: CacheCommand::Du { connection, args },
+        } => {
+            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let result = du(channel, args).await;
+            end(stop).await;
+            result
+        }
+        Command::Prune { connection, args }
+        | Command::Cache {
+            command: CacheCommand::Prune { connection, args },
+        } => {
+            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let result = prune(channel, args).await;
+            end(stop).await;
+            result
+        }
+        Command::Workers { connection, args } => {
+            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let result = workers(channel, args).await;
+            end(stop).await;
+            result
+        }
+        Command::Cache {
+            command: CacheCommand::History { connection, format },
+        } => {
+            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let result = histories(channel, format).await;
+            end(stop).await;
+            result
+        }
+        Command::Version | Command::Daemon { .. } => Ok(()),
+    }
+}
+
+async fn end(stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
+    if let Some(stop) = stop {
+        stop.await;
+    }
+}
