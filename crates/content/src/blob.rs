@@ -43,9 +43,15 @@ impl Blob {
     /// Reads the whole blob, at most `limit` bytes of it: a larger blob is an error, so that a hostile manifest cannot
     /// fill the memory.
     pub fn read_all(&self, limit: usize) -> io::Result<Vec<u8>> {
-        let len = usize::try_from(self.size_bytes).ok().filter(|len| *len <= limit).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is larger than {limit} bytes", self.digest))
-        })?;
+        let len = usize::try_from(self.size_bytes)
+            .ok()
+            .filter(|len| *len <= limit)
+            .ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{} is larger than {limit} bytes", self.digest),
+                )
+            })?;
         let mut bytes = vec![0; len];
         self.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
@@ -53,7 +59,10 @@ impl Blob {
 
     /// Turns the blob into a sequential, seekable reader.
     pub fn into_reader(self) -> BlobReader {
-        BlobReader { blob: self, offset: 0 }
+        BlobReader {
+            blob: self,
+            offset: 0,
+        }
     }
 
     /// Hands out the file, positioned at its start, for `sendfile`, `copy_file_range` and the like. Never write to it.

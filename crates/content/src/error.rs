@@ -49,9 +49,9 @@ pub enum WriteError {
         /// The reference key.
         ref_key: String,
         /// What the caller expected.
-        expected: Digest,
+        expected: Box<Digest>,
         /// What was written.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The number of bytes is not what was expected.
     #[error("ingest {ref_key:?}: expected {expected} bytes, got {actual}")]
@@ -77,7 +77,7 @@ pub enum VerifyError {
         /// The blob that was checked.
         digest: Digest,
         /// What its bytes have.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The blob could not be read.
     #[error(transparent)]
@@ -90,6 +90,10 @@ pub(crate) trait IoContext<T> {
 
 impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, StoreError> {
-        self.map_err(|source| StoreError::Io { action, path: path.into(), source: source.into() })
+        self.map_err(|source| StoreError::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        })
     }
 }

@@ -52,21 +52,43 @@ impl Drop for KeyLock {
 }
 
 impl Writer {
-    pub(crate) fn open(shared: &Arc<Shared>, ref_key: &str, expected: Option<&Descriptor>) -> Result<Self, WriteError> {
+    pub(crate) fn open(
+        shared: &Arc<Shared>,
+        ref_key: &str,
+        expected: Option<&Descriptor>,
+    ) -> Result<Self, WriteError> {
         if !shared.writers().insert(ref_key.to_owned()) {
-            return Err(WriteError::Busy { ref_key: ref_key.to_owned() });
+            return Err(WriteError::Busy {
+                ref_key: ref_key.to_owned(),
+            });
         }
-        let lock = KeyLock { shared: Arc::clone(shared), ref_key: ref_key.to_owned() };
+        let lock = KeyLock {
+            shared: Arc::clone(shared),
+            ref_key: ref_key.to_owned(),
+        };
         let dir = shared.ingest_dir(ref_key);
         let known = fs::create_dir(&dir);
         match known {
             Ok(()) => fs::write(dir.join("ref"), ref_key).at("write", dir.join("ref"))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Err::<(), _>(error).at("create", &dir).expect_err("an error stays one").into()),
+            Err(error) => {
+                return Err(Err::<(), _>(error)
+                    .at("create", &dir)
+                    .expect_err("an error stays one")
+                    .into());
+            }
         }
         let path = dir.join("data");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
-        let algorithm = expected.map(|descriptor| descriptor.digest.algorithm()).unwrap_or_default();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .at("open", &path)?;
+        let algorithm = expected
+            .map(|descriptor| descriptor.digest.algorithm())
+            .unwrap_or_default();
         let mut writer = Self {
             lock,
             dir,
@@ -139,7 +161,11 @@ impl Writer {
             if actual > size {
                 self.discard()?;
             }
-            return Err(WriteError::SizeMismatch { ref_key, expected: size, actual });
+            return Err(WriteError::SizeMismatch {
+                ref_key,
+                expected: size,
+                actual,
+            });
         }
         let actual = self.digester.clone().finish();
         if let Some((expected, _)) = self.expected
@@ -147,10 +173,15 @@ impl Writer {
         {
             let ref_key = self.lock.ref_key.clone();
             self.discard()?;
-            return Err(WriteError::DigestMismatch { ref_key, expected, actual });
+            return Err(WriteError::DigestMismatch {
+                ref_key,
+                expected: expected.into(),
+                actual: actual.into(),
+            });
         }
         let Self { lock, dir, file, .. } = self;
-        lock.shared.publish(&dir.join("data"), &file, &actual, durability)?;
+        lock.shared
+            .publish(&dir.join("data"), &file, &actual, durability)?;
         fs::remove_dir_all(&dir).at("remove", &dir)?;
         Ok(actual)
     }
@@ -165,10 +196,15 @@ impl Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.expected.map(|(_, size)| size.saturating_sub(self.offset_bytes));
+        let room = self
+            .expected
+            .map(|(_, size)| size.saturating_sub(self.offset_bytes));
         if !bytes.is_empty() && room.is_some_and(|room| room < bytes.len() as u64) {
             // A source that sends more than it announced must not fill the disk.
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than the descriptor announces"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more bytes than the descriptor announces",
+            ));
         }
         self.write_chunk(bytes)
     }
@@ -182,5 +218,9 @@ impl Write for Writer {
 pub(crate) fn stat(dir: &Path) -> Option<IngestStat> {
     let ref_key = fs::read_to_string(dir.join("ref")).ok()?;
     let data = fs::metadata(dir.join("data")).ok()?;
-    Some(IngestStat { ref_key, offset_bytes: data.len(), updated: data.modified().ok()? })
+    Some(IngestStat {
+        ref_key,
+        offset_bytes: data.len(),
+        updated: data.modified().ok()?,
+    })
 }

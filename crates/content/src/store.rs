@@ -72,15 +72,22 @@ impl Shared {
     }
 
     pub(crate) fn ingest_dir(&self, ref_key: &str) -> PathBuf {
-        self.root.join("ingest").join(Digest::sha256(ref_key.as_bytes()).hex())
+        self.root
+            .join("ingest")
+            .join(Digest::sha256(ref_key.as_bytes()).hex())
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+        self.root
+            .join("blobs")
+            .join(digest.algorithm().as_str())
+            .join(digest.hex())
     }
 
     fn pending_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join("pending").join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+        self.root
+            .join("pending")
+            .join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
     }
 
     /// Moves a verified file to where readers look.
@@ -134,7 +141,11 @@ impl Shared {
 
     fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         // A pending blob may move between the two looks, hence the third.
-        for path in [self.blob_path(digest), self.pending_path(digest), self.blob_path(digest)] {
+        for path in [
+            self.blob_path(digest),
+            self.pending_path(digest),
+            self.blob_path(digest),
+        ] {
             match File::open(&path) {
                 Ok(file) => return Ok(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -164,7 +175,9 @@ impl Store {
             pending: Mutex::default(),
             sequence: AtomicU64::new(0),
         };
-        let store = Self { shared: Arc::new(shared) };
+        let store = Self {
+            shared: Arc::new(shared),
+        };
         store.sweep_ingests(STALE_INGEST)?;
         Ok(store)
     }
@@ -206,7 +219,11 @@ impl Store {
     pub fn reader(&self, digest: &Digest) -> Result<Blob, StoreError> {
         let file = self.shared.open_blob(digest)?;
         let size_bytes = file.metadata().at("stat", self.shared.blob_path(digest))?.len();
-        Ok(Blob { digest: *digest, file, size_bytes })
+        Ok(Blob {
+            digest: *digest,
+            file,
+            size_bytes,
+        })
     }
 
     /// Returns a blob's size and age, `None` when there is no such blob.
@@ -218,7 +235,11 @@ impl Store {
                 let path = self.shared.blob_path(digest);
                 let metadata = file.metadata().at("stat", &path)?;
                 let created = metadata.modified().at("stat", &path)?;
-                Ok(Some(BlobStat { digest: *digest, size_bytes: metadata.len(), created }))
+                Ok(Some(BlobStat {
+                    digest: *digest,
+                    size_bytes: metadata.len(),
+                    created,
+                }))
             }
         }
     }
@@ -243,7 +264,10 @@ impl Store {
     }
 
     /// Calls `visit` with every blob, in no particular order; stops at its first error.
-    pub fn walk<E: From<StoreError>>(&self, mut visit: impl FnMut(BlobStat) -> Result<(), E>) -> Result<(), E> {
+    pub fn walk<E: From<StoreError>>(
+        &self,
+        mut visit: impl FnMut(BlobStat) -> Result<(), E>,
+    ) -> Result<(), E> {
         let blobs = self.shared.root.join("blobs");
         for algorithm in list(&blobs)? {
             for path in list(&algorithm)? {
@@ -274,7 +298,14 @@ impl Store {
             digester.update(&buf[..count]);
         }
         let actual = digester.finish();
-        if actual == *digest { Ok(()) } else { Err(VerifyError::Corrupt { digest: *digest, actual }) }
+        if actual == *digest {
+            Ok(())
+        } else {
+            Err(VerifyError::Corrupt {
+                digest: *digest,
+                actual: actual.into(),
+            })
+        }
     }
 
     /// Makes every blob committed so far durable. Call it before recording a deferred blob in a database.
@@ -282,16 +313,24 @@ impl Store {
     /// Files are flushed by a few threads at once, moved to `blobs/`, and their directories flushed once each. When it
     /// fails, what could not be flushed stays pending.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let batch: Vec<(Digest, u64)> =
-            locked(&self.shared.pending).iter().map(|(digest, number)| (*digest, *number)).collect();
+        let batch: Vec<(Digest, u64)> = locked(&self.shared.pending)
+            .iter()
+            .map(|(digest, number)| (*digest, *number))
+            .collect();
         if batch.is_empty() {
             return Ok(());
         }
         let share = batch.len().div_ceil(SYNC_THREADS);
         std::thread::scope(|scope| {
-            let running: Vec<_> =
-                batch.chunks(share).map(|part| scope.spawn(|| self.flush(part))).collect();
-            running.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            let running: Vec<_> = batch
+                .chunks(share)
+                .map(|part| scope.spawn(|| self.flush(part)))
+                .collect();
+            running.into_iter().try_for_each(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
         })?;
         let mut dirs = BTreeSet::new();
         let mut pending = locked(&self.shared.pending);
@@ -328,8 +367,10 @@ impl Store {
 
     /// Lists unfinished ingests.
     pub fn ingests(&self) -> Result<Vec<IngestStat>, StoreError> {
-        let mut found: Vec<_> =
-            list(&self.shared.root.join("ingest"))?.iter().filter_map(|dir| ingest::stat(dir)).collect();
+        let mut found: Vec<_> = list(&self.shared.root.join("ingest"))?
+            .iter()
+            .filter_map(|dir| ingest::stat(dir))
+            .collect();
         found.sort_by(|a, b| a.ref_key.cmp(&b.ref_key));
         Ok(found)
     }
@@ -363,7 +404,15 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 }
 
 fn blob_stat(algorithm: &Path, path: &Path) -> Option<BlobStat> {
-    let name = format!("{}:{}", algorithm.file_name()?.to_str()?, path.file_name()?.to_str()?);
+    let name = format!(
+        "{}:{}",
+        algorithm.file_name()?.to_str()?,
+        path.file_name()?.to_str()?
+    );
     let metadata = fs::symlink_metadata(path).ok()?;
-    Some(BlobStat { digest: name.parse().ok()?, size_bytes: metadata.len(), created: metadata.modified().ok()? })
+    Some(BlobStat {
+        digest: name.parse().ok()?,
+        size_bytes: metadata.len(),
+        created: metadata.modified().ok()?,
+    })
 }

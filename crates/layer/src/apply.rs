@@ -107,7 +107,11 @@ pub(crate) fn apply_archive(
     root: impl AsFd,
     options: &ApplyOptions,
 ) -> Result<Applied, ApplyError> {
-    let mut hashing = Hashing { inner: input, digester: Digester::sha256(), count: 0 };
+    let mut hashing = Hashing {
+        inner: input,
+        digester: Digester::sha256(),
+        count: 0,
+    };
     let mut reader = Reader::new(&mut hashing);
     let mut unpacker = entry::Unpacker::new(root.as_fd(), options);
     while let Some(header) = reader.next_entry()? {
@@ -117,7 +121,12 @@ pub(crate) fn apply_archive(
     io::copy(&mut hashing, &mut io::sink()).map_err(ApplyError::Decompress)?;
     let (size_bytes, ignored_xattrs) = unpacker.finish()?;
     let (diff_id, archive_bytes) = (hashing.digester.finish(), hashing.count);
-    Ok(Applied { diff_id, archive_bytes, size_bytes, ignored_xattrs })
+    Ok(Applied {
+        diff_id,
+        archive_bytes,
+        size_bytes,
+        ignored_xattrs,
+    })
 }
 
 /// Digests what is read through it.

@@ -57,12 +57,14 @@ fn peek<'a>(mut input: impl Read + 'a) -> io::Result<(Vec<u8>, impl BufRead + 'a
 fn open<'a>(compression: Compression, input: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     Ok(match compression {
         Compression::Uncompressed => Box::new(input),
-        Compression::Gzip => {
-            Box::new(BufReader::with_capacity(128 * 1024, flate2::bufread::MultiGzDecoder::new(input)))
-        }
-        Compression::Zstd => {
-            Box::new(BufReader::with_capacity(128 * 1024, zstd::stream::read::Decoder::with_buffer(input)?))
-        }
+        Compression::Gzip => Box::new(BufReader::with_capacity(
+            128 * 1024,
+            flate2::bufread::MultiGzDecoder::new(input),
+        )),
+        Compression::Zstd => Box::new(BufReader::with_capacity(
+            128 * 1024,
+            zstd::stream::read::Decoder::with_buffer(input)?,
+        )),
     })
 }
 
@@ -70,7 +72,9 @@ fn open<'a>(compression: Compression, input: impl BufRead + 'a) -> io::Result<Bo
 pub fn decompress_archive<'a>(input: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let (start, input) = peek(input)?;
     if start.starts_with(b"BZh") {
-        return Ok(Box::new(BufReader::new(bzip2::bufread::MultiBzDecoder::new(input))));
+        return Ok(Box::new(BufReader::new(bzip2::bufread::MultiBzDecoder::new(
+            input,
+        ))));
     }
     if start.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
         return Ok(Box::new(BufReader::new(lzma_rust2::XzReader::new(input, true))));

@@ -111,7 +111,13 @@ fn ends_as_dir(path: &Path) -> bool {
 }
 
 /// Copies `source` in `from` to `dest` in `to`: LLB's `FileActionCopy`. Both paths are taken from their root.
-pub fn copy(from: &Root, source: &Path, to: &Root, dest: &Path, options: &CopyOptions) -> Result<(), CopyError> {
+pub fn copy(
+    from: &Root,
+    source: &Path,
+    to: &Root,
+    dest: &Path,
+    options: &CopyOptions,
+) -> Result<(), CopyError> {
     if !options.create_dest_path {
         let resolved = to.resolve(dest)?;
         let parent = resolved.parent().unwrap_or(Path::new(""));
@@ -123,7 +129,9 @@ pub fn copy(from: &Root, source: &Path, to: &Root, dest: &Path, options: &CopyOp
             if options.allow_empty_wildcard {
                 return Ok(());
             }
-            return Err(CopyError::NoMatch { path: source.to_owned() });
+            return Err(CopyError::NoMatch {
+                path: source.to_owned(),
+            });
         }
         found
     } else {
@@ -143,19 +151,30 @@ pub fn copy(from: &Root, source: &Path, to: &Root, dest: &Path, options: &CopyOp
 fn copy_one(copier: &mut copier::Copier<'_>, source: &Path, dest: &Path) -> Result<(), CopyError> {
     let (from, to, options) = (copier.from, copier.to, copier.options);
     let clean = lexical(dest);
-    let needed = if ends_as_dir(dest) { Some(clean.as_path()) } else { clean.parent() };
+    let needed = if ends_as_dir(dest) {
+        Some(clean.as_path())
+    } else {
+        clean.parent()
+    };
     let mode = match &options.mode {
         Some(ModeChange::Bits(bits)) => bits & 0o777,
         _ => DIR_MODE,
     };
-    let attributes = Attributes { owner: options.owner, time: options.time };
+    let attributes = Attributes {
+        owner: options.owner,
+        time: options.time,
+    };
     let mut created = Vec::new();
     if let Some(needed) = needed {
         let resolved = to.resolve(needed)?;
         created.extend(to.make_dirs(&resolved, mode, attributes).on("mkdir", needed)?);
     }
     let mut target = to.resolve(&clean)?;
-    let followed = if options.follow_symlinks { from.resolve(source)? } else { from.resolve_parent(source)? };
+    let followed = if options.follow_symlinks {
+        from.resolve(source)?
+    } else {
+        from.resolve_parent(source)?
+    };
     let is_dir = stat(from, &followed).on("lstat", source)?.is_dir();
     let existing = match stat(to, &target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -184,7 +203,13 @@ fn stat(root: &Root, path: &Path) -> io::Result<crate::tree::Stat> {
 }
 
 /// Unpacks `source` into the directory `dest` if it is an archive; tells whether it was.
-fn unpack(from: &Root, source: &Path, to: &Root, dest: &Path, options: &CopyOptions) -> Result<bool, CopyError> {
+fn unpack(
+    from: &Root,
+    source: &Path,
+    to: &Root,
+    dest: &Path,
+    options: &CopyOptions,
+) -> Result<bool, CopyError> {
     let resolved = from.resolve(source)?;
     match stat(from, &resolved) {
         Ok(stat) if stat.file_type() == FileType::Regular => {}
@@ -198,12 +223,21 @@ fn unpack(from: &Root, source: &Path, to: &Root, dest: &Path, options: &CopyOpti
         return Ok(false);
     }
     let target = to.resolve(dest)?;
-    let attributes = Attributes { owner: options.owner, time: options.time };
+    let attributes = Attributes {
+        owner: options.owner,
+        time: options.time,
+    };
     to.make_dirs(&target, DIR_MODE, attributes).on("mkdir", dest)?;
     let root = at::open_dir_beneath(to, &target).on("open", dest)?;
     let input = decompress_archive(open()?).on("open", source)?;
-    let apply = ApplyOptions { whiteouts: Whiteouts::Literal, owner: options.owner, ..ApplyOptions::default() };
-    apply_archive(input, root.as_fd(), &apply)
-        .map_err(|error| CopyError::Unpack { path: source.to_owned(), source: error })?;
+    let apply = ApplyOptions {
+        whiteouts: Whiteouts::Literal,
+        owner: options.owner,
+        ..ApplyOptions::default()
+    };
+    apply_archive(input, root.as_fd(), &apply).map_err(|error| CopyError::Unpack {
+        path: source.to_owned(),
+        source: error,
+    })?;
     Ok(true)
 }

@@ -69,7 +69,11 @@ pub(crate) trait DiffContext<T> {
 
 impl<T, E: Into<io::Error>> DiffContext<T> for Result<T, E> {
     fn on(self, action: &'static str, path: &Path) -> Result<T, DiffError> {
-        self.map_err(|source| DiffError::Io { path: shown(path), action, source: source.into() })
+        self.map_err(|source| DiffError::Io {
+            path: shown(path),
+            action,
+            source: source.into(),
+        })
     }
 }
 
@@ -145,7 +149,12 @@ impl<'a, W: Write> LayerWriter<'a, W> {
 
     fn whiteout(&mut self, path: &Path) -> Result<(), DiffError> {
         let name = path.file_name().unwrap_or_default().as_bytes();
-        let mut full = path.parent().unwrap_or(Path::new("")).as_os_str().as_bytes().to_vec();
+        let mut full = path
+            .parent()
+            .unwrap_or(Path::new(""))
+            .as_os_str()
+            .as_bytes()
+            .to_vec();
         if !full.is_empty() {
             full.push(b'/');
         }
@@ -161,7 +170,9 @@ impl<'a, W: Write> LayerWriter<'a, W> {
 
     /// Writes entries of directories above `path` that have none yet.
     fn parents(&mut self, path: &Path) -> Result<(), DiffError> {
-        let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
+        let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+            return Ok(());
+        };
         if self.dirs.contains(parent) {
             return Ok(());
         }
@@ -177,16 +188,24 @@ impl<'a, W: Write> LayerWriter<'a, W> {
             source = self.written.get(&stat.identity()).cloned();
             if source.is_none() {
                 if kind == ChangeKind::Unmodified {
-                    self.unmodified.entry(stat.identity()).or_default().push(path.to_owned());
+                    self.unmodified
+                        .entry(stat.identity())
+                        .or_default()
+                        .push(path.to_owned());
                     return Ok(());
                 }
-                self.written.insert(stat.identity(), path.as_os_str().as_bytes().to_vec());
+                self.written
+                    .insert(stat.identity(), path.as_os_str().as_bytes().to_vec());
                 links = self.unmodified.remove(&stat.identity()).unwrap_or_default();
             }
         } else if kind == ChangeKind::Unmodified {
             return Ok(());
         }
-        let dir = at::open_beneath(self.upper, path.parent().unwrap_or(Path::new("")), OFlags::PATH | OFlags::DIRECTORY);
+        let dir = at::open_beneath(
+            self.upper,
+            path.parent().unwrap_or(Path::new("")),
+            OFlags::PATH | OFlags::DIRECTORY,
+        );
         let dir = dir.on("open the directory of", path)?;
         let mut header = self.describe(path, stat, &dir)?;
         if let Some(source) = source {
@@ -206,7 +225,13 @@ impl<'a, W: Write> LayerWriter<'a, W> {
             let name = link.as_os_str().as_bytes().to_vec();
             let target = path.as_os_str().as_bytes().to_vec();
             self.parents(&link)?;
-            self.header(&Header { kind: EntryKind::Hardlink, name, link: target, size_bytes: 0, ..header.clone() })?;
+            self.header(&Header {
+                kind: EntryKind::Hardlink,
+                name,
+                link: target,
+                size_bytes: 0,
+                ..header.clone()
+            })?;
         }
         Ok(())
     }
@@ -234,7 +259,10 @@ impl<'a, W: Write> LayerWriter<'a, W> {
         }
         header.mode = stat.permissions();
         (header.uid, header.gid) = (stat.uid, stat.gid);
-        header.mtime = self.options.latest.map_or(stat.mtime, |latest| stat.mtime.min(latest));
+        header.mtime = self
+            .options
+            .latest
+            .map_or(stat.mtime, |latest| stat.mtime.min(latest));
         if !self.options.keep_nanoseconds {
             header.mtime = header.mtime.truncated();
         }
@@ -263,9 +291,17 @@ impl<'a, W: Write> LayerWriter<'a, W> {
             if count == 0 {
                 break;
             }
-            left = left.checked_sub(count as u64).ok_or_else(|| DiffError::Changed { path: shown(path) })?;
-            self.tar.write_all(&self.buffer[..count]).map_err(DiffError::Write)?;
+            left = left
+                .checked_sub(count as u64)
+                .ok_or_else(|| DiffError::Changed { path: shown(path) })?;
+            self.tar
+                .write_all(&self.buffer[..count])
+                .map_err(DiffError::Write)?;
         }
-        if left == 0 { Ok(()) } else { Err(DiffError::Changed { path: shown(path) }) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(DiffError::Changed { path: shown(path) })
+        }
     }
 }

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 pub use edit::Attributes;
-pub(crate) use resolve::{lexical, resolve as resolve_at};
 pub use look::GoStat;
+pub(crate) use resolve::{lexical, resolve as resolve_at};
 pub use stat::{FileType, Stat, Timestamp};
 pub use usage::usage;
 
@@ -47,7 +47,11 @@ pub(crate) trait TreeContext<T> {
 
 impl<T, E: Into<io::Error>> TreeContext<T> for Result<T, E> {
     fn on(self, action: &'static str, path: &Path) -> Result<T, TreeError> {
-        self.map_err(|source| TreeError { action, path: path.to_owned(), source: source.into() })
+        self.map_err(|source| TreeError {
+            action,
+            path: path.to_owned(),
+            source: source.into(),
+        })
     }
 }
 
@@ -61,12 +65,18 @@ pub struct Root {
 impl Root {
     /// Takes the directory `fd` as a root; duplicates the descriptor.
     pub fn new(fd: impl AsFd) -> io::Result<Self> {
-        Ok(Self { fd: fd.as_fd().try_clone_to_owned()? })
+        Ok(Self {
+            fd: fd.as_fd().try_clone_to_owned()?,
+        })
     }
 
     /// Opens a directory of the host as a root. `path` must come from this program, not from a client.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = rustix::fs::open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         Ok(Self { fd })
     }
 
@@ -90,18 +100,24 @@ impl Root {
 
     /// Reads a file's metadata, following symbolic links.
     pub fn stat(&self, path: &Path) -> Result<Stat, TreeError> {
-        at::open_in_root(&self.fd, path, OFlags::PATH).and_then(at::stat_fd).on("stat", path)
+        at::open_in_root(&self.fd, path, OFlags::PATH)
+            .and_then(at::stat_fd)
+            .on("stat", path)
     }
 
     /// Reads a file's metadata, not following a last symbolic link.
     pub fn lstat(&self, path: &Path) -> Result<Stat, TreeError> {
-        at::open_in_root(&self.fd, path, OFlags::PATH | OFlags::NOFOLLOW).and_then(at::stat_fd).on("lstat", path)
+        at::open_in_root(&self.fd, path, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(at::stat_fd)
+            .on("lstat", path)
     }
 
     /// Opens a regular file for reading, following symbolic links. Anything else is refused without opening it: a pipe
     /// cannot block, a device is not touched.
     pub fn open_file(&self, path: &Path) -> Result<File, TreeError> {
-        at::open_in_root(&self.fd, path, OFlags::PATH).and_then(at::reopen_regular).on("open", path)
+        at::open_in_root(&self.fd, path, OFlags::PATH)
+            .and_then(at::reopen_regular)
+            .on("open", path)
     }
 
     /// Opens a directory, following symbolic links.

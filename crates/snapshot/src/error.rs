@@ -106,6 +106,10 @@ pub(crate) trait IoContext<T> {
 
 impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, SnapshotError> {
-        self.map_err(|source| SnapshotError::Io { action, path: path.into(), source: source.into() })
+        self.map_err(|source| SnapshotError::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        })
     }
 }

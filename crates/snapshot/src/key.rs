@@ -23,7 +23,9 @@ impl SnapshotKey {
     pub fn new(text: &str) -> Result<Self, KeyError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         if text.is_empty() || text.len() > 200 || text.starts_with('.') || !text.bytes().all(allowed) {
-            return Err(KeyError { text: text.to_owned() });
+            return Err(KeyError {
+                text: text.to_owned(),
+            });
         }
         Ok(Self(text.into()))
     }

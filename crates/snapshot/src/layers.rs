@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use layer::{ApplyError, ApplyOptions, Applied, DiffError, DiffOptions, Whiteouts};
+use layer::{Applied, ApplyError, ApplyOptions, DiffError, DiffOptions, Whiteouts};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{IoContext, MountError, SnapshotError};
@@ -59,25 +59,56 @@ pub fn apply_layer(
     let stat = snapshotter.stat(key)?;
     if stat.kind != Kind::Active {
         let (key, kind) = (stat.key, stat.kind);
-        return Err(SnapshotError::WrongKind { key, kind, wanted: Kind::Active }.into());
+        return Err(SnapshotError::WrongKind {
+            key,
+            kind,
+            wanted: Kind::Active,
+        }
+        .into());
     }
     // Tells the backend that the files change.
     snapshotter.mounts(key)?;
     let (root, options) = match snapshotter.storage(key)? {
-        Storage::Whole(root) => {
-            (open_dir(&root)?, ApplyOptions { whiteouts: Whiteouts::Remove, parents: Vec::new(), ..options })
-        }
-        Storage::Changes { upper, lower, userxattr } => {
+        Storage::Whole(root) => (
+            open_dir(&root)?,
+            ApplyOptions {
+                whiteouts: Whiteouts::Remove,
+                parents: Vec::new(),
+                ..options
+            },
+        ),
+        Storage::Changes {
+            upper,
+            lower,
+            userxattr,
+        } => {
             let parents = lower.iter().map(|dir| open_dir(dir)).collect::<Result<_, _>>()?;
-            let whiteouts = if userxattr { Whiteouts::OverlayUser } else { Whiteouts::Overlay };
-            (open_dir(&upper)?, ApplyOptions { whiteouts, parents, ..options })
+            let whiteouts = if userxattr {
+                Whiteouts::OverlayUser
+            } else {
+                Whiteouts::Overlay
+            };
+            (
+                open_dir(&upper)?,
+                ApplyOptions {
+                    whiteouts,
+                    parents,
+                    ..options
+                },
+            )
         }
     };
-    layer::apply(layer, &root, &options).map_err(|source| LayerError::Apply { key: key.clone(), source })
+    layer::apply(layer, &root, &options).map_err(|source| LayerError::Apply {
+        key: key.clone(),
+        source,
+    })
 }
 
 /// Opens the tree of a snapshot of any kind for reading.
-pub(crate) fn open_tree(snapshotter: &dyn Snapshotter, key: Option<&SnapshotKey>) -> Result<MountedTree, LayerError> {
+pub(crate) fn open_tree(
+    snapshotter: &dyn Snapshotter,
+    key: Option<&SnapshotKey>,
+) -> Result<MountedTree, LayerError> {
     let mounts = match key {
         Some(key) if snapshotter.stat(key)?.kind != Kind::Committed => snapshotter.mounts(key)?,
         _ => snapshotter.read_mounts(key)?,
@@ -104,7 +135,10 @@ pub fn diff_layer(
     options: &DiffOptions,
 ) -> Result<(), LayerError> {
     let stat = snapshotter.stat(upper)?;
-    let failed = |source| LayerError::Diff { key: upper.clone(), source };
+    let failed = |source| LayerError::Diff {
+        key: upper.clone(),
+        source,
+    };
     let below = match lower {
         Some(lower) => Some(open_tree(snapshotter, Some(lower))?),
         None => None,

@@ -15,7 +15,11 @@ use crate::key::SnapshotKey;
 use crate::snapshotter::{Kind, SnapshotStat, Swept, Usage};
 
 /// Directories that hold snapshots, by kind.
-const KINDS: [(Kind, &str); 3] = [(Kind::Active, "active"), (Kind::View, "view"), (Kind::Committed, "committed")];
+const KINDS: [(Kind, &str); 3] = [
+    (Kind::Active, "active"),
+    (Kind::View, "view"),
+    (Kind::Committed, "committed"),
+];
 
 fn dir_of(kind: Kind) -> &'static str {
     match kind {
@@ -35,6 +39,8 @@ pub(crate) struct Layout {
     sequence: AtomicU64,
     /// Set by every change, cleared by a flush.
     dirty: AtomicBool,
+    /// Directories in `trash/` that wait for the next flush to be deleted, as deleting takes longer than all of a commit.
+    discarded: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +60,9 @@ struct Known {
 
 impl State {
     fn get(&self, key: &SnapshotKey) -> Result<&Known, SnapshotError> {
-        self.known.get(key).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
+        self.known
+            .get(key)
+            .ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
     }
 
     fn require(&self, key: &SnapshotKey, wanted: Kind) -> Result<&Known, SnapshotError> {
@@ -62,7 +70,11 @@ impl State {
         if known.kind == wanted {
             return Ok(known);
         }
-        Err(SnapshotError::WrongKind { key: key.clone(), kind: known.kind, wanted })
+        Err(SnapshotError::WrongKind {
+            key: key.clone(),
+            kind: known.kind,
+            wanted,
+        })
     }
 
     fn free(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
@@ -94,6 +106,7 @@ impl Layout {
             sequence: AtomicU64::new(0),
             // Whoever ran before may have gone without flushing.
             dirty: AtomicBool::new(true),
+            discarded: Mutex::default(),
         };
         for sub in ["new", "trash"] {
             layout.empty(&layout.root.join(sub))?;
@@ -117,23 +130,39 @@ impl Layout {
             for entry in fs::read_dir(&dir).at("list", &dir)? {
                 let path = entry.at("list", &dir)?.path();
                 let name = path.file_name().and_then(|name| name.to_str());
-                let Some(key) = name.and_then(|name| SnapshotKey::new(name).ok()) else { continue };
+                let Some(key) = name.and_then(|name| SnapshotKey::new(name).ok()) else {
+                    continue;
+                };
                 let parent = match fs::read_link(path.join("parent")) {
                     Ok(text) => text.to_str().and_then(|text| SnapshotKey::new(text).ok()),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                     Err(error) => return Err(error).at("read", path.join("parent")),
                 };
-                state.known.insert(key, Known { kind, parent, children: 0 });
+                state.known.insert(
+                    key,
+                    Known {
+                        kind,
+                        parent,
+                        children: 0,
+                    },
+                );
             }
         }
         // Without its parent a snapshot is nothing; whatever stands on it is nothing either.
         loop {
             let is_broken = |known: &Known| match &known.parent {
                 None => false,
-                Some(parent) => state.known.get(parent).is_none_or(|parent| parent.kind != Kind::Committed),
+                Some(parent) => state
+                    .known
+                    .get(parent)
+                    .is_none_or(|parent| parent.kind != Kind::Committed),
             };
-            let broken: Vec<_> =
-                state.known.iter().filter(|(_, known)| is_broken(known)).map(|(key, _)| key.clone()).collect();
+            let broken: Vec<_> = state
+                .known
+                .iter()
+                .filter(|(_, known)| is_broken(known))
+                .map(|(key, _)| key.clone())
+                .collect();
             if broken.is_empty() {
                 break;
             }
@@ -143,7 +172,11 @@ impl Layout {
                 }
             }
         }
-        let parents: Vec<_> = state.known.values().filter_map(|known| known.parent.clone()).collect();
+        let parents: Vec<_> = state
+            .known
+            .values()
+            .filter_map(|known| known.parent.clone())
+            .collect();
         for parent in parents {
             if let Some(known) = state.known.get_mut(&parent) {
                 known.children += 1;
@@ -180,7 +213,11 @@ impl Layout {
     pub(crate) fn find(&self, key: &SnapshotKey) -> Result<(PathBuf, SnapshotStat), SnapshotError> {
         let state = self.state();
         let known = state.get(key)?;
-        let stat = SnapshotStat { key: key.clone(), kind: known.kind, parent: known.parent.clone() };
+        let stat = SnapshotStat {
+            key: key.clone(),
+            kind: known.kind,
+            parent: known.parent.clone(),
+        };
         Ok((self.dir(known.kind, key), stat))
     }
 
@@ -222,7 +259,14 @@ impl Layout {
         state.reserved.remove(key);
         match made {
             Ok(()) => {
-                state.known.insert(key.clone(), Known { kind, parent: parent.cloned(), children: 0 });
+                state.known.insert(
+                    key.clone(),
+                    Known {
+                        kind,
+                        parent: parent.cloned(),
+                        children: 0,
+                    },
+                );
                 self.dirty.store(true, Ordering::Release);
                 Ok(())
             }
@@ -276,7 +320,13 @@ impl Layout {
         let to = self.dir(Kind::Committed, name);
         rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE).at("rename to", &to)?;
         if let Some(known) = state.known.remove(key) {
-            state.known.insert(name.clone(), Known { kind: Kind::Committed, ..known });
+            state.known.insert(
+                name.clone(),
+                Known {
+                    kind: Kind::Committed,
+                    ..known
+                },
+            );
         }
         self.dirty.store(true, Ordering::Release);
         Ok(())
@@ -287,7 +337,10 @@ impl Layout {
             let mut state = self.state();
             let known = state.get(key)?;
             if known.children > 0 {
-                return Err(SnapshotError::HasChildren { key: key.clone(), children: known.children });
+                return Err(SnapshotError::HasChildren {
+                    key: key.clone(),
+                    children: known.children,
+                });
             }
             let from = self.dir(known.kind, key);
             let trash = self.fresh("trash");
@@ -315,14 +368,38 @@ impl Layout {
         self.state().known.iter().map(stat).collect()
     }
 
-    /// Flushes the file system, if anything changed since the last time.
+    /// Takes a directory out of the way now and deletes it later.
+    pub(crate) fn discard(&self, dir: &Path) -> Result<(), SnapshotError> {
+        let trash = self.fresh("trash");
+        match fs::rename(dir, &trash) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            done => done.at("rename to", &trash)?,
+        }
+        self.discarded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(trash);
+        Ok(())
+    }
+
+    fn delete_discarded(&self) -> Result<(), SnapshotError> {
+        let discarded = std::mem::take(&mut *self.discarded.lock().unwrap_or_else(PoisonError::into_inner));
+        discarded
+            .iter()
+            .try_for_each(|dir| at::remove_all(CWD, dir).at("remove", dir))
+    }
+
+    /// Flushes the file system, if anything changed since the last time, and deletes what was discarded.
     pub(crate) fn sync(&self) -> Result<(), SnapshotError> {
+        self.delete_discarded()?;
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        rustix::fs::syncfs(&self.handle).at("flush", &self.root).inspect_err(|_| {
-            self.dirty.store(true, Ordering::Release);
-        })
+        rustix::fs::syncfs(&self.handle)
+            .at("flush", &self.root)
+            .inspect_err(|_| {
+                self.dirty.store(true, Ordering::Release);
+            })
     }
 
     /// Tells that files of a snapshot were changed by other means than its mounts.
@@ -335,8 +412,11 @@ impl Layout {
         loop {
             let all = self.list();
             let parents: BTreeSet<_> = all.iter().filter_map(|stat| stat.parent.clone()).collect();
-            let (held, free): (Vec<_>, Vec<_>) =
-                all.into_iter().map(|stat| stat.key).filter(|key| !keep(key)).partition(|key| parents.contains(key));
+            let (held, free): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .map(|stat| stat.key)
+                .filter(|key| !keep(key))
+                .partition(|key| parents.contains(key));
             if free.is_empty() {
                 swept.held = held;
                 return Ok(swept);
@@ -363,7 +443,10 @@ pub(crate) fn write_usage(dir: &Path, usage: Usage) -> Result<(), SnapshotError>
 fn read_usage(dir: &Path) -> Option<Usage> {
     let text = fs::read_link(dir.join("usage")).ok()?;
     let (size, inodes) = text.to_str()?.split_once(' ')?;
-    Some(Usage { size_bytes: size.parse().ok()?, inodes: inodes.parse().ok()? })
+    Some(Usage {
+        size_bytes: size.parse().ok()?,
+        inodes: inodes.parse().ok()?,
+    })
 }
 
 /// Measures a snapshot's own files.

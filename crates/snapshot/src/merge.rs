@@ -29,10 +29,18 @@ pub(crate) fn merge(
     for key in diffs.iter().flat_map(|diff| [&diff.lower, &diff.upper]).flatten() {
         let stat = snapshotter.stat(key)?;
         if stat.kind != Kind::Committed {
-            return Err(SnapshotError::WrongKind { key: key.clone(), kind: stat.kind, wanted: Kind::Committed });
+            return Err(SnapshotError::WrongKind {
+                key: key.clone(),
+                kind: stat.kind,
+                wanted: Kind::Committed,
+            });
         }
     }
-    let (base, diffs) = if skip_base { base_of(snapshotter, diffs)? } else { (None, diffs) };
+    let (base, diffs) = if skip_base {
+        base_of(snapshotter, diffs)?
+    } else {
+        (None, diffs)
+    };
     let key = prepare(snapshotter, base.as_ref())?;
     let apply = || -> Result<(), SnapshotError> {
         let storage = snapshotter.storage(&key)?;
@@ -87,25 +95,49 @@ fn apply_all(
     storage: &Storage,
     diffs: &[Diff],
 ) -> Result<Usage, SnapshotError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| SnapshotError::Tree { key: name.clone(), source };
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| SnapshotError::Tree {
+        key: name.clone(),
+        source,
+    };
     let (root_path, lower, userxattr) = match storage {
         Storage::Whole(root) => (root, None, false),
-        Storage::Changes { upper, lower, userxattr } => {
-            (upper, Some(lower.iter().map(|dir| open_dir(dir)).collect::<Result<Vec<_>, _>>()?), *userxattr)
-        }
+        Storage::Changes {
+            upper,
+            lower,
+            userxattr,
+        } => (
+            upper,
+            Some(
+                lower
+                    .iter()
+                    .map(|dir| open_dir(dir))
+                    .collect::<Result<Vec<_>, _>>()?,
+            ),
+            *userxattr,
+        ),
     };
     let mut target = Target {
         root: open_dir(root_path)?,
         lower,
-        opaque_key: if userxattr { b"user.overlay.opaque" } else { b"trusted.overlay.opaque" },
+        opaque_key: if userxattr {
+            b"user.overlay.opaque"
+        } else {
+            b"trusted.overlay.opaque"
+        },
         times: BTreeMap::new(),
         shared: BTreeSet::new(),
     };
     for diff in diffs {
         let source = Source::open(snapshotter, diff).map_err(|error| failed(error.into()))?;
-        let mut step =
-            Step { target: &mut target, source: &source, visited: BTreeSet::new(), links: BTreeMap::new() };
-        source.changes(&mut |change| step.change(change)).map_err(|error| failed(error.into()))?;
+        let mut step = Step {
+            target: &mut target,
+            source: &source,
+            visited: BTreeSet::new(),
+            links: BTreeMap::new(),
+        };
+        source
+            .changes(&mut |change| step.change(change))
+            .map_err(|error| failed(error.into()))?;
     }
     target.settle().map_err(|error| failed(error.into()))?;
     let (size_bytes, inodes) = layer::tree::usage(root_path, &target.shared).at("measure", root_path)?;
@@ -145,7 +177,12 @@ impl Source {
                 }
             }
         }
-        Ok(Self { lower, upper, dirs, is_upperdir })
+        Ok(Self {
+            lower,
+            upper,
+            dirs,
+            is_upperdir,
+        })
     }
 
     fn changes(&self, visit: &mut layer::Visit<'_>) -> Result<(), DiffError> {
@@ -172,12 +209,17 @@ impl Source {
 }
 
 fn split(path: &Path) -> (&Path, &Path) {
-    (path.parent().unwrap_or(Path::new("")), Path::new(path.file_name().unwrap_or_default()))
+    (
+        path.parent().unwrap_or(Path::new("")),
+        Path::new(path.file_name().unwrap_or_default()),
+    )
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 /// The tree being made.
@@ -237,7 +279,10 @@ impl Step<'_> {
         }
         let path = change.path;
         let done = self.parents(path).and_then(|()| self.apply(path, change.stat));
-        done.map_err(|source| DiffError::Visit { path: path.to_string_lossy().into_owned(), source })
+        done.map_err(|source| DiffError::Visit {
+            path: path.to_string_lossy().into_owned(),
+            source,
+        })
     }
 
     /// Brings the directories above `path`, changed or not, as an exported layer would.
@@ -247,7 +292,8 @@ impl Step<'_> {
             return Ok(());
         }
         self.parents(parent)?;
-        let stat = at::open_beneath(&self.source.upper, parent, OFlags::PATH | OFlags::NOFOLLOW).and_then(at::stat_fd)?;
+        let stat = at::open_beneath(&self.source.upper, parent, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(at::stat_fd)?;
         self.apply(parent, Some(&stat))
     }
 

@@ -54,7 +54,12 @@ impl Mount {
     pub fn bind(source: impl Into<PathBuf>, read_only: bool) -> Self {
         let mode = if read_only { "ro" } else { "rw" };
         let options = vec!["rbind".into(), mode.into()];
-        Self { fstype: "bind".into(), source: source.into(), target: PathBuf::new(), options }
+        Self {
+            fstype: "bind".into(),
+            source: source.into(),
+            target: PathBuf::new(),
+            options,
+        }
     }
 
     /// Describes an overlay; `lower` nearest first; `upper` is the upper and the work directory, without which the overlay
@@ -75,7 +80,12 @@ impl Mount {
             None => all.push("ro".into()),
         }
         all.extend(options.iter().map(Into::into));
-        Self { fstype: "overlay".into(), source: "overlay".into(), target: PathBuf::new(), options: all }
+        Self {
+            fstype: "overlay".into(),
+            source: "overlay".into(),
+            target: PathBuf::new(),
+            options: all,
+        }
     }
 
     /// Reports whether nothing can be written through this mount.
@@ -95,7 +105,10 @@ impl Mount {
 
     fn values<'a>(&'a self, key: &'static str) -> impl Iterator<Item = &'a Path> {
         let strip = |option: &'a OsString| option.as_bytes().strip_prefix(key.as_bytes());
-        self.options.iter().filter_map(strip).map(|value| Path::new(OsStr::from_bytes(value)))
+        self.options
+            .iter()
+            .filter_map(strip)
+            .map(|value| Path::new(OsStr::from_bytes(value)))
     }
 
     fn is_bind(&self) -> bool {
@@ -124,7 +137,11 @@ impl Mount {
     /// Mounts at `path` (joined with `target`), which must exist, in this thread's mount namespace. The mount lasts as
     /// long as the guard.
     pub fn mount_at(&self, path: &Path) -> Result<MountGuard, MountError> {
-        let point = if self.target.as_os_str().is_empty() { path.to_owned() } else { path.join(&self.target) };
+        let point = if self.target.as_os_str().is_empty() {
+            path.to_owned()
+        } else {
+            path.join(&self.target)
+        };
         let mount = || -> io::Result<()> {
             if self.is_bind() {
                 return bind(&self.source, &point, self.is_read_only());
@@ -142,7 +159,10 @@ impl Mount {
             }
         };
         mount().map_err(self.failed("mount", &point))?;
-        Ok(MountGuard { path: point, armed: true })
+        Ok(MountGuard {
+            path: point,
+            armed: true,
+        })
     }
 
     /// Mounts without a mount point and returns the tree. For a bind mount this is just the opened directory; honouring
@@ -160,7 +180,10 @@ impl Mount {
             }
         };
         let fd = open().map_err(self.failed("open", &self.source))?;
-        Ok(MountedTree { fd, read_only: self.is_read_only() })
+        Ok(MountedTree {
+            fd,
+            read_only: self.is_read_only(),
+        })
     }
 
     /// Makes the mount with the new API, attached nowhere.
@@ -227,12 +250,21 @@ impl Mount {
                 flags |= flag;
             }
         }
-        Ok(rustix::mount::mount(&self.source, point, self.fstype.as_str(), flags, &*data)?)
+        Ok(rustix::mount::mount(
+            &self.source,
+            point,
+            self.fstype.as_str(),
+            flags,
+            &*data,
+        )?)
     }
 
     /// As [`detached`](Self::detached), by way of a mount point that is given up at once.
     fn detached_classic(&self) -> io::Result<OwnedFd> {
-        let base = self.upper_dir().and_then(Path::parent).map_or_else(std::env::temp_dir, Path::to_owned);
+        let base = self
+            .upper_dir()
+            .and_then(Path::parent)
+            .map_or_else(std::env::temp_dir, Path::to_owned);
         let point = base.join(format!("mount-{}", std::process::id()));
         std::fs::create_dir(&point)?;
         let open = || -> io::Result<OwnedFd> {
@@ -250,11 +282,15 @@ impl Mount {
 
 /// Reports whether an option is about mounts as such and not one of the file system.
 fn is_general(option: &OsString) -> bool {
-    matches!(option.as_bytes(), b"ro" | b"rw" | b"bind" | b"rbind" | b"nodev" | b"nosuid" | b"noexec")
+    matches!(
+        option.as_bytes(),
+        b"ro" | b"rw" | b"bind" | b"rbind" | b"nodev" | b"nosuid" | b"noexec"
+    )
 }
 
 fn bind(source: &Path, point: &Path, read_only: bool) -> io::Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(CWD, source, flags)?;
     rustix::mount::move_mount(tree, c"", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     if !read_only {
@@ -320,6 +356,10 @@ impl AsFd for MountedTree {
 pub fn unmount(path: &Path) -> Result<(), MountError> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(error) => Err(MountError { action: "unmount".into(), path: path.to_owned(), source: error.into() }),
+        Err(error) => Err(MountError {
+            action: "unmount".into(),
+            path: path.to_owned(),
+            source: error.into(),
+        }),
     }
 }

@@ -21,7 +21,9 @@ pub struct Native {
 impl Native {
     /// Opens or creates the backend in `root`.
     pub fn open(root: &Path) -> Result<Self, SnapshotError> {
-        Ok(Self { layout: Layout::open(root)? })
+        Ok(Self {
+            layout: Layout::open(root)?,
+        })
     }
 
     fn tree_of(&self, parent: Option<&SnapshotKey>) -> Result<PathBuf, SnapshotError> {
@@ -31,7 +33,11 @@ impl Native {
                 let (dir, stat) = self.layout.find(parent)?;
                 if stat.kind != Kind::Committed {
                     let (key, kind) = (parent.clone(), stat.kind);
-                    return Err(SnapshotError::WrongKind { key, kind, wanted: Kind::Committed });
+                    return Err(SnapshotError::WrongKind {
+                        key,
+                        kind,
+                        wanted: Kind::Committed,
+                    });
                 }
                 Ok(dir.join("fs"))
             }
@@ -54,8 +60,10 @@ impl Snapshotter for Native {
             }
             let from = Root::open(&source).at("open", &source)?;
             let to = Root::open(&target).at("open", &target)?;
-            layer::copy::copy_tree(&from, &to)
-                .map_err(|error| SnapshotError::Tree { key: key.clone(), source: error.into() })
+            layer::copy::copy_tree(&from, &to).map_err(|error| SnapshotError::Tree {
+                key: key.clone(),
+                source: error.into(),
+            })
         })
     }
 
@@ -71,9 +79,11 @@ impl Snapshotter for Native {
                 Ok(vec![Mount::bind(dir.join("fs"), false)])
             }
             Kind::View => Ok(vec![Mount::bind(self.tree_of(stat.parent.as_ref())?, true)]),
-            Kind::Committed => {
-                Err(SnapshotError::WrongKind { key: key.clone(), kind: stat.kind, wanted: Kind::Active })
-            }
+            Kind::Committed => Err(SnapshotError::WrongKind {
+                key: key.clone(),
+                kind: stat.kind,
+                wanted: Kind::Active,
+            }),
         }
     }
 

@@ -57,9 +57,20 @@ impl Overlay {
                     // Renamed directories are copied: a layer cannot say "moved".
                     common.extend(["redirect_dir=off".to_owned(), "metacopy=off".to_owned()]);
                 }
-                let write_options = if volatile { vec!["volatile".to_owned()] } else { Vec::new() };
+                let write_options = if volatile {
+                    vec!["volatile".to_owned()]
+                } else {
+                    Vec::new()
+                };
                 match probe(&layout, &[common.clone(), write_options.clone()].concat())? {
-                    Ok(()) => return Ok(Self { layout, userxattr, options: common, write_options }),
+                    Ok(()) => {
+                        return Ok(Self {
+                            layout,
+                            userxattr,
+                            options: common,
+                            write_options,
+                        });
+                    }
                     Err(error) => failure = Some(error),
                 }
             }
@@ -69,7 +80,11 @@ impl Overlay {
             path: root.to_owned(),
             source: io::ErrorKind::Unsupported.into(),
         });
-        Err(SnapshotError::Unsupported { backend: "overlayfs", root: root.to_owned(), source })
+        Err(SnapshotError::Unsupported {
+            backend: "overlayfs",
+            root: root.to_owned(),
+            source,
+        })
     }
 
     /// Reports whether marks of deletions are in `user.*` attributes.
@@ -106,11 +121,12 @@ fn probe(layout: &Layout, options: &[String]) -> Result<Result<(), crate::error:
 /// Forgets that a work directory was used by a mount that drops flushes, which overlayfs takes for a crash.
 fn forget_volatile(work: &Path) -> Result<(), SnapshotError> {
     let mark = work.join("work").join("incompat");
-    at::remove_all(CWD, &mark).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })
-    .at("remove", &mark)
+    at::remove_all(CWD, &mark)
+        .or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })
+        .at("remove", &mark)
 }
 
 impl Snapshotter for Overlay {
@@ -145,9 +161,11 @@ impl Snapshotter for Overlay {
         let chain = self.chain(stat.parent.as_ref())?;
         match stat.kind {
             Kind::View => Ok(vec![self.read_only(&chain)]),
-            Kind::Committed => {
-                Err(SnapshotError::WrongKind { key: key.clone(), kind: stat.kind, wanted: Kind::Active })
-            }
+            Kind::Committed => Err(SnapshotError::WrongKind {
+                key: key.clone(),
+                kind: stat.kind,
+                wanted: Kind::Active,
+            }),
             Kind::Active if chain.is_empty() => {
                 self.layout.touch();
                 Ok(vec![Mount::bind(dir.join("fs"), false)])
@@ -157,7 +175,11 @@ impl Snapshotter for Overlay {
                 let (upper, work) = (dir.join("fs"), dir.join("work"));
                 forget_volatile(&work)?;
                 let options = [self.options.clone(), self.write_options.clone()].concat();
-                Ok(vec![Mount::overlay(chain.iter().map(PathBuf::as_path), Some((&upper, &work)), &options)])
+                Ok(vec![Mount::overlay(
+                    chain.iter().map(PathBuf::as_path),
+                    Some((&upper, &work)),
+                    &options,
+                )])
             }
         }
     }
@@ -167,10 +189,8 @@ impl Snapshotter for Overlay {
     }
 
     fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
-        self.layout.commit(name, key, |dir| {
-            let work = dir.join("work");
-            at::remove_all(CWD, &work).at("remove", &work)
-        })
+        self.layout
+            .commit(name, key, |dir| self.layout.discard(&dir.join("work")))
     }
 
     fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
@@ -210,7 +230,11 @@ impl Snapshotter for Overlay {
             (_, None) => Ok(Storage::Whole(own)),
             (_, Some(parent)) => {
                 let lower = self.layout.chain(parent)?;
-                Ok(Storage::Changes { upper: own, lower, userxattr: self.userxattr })
+                Ok(Storage::Changes {
+                    upper: own,
+                    lower,
+                    userxattr: self.userxattr,
+                })
             }
         }
     }

@@ -1,4 +1,5 @@
 //! The blob store's contract.
+#![expect(clippy::unwrap_used, reason = "a failing test says where")]
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -49,7 +50,12 @@ fn a_blob_is_invisible_until_it_is_proven() {
     assert_eq!(walk(&store), [(descriptor.digest, 5)]);
     assert_eq!(store.info(&descriptor.digest).unwrap().unwrap().size_bytes, 5);
     assert!(store.ingests().unwrap().is_empty());
-    assert!(dir.path().join("blobs/sha256").join(descriptor.digest.hex()).is_file());
+    assert!(
+        dir.path()
+            .join("blobs/sha256")
+            .join(descriptor.digest.hex())
+            .is_file()
+    );
     // Committing the same again is no failure and leaves nothing.
     let mut writer = store.writer("again", None).unwrap();
     writer.write_all(b"hello").unwrap();
@@ -67,10 +73,20 @@ fn wrong_bytes_never_become_a_blob() {
     assert!(store.ingests().unwrap().is_empty(), "there is nothing to resume");
     let mut writer = store.writer("ref", Some(&descriptor)).unwrap();
     writer.write_all(b"hell").unwrap();
-    assert!(matches!(writer.commit(), Err(WriteError::SizeMismatch { expected: 5, actual: 4, .. })));
+    assert!(matches!(
+        writer.commit(),
+        Err(WriteError::SizeMismatch {
+            expected: 5,
+            actual: 4,
+            ..
+        })
+    ));
     let mut writer = store.writer("ref", Some(&descriptor)).unwrap();
     assert_eq!(writer.offset(), 4, "what was too short can be resumed");
-    assert!(writer.write_all(b"o and more").is_err(), "no more than announced is taken");
+    assert!(
+        writer.write_all(b"o and more").is_err(),
+        "no more than announced is taken"
+    );
     writer.write_all(b"o").unwrap();
     writer.commit().unwrap();
     assert!(store.exists(&descriptor.digest).unwrap());
@@ -82,10 +98,16 @@ fn an_ingest_is_resumed_also_by_another_process() {
     let descriptor = describe(b"hello world");
     let mut writer = store.writer("layer/with:odd\nkey", Some(&descriptor)).unwrap();
     writer.write_all(b"hello ").unwrap();
-    assert!(matches!(store.writer("layer/with:odd\nkey", None), Err(WriteError::Busy { .. })));
+    assert!(matches!(
+        store.writer("layer/with:odd\nkey", None),
+        Err(WriteError::Busy { .. })
+    ));
     drop(writer);
     let listed = store.ingests().unwrap();
-    assert_eq!((listed[0].ref_key.as_str(), listed[0].offset_bytes), ("layer/with:odd\nkey", 6));
+    assert_eq!(
+        (listed[0].ref_key.as_str(), listed[0].offset_bytes),
+        ("layer/with:odd\nkey", 6)
+    );
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     let mut writer = store.writer("layer/with:odd\nkey", Some(&descriptor)).unwrap();
@@ -125,8 +147,9 @@ fn stale_ingests_are_swept_but_not_those_being_written() {
 #[test]
 fn deferred_blobs_are_readable_at_once_and_durable_after_sync() {
     let (dir, store) = store();
-    let blobs: Vec<Digest> =
-        (0..60_u8).map(|index| store.put(&[index; 100], Durability::Deferred).unwrap()).collect();
+    let blobs: Vec<Digest> = (0..60_u8)
+        .map(|index| store.put(&[index; 100], Durability::Deferred).unwrap())
+        .collect();
     let lost = store.put(b"lost", Durability::Deferred).unwrap();
     for digest in &blobs {
         assert_eq!(read(&store, digest).len(), 100);
@@ -139,7 +162,10 @@ fn deferred_blobs_are_readable_at_once_and_durable_after_sync() {
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(walk(&store).len(), 60);
-    assert!(!store.exists(&lost).unwrap(), "what was not flushed is gone, not half there");
+    assert!(
+        !store.exists(&lost).unwrap(),
+        "what was not flushed is gone, not half there"
+    );
     // Immediate after deferred is immediate.
     let digest = store.put(b"both", Durability::Deferred).unwrap();
     store.put(b"both", Durability::Immediate).unwrap();
@@ -175,11 +201,14 @@ fn corruption_is_found() {
     store.verify(&digest).unwrap();
     fs::write(dir.path().join("blobs/sha256").join(digest.hex()), b"evil").unwrap();
     match store.verify(&digest) {
-        Err(VerifyError::Corrupt { actual, .. }) => assert_eq!(actual, Digest::sha256(b"evil")),
+        Err(VerifyError::Corrupt { actual, .. }) => assert_eq!(*actual, Digest::sha256(b"evil")),
         other => panic!("{other:?}"),
     }
     store.delete(&digest).unwrap();
-    assert!(matches!(store.verify(&digest), Err(VerifyError::Store(StoreError::NotFound { .. }))));
+    assert!(matches!(
+        store.verify(&digest),
+        Err(VerifyError::Store(StoreError::NotFound { .. }))
+    ));
 }
 
 #[test]
@@ -202,7 +231,11 @@ fn many_threads_may_put_the_same_bytes() {
         for index in 0..8 {
             let store = store.clone();
             scope.spawn(move || {
-                let durability = if index % 2 == 0 { Durability::Deferred } else { Durability::Immediate };
+                let durability = if index % 2 == 0 {
+                    Durability::Deferred
+                } else {
+                    Durability::Immediate
+                };
                 for round in 0..20_u8 {
                     store.put(&[round; 64], durability).unwrap();
                     if index == 0 {

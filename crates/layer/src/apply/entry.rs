@@ -51,7 +51,11 @@ pub(super) trait EntryContext<T> {
 
 impl<T, E: Into<io::Error>> EntryContext<T> for Result<T, E> {
     fn during(self, action: &'static str, header: &Header) -> Result<T, ApplyError> {
-        self.map_err(|source| ApplyError::Io { path: shown(&header.name), action, source: source.into() })
+        self.map_err(|source| ApplyError::Io {
+            path: shown(&header.name),
+            action,
+            source: source.into(),
+        })
     }
 }
 
@@ -60,7 +64,10 @@ fn shown(name: &[u8]) -> String {
 }
 
 pub(super) fn invalid(header: &Header, reason: &'static str) -> ApplyError {
-    ApplyError::Invalid { path: shown(&header.name), reason }
+    ApplyError::Invalid {
+        path: shown(&header.name),
+        reason,
+    }
 }
 
 /// Cleans a name from the archive without looking at files: relative, no `.`, no `..`.
@@ -80,7 +87,11 @@ fn clean(name: &[u8]) -> PathBuf {
 
 /// Bounds a time to what containerd lets through: 1970 to 2262, all else is 1970.
 fn bounded(time: Timestamp) -> Timestamp {
-    if (0..=9_223_372_036).contains(&time.seconds) { time } else { Timestamp::default() }
+    if (0..=9_223_372_036).contains(&time.seconds) {
+        time
+    } else {
+        Timestamp::default()
+    }
 }
 
 fn access_time(header: &Header) -> Timestamp {
@@ -140,11 +151,19 @@ impl<'a> Unpacker<'a> {
             }
             done => done.during("open directory of", header)?,
         };
-        Ok(Parent { named: dir.to_owned(), resolved, fd })
+        Ok(Parent {
+            named: dir.to_owned(),
+            resolved,
+            fd,
+        })
     }
 
     fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        if path.as_os_str().is_empty() { Ok(PathBuf::new()) } else { resolve_at(self.root, path) }
+        if path.as_os_str().is_empty() {
+            Ok(PathBuf::new())
+        } else {
+            resolve_at(self.root, path)
+        }
     }
 
     /// Makes missing directories, with the attributes they have below where they exist there.
@@ -255,7 +274,8 @@ impl<'a> Unpacker<'a> {
         }
         let full = parent.resolved.join(name);
         if header.kind == EntryKind::Directory {
-            self.times.push((full.clone(), access_time(header), bounded(header.mtime)));
+            self.times
+                .push((full.clone(), access_time(header), bounded(header.mtime)));
         }
         if self.options.whiteouts == Whiteouts::Remove {
             self.unpacked.insert(full);
@@ -279,7 +299,8 @@ impl<'a> Unpacker<'a> {
             data.read_exact(chunk).during("read data of", header)?;
             ends_in_hole = room == CHUNK && is_zero(chunk);
             if ends_in_hole {
-                file.seek(SeekFrom::Current(CHUNK as i64)).during("seek", header)?;
+                file.seek(SeekFrom::Current(CHUNK as i64))
+                    .during("seek", header)?;
             } else {
                 file.write_all(chunk).during("write", header)?;
             }
@@ -303,7 +324,11 @@ impl<'a> Unpacker<'a> {
     }
 
     fn owner(&self, header: &Header) -> Option<(u32, u32)> {
-        if self.options.keep_owner { None } else { Some(self.options.owner.unwrap_or((header.uid, header.gid))) }
+        if self.options.keep_owner {
+            None
+        } else {
+            Some(self.options.owner.unwrap_or((header.uid, header.gid)))
+        }
     }
 
     /// Sets owner, attributes, mode and times through the file's own descriptor.
@@ -315,7 +340,9 @@ impl<'a> Unpacker<'a> {
             let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
             rustix::fs::fchown(file, Some(uid), Some(gid)).during("chown", header)?;
         }
-        self.set_xattrs(header, |key, value| Ok(rustix::fs::fsetxattr(file, key, value, XattrFlags::empty())?))?;
+        self.set_xattrs(header, |key, value| {
+            Ok(rustix::fs::fsetxattr(file, key, value, XattrFlags::empty())?)
+        })?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(header.mode & 0o7777)).during("chmod", header)?;
         let times = Timestamps {
             last_access: access_time(header).timespec(),
@@ -330,7 +357,8 @@ impl<'a> Unpacker<'a> {
         }
         self.set_xattrs(header, |key, value| at::set_xattr(dir, name, key, value))?;
         let is_symlink = header.kind == EntryKind::Symlink
-            || header.kind == EntryKind::Hardlink && at::stat_at(dir, name).during("lstat", header)?.is_symlink();
+            || header.kind == EntryKind::Hardlink
+                && at::stat_at(dir, name).during("lstat", header)?.is_symlink();
         if !is_symlink {
             at::set_mode(dir, name, header.mode).during("chmod", header)?;
         }
@@ -346,11 +374,19 @@ impl<'a> Unpacker<'a> {
         for (key, value) in &header.xattrs {
             // These steer the kernel's overlays; only this program may set them.
             let privileged = key.starts_with(b"trusted.") || key.starts_with(b"user.overlay.");
-            let done = if privileged { Err(Errno::NOTSUP.into()) } else { set(key, value) };
+            let done = if privileged {
+                Err(Errno::NOTSUP.into())
+            } else {
+                set(key, value)
+            };
             match done {
                 Err(error) if is_refused(&error) || is_user_xattr_of_special(&error, header, key) => {
                     if self.ignored.len() < IGNORED_MAX {
-                        self.ignored.push(format!("{}: {}", shown(&header.name), String::from_utf8_lossy(key)));
+                        self.ignored.push(format!(
+                            "{}: {}",
+                            shown(&header.name),
+                            String::from_utf8_lossy(key)
+                        ));
                     }
                 }
                 done => done.during("setxattr", header)?,
@@ -362,7 +398,9 @@ impl<'a> Unpacker<'a> {
     /// Sets the directories' times, which unpacking into them has changed.
     pub(super) fn finish(self) -> Result<(u64, Vec<String>), ApplyError> {
         for (path, atime, mtime) in &self.times {
-            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
             let set = || -> io::Result<()> {
                 let dir = match at::open_beneath(self.root, dir, OFlags::PATH | OFlags::DIRECTORY) {
                     // Replaced by a later entry.
@@ -385,8 +423,10 @@ impl<'a> Unpacker<'a> {
 }
 
 fn is_replaced(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 fn is_refused(error: &io::Error) -> bool {
@@ -409,7 +449,9 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn in_user_namespace() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return false };
+        let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else {
+            return false;
+        };
         let mut fields = map.split_whitespace();
         !(fields.next() == Some("0") && fields.next() == Some("0") && fields.next() == Some("4294967295"))
     })

@@ -18,15 +18,24 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 impl Unpacker<'_> {
     /// Carries out the whiteout `name` in `parent`.
-    pub(super) fn whiteout(&mut self, header: &Header, parent: &Parent, name: &OsStr) -> Result<(), ApplyError> {
+    pub(super) fn whiteout(
+        &mut self,
+        header: &Header,
+        parent: &Parent,
+        name: &OsStr,
+    ) -> Result<(), ApplyError> {
         let name = name.as_bytes();
         let overlay = self.options.whiteouts != Whiteouts::Remove;
         if name == OPAQUE {
             return match (overlay, parent.resolved.as_os_str().is_empty()) {
-                (false, _) => self.empty_dir(&parent.fd, &parent.resolved).during("empty", header),
+                (false, _) => self
+                    .empty_dir(&parent.fd, &parent.resolved)
+                    .during("empty", header),
                 // An overlay's own root is never opaque: each name below gets its mark.
                 (true, true) => self.hide_all(&parent.fd).during("hide what is below", header),
-                (true, false) => self.make_opaque(&parent.fd, Path::new(".")).during("setxattr", header),
+                (true, false) => self
+                    .make_opaque(&parent.fd, Path::new("."))
+                    .during("setxattr", header),
             };
         }
         let target = name.strip_prefix(PREFIX).unwrap_or_default();
@@ -49,7 +58,10 @@ impl Unpacker<'_> {
 
     /// Reports whether this layer brought `path` or something in it.
     fn is_unpacked(&self, path: &Path) -> bool {
-        self.unpacked.range(path.to_owned()..).next().is_some_and(|next| next.starts_with(path))
+        self.unpacked
+            .range(path.to_owned()..)
+            .next()
+            .is_some_and(|next| next.starts_with(path))
     }
 
     /// Removes from a directory all that this layer did not bring.

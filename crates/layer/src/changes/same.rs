@@ -38,9 +38,10 @@ pub(super) fn is_same(
     // Times of whole seconds may have been cut: only the content tells.
     match new.file_type() {
         FileType::Symlink => Ok(at::read_link(lower, name)? == at::read_link(upper, name)?),
-        FileType::Regular if new.size_bytes > 0 => {
-            is_same_content(at::open_regular_beneath(lower, name)?, at::open_regular_beneath(upper, name)?)
-        }
+        FileType::Regular if new.size_bytes > 0 => is_same_content(
+            at::open_regular_beneath(lower, name)?,
+            at::open_regular_beneath(upper, name)?,
+        ),
         _ => Ok(true),
     }
 }
@@ -50,10 +51,16 @@ pub(crate) fn is_layer_xattr(key: &[u8]) -> bool {
     key == b"security.capability" || key.starts_with(b"user.") && !key.starts_with(b"user.overlay.")
 }
 
+/// Attributes of a file that belong to a layer, by name.
+type LayerXattrs = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
 fn is_same_xattrs(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, name: &Path) -> io::Result<bool> {
-    let read = |dir: BorrowedFd<'_>| -> io::Result<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
-        let keys = at::xattr_names(dir, name)?.into_iter().filter(|key| is_layer_xattr(key));
-        keys.map(|key| at::xattr(dir, name, &key).map(|value| (key, value))).collect()
+    let read = |dir: BorrowedFd<'_>| -> io::Result<LayerXattrs> {
+        let keys = at::xattr_names(dir, name)?
+            .into_iter()
+            .filter(|key| is_layer_xattr(key));
+        keys.map(|key| at::xattr(dir, name, &key).map(|value| (key, value)))
+            .collect()
     };
     Ok(read(lower)? == read(upper)?)
 }

@@ -47,7 +47,12 @@ fn has_mark(dir: &OwnedFd, name: &Path, keys: [&[u8]; 2]) -> io::Result<Option<V
 
 impl Upperdir<'_, '_> {
     /// Visits one directory; `lower` is the same directory below, if it is one there.
-    fn dir(&mut self, lower: Option<BorrowedFd<'_>>, upper: &OwnedFd, path: &mut PathBuf) -> Result<(), DiffError> {
+    fn dir(
+        &mut self,
+        lower: Option<BorrowedFd<'_>>,
+        upper: &OwnedFd,
+        path: &mut PathBuf,
+    ) -> Result<(), DiffError> {
         at::check_depth(path).on("open", path)?;
         for name in at::list(upper).on("list", path)? {
             path.push(&name);
@@ -69,7 +74,11 @@ impl Upperdir<'_, '_> {
         if stat.is_whiteout() {
             // One of a name that is not below hides nothing.
             return match old {
-                Some(_) => (self.visit)(Change { kind: ChangeKind::Deleted, path, stat: None }),
+                Some(_) => (self.visit)(Change {
+                    kind: ChangeKind::Deleted,
+                    path,
+                    stat: None,
+                }),
                 None => Ok(()),
             };
         }
@@ -81,9 +90,17 @@ impl Upperdir<'_, '_> {
             _ => (ChangeKind::Added, true),
         };
         if changed {
-            (self.visit)(Change { kind, path, stat: Some(&stat) })?;
+            (self.visit)(Change {
+                kind,
+                path,
+                stat: Some(&stat),
+            })?;
         }
-        if stat.is_dir() { self.descend(lower, old, (upper, name), path) } else { Ok(()) }
+        if stat.is_dir() {
+            self.descend(lower, old, (upper, name), path)
+        } else {
+            Ok(())
+        }
     }
 
     fn descend(
@@ -93,9 +110,15 @@ impl Upperdir<'_, '_> {
         (upper, name): (&OwnedFd, &Path),
         path: &mut PathBuf,
     ) -> Result<(), DiffError> {
-        let redirect = has_mark(upper, name, [b"trusted.overlay.redirect", b"user.overlay.redirect"]);
+        let redirect = has_mark(
+            upper,
+            name,
+            [b"trusted.overlay.redirect", b"user.overlay.redirect"],
+        );
         if redirect.on("getxattr", path)?.is_some() {
-            return Err(DiffError::Redirect { path: path.to_string_lossy().into_owned() });
+            return Err(DiffError::Redirect {
+                path: path.to_string_lossy().into_owned(),
+            });
         }
         let opaque = has_mark(upper, name, [b"trusted.overlay.opaque", b"user.overlay.opaque"]);
         let opaque = opaque.on("getxattr", path)?.as_deref() == Some(b"y");
@@ -109,11 +132,16 @@ impl Upperdir<'_, '_> {
             Some(beneath) if opaque => {
                 let prefix = path.clone();
                 let visit = &mut *self.visit;
-                changes_below(beneath.as_fd(), above.as_fd(), &prefix, &mut |change| match change.stat {
-                    // A mark within an opaque directory hides nothing and is not there.
-                    Some(stat) if stat.is_whiteout() => hidden(beneath, &prefix, change, visit),
-                    _ => visit(change),
-                })
+                changes_below(
+                    beneath.as_fd(),
+                    above.as_fd(),
+                    &prefix,
+                    &mut |change| match change.stat {
+                        // A mark within an opaque directory hides nothing and is not there.
+                        Some(stat) if stat.is_whiteout() => hidden(beneath, &prefix, change, visit),
+                        _ => visit(change),
+                    },
+                )
             }
             _ => self.dir(beneath.as_ref().map(AsFd::as_fd), &above, path),
         }
@@ -121,10 +149,19 @@ impl Upperdir<'_, '_> {
 }
 
 /// Reports a mark in an opaque directory for what it looks like: a name that is gone, or nothing at all.
-fn hidden(beneath: &OwnedFd, prefix: &Path, change: Change<'_>, visit: &mut Visit<'_>) -> Result<(), DiffError> {
+fn hidden(
+    beneath: &OwnedFd,
+    prefix: &Path,
+    change: Change<'_>,
+    visit: &mut Visit<'_>,
+) -> Result<(), DiffError> {
     let relative = change.path.strip_prefix(prefix).unwrap_or(change.path);
     match at::open_beneath(beneath, relative, OFlags::PATH | OFlags::NOFOLLOW) {
-        Ok(_) => visit(Change { kind: ChangeKind::Deleted, path: change.path, stat: None }),
+        Ok(_) => visit(Change {
+            kind: ChangeKind::Deleted,
+            path: change.path,
+            stat: None,
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
         Err(error) => Err(error).on("open", change.path),

@@ -16,7 +16,11 @@ use crate::tree::{Stat, at};
 ///
 /// Files with equal metadata count as equal unless their times may have been truncated to seconds, in which case their
 /// bytes are compared. A deleted directory is one change, without what was in it.
-pub fn changes<Lower: AsFd>(lower: Option<Lower>, upper: impl AsFd, visit: &mut Visit<'_>) -> Result<(), DiffError> {
+pub fn changes<Lower: AsFd>(
+    lower: Option<Lower>,
+    upper: impl AsFd,
+    visit: &mut Visit<'_>,
+) -> Result<(), DiffError> {
     let root = Path::new("");
     let mut walk = Walk { visit, prefix: root };
     let lower = match &lower {
@@ -24,7 +28,11 @@ pub fn changes<Lower: AsFd>(lower: Option<Lower>, upper: impl AsFd, visit: &mut 
         None => None,
     };
     let upper = open(upper.as_fd(), root)?;
-    walk.dir(lower.as_ref().map(AsFd::as_fd), upper.as_fd(), &mut PathBuf::new())
+    walk.dir(
+        lower.as_ref().map(AsFd::as_fd),
+        upper.as_fd(),
+        &mut PathBuf::new(),
+    )
 }
 
 /// As [`changes`], for a directory within both trees; reported paths begin with `prefix`.
@@ -60,7 +68,11 @@ impl Names {
 impl Walk<'_, '_> {
     fn report(&mut self, kind: ChangeKind, path: &Path, stat: Option<&Stat>) -> Result<(), DiffError> {
         let full = self.prefix.join(path);
-        (self.visit)(Change { kind, path: &full, stat })
+        (self.visit)(Change {
+            kind,
+            path: &full,
+            stat,
+        })
     }
 
     /// Compares one directory. `path` is where it is, and is left as it was found.
@@ -80,9 +92,19 @@ impl Walk<'_, '_> {
                 (None, Some(_)) => Ordering::Greater,
                 (Some(a), Some(b)) => a.as_encoded_bytes().cmp(b.as_encoded_bytes()),
             };
-            let gone = if order == Ordering::Greater { None } else { below.0.pop() };
-            let here = if order == Ordering::Less { None } else { above.0.pop() };
-            let Some(name) = here.as_ref().or(gone.as_ref()) else { return Ok(()) };
+            let gone = if order == Ordering::Greater {
+                None
+            } else {
+                below.0.pop()
+            };
+            let here = if order == Ordering::Less {
+                None
+            } else {
+                above.0.pop()
+            };
+            let Some(name) = here.as_ref().or(gone.as_ref()) else {
+                return Ok(());
+            };
             path.push(name);
             match (here.is_some(), gone.is_some(), lower) {
                 (false, _, _) => self.report(ChangeKind::Deleted, path, None)?,
@@ -104,7 +126,12 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    fn both(&mut self, lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, path: &mut PathBuf) -> Result<(), DiffError> {
+    fn both(
+        &mut self,
+        lower: BorrowedFd<'_>,
+        upper: BorrowedFd<'_>,
+        path: &mut PathBuf,
+    ) -> Result<(), DiffError> {
         let name = PathBuf::from(path.file_name().unwrap_or_default());
         let old = at::stat_at(lower, &name).on("lstat", path)?;
         let new = at::stat_at(upper, &name).on("lstat", path)?;
@@ -118,7 +145,11 @@ impl Walk<'_, '_> {
             return Ok(());
         }
         let above = open(upper, &name)?;
-        let below = if old.is_dir() { Some(open(lower, &name)?) } else { None };
+        let below = if old.is_dir() {
+            Some(open(lower, &name)?)
+        } else {
+            None
+        };
         self.dir(below.as_ref().map(AsFd::as_fd), above.as_fd(), path)
     }
 }

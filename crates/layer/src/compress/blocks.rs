@@ -35,14 +35,18 @@ struct Workers {
 
 fn compress(compressor: &mut Compressor, block: &[u8]) -> io::Result<Vec<u8>> {
     let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
-    let length = compressor.gzip_compress(block, &mut member).map_err(io::Error::other)?;
+    let length = compressor
+        .gzip_compress(block, &mut member)
+        .map_err(io::Error::other)?;
     member.truncate(length);
     Ok(member)
 }
 
 impl Workers {
     fn start(level: CompressionLvl) -> Self {
-        let count = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+        let count = thread::available_parallelism()
+            .map_or(1, NonZero::get)
+            .min(THREADS_MAX);
         let (jobs, queue) = sync_channel::<(u64, Vec<u8>)>(count);
         let (done, results) = channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -61,7 +65,14 @@ impl Workers {
                 })
             })
             .collect();
-        Self { jobs, results, threads, sent: 0, written: 0, early: BTreeMap::new() }
+        Self {
+            jobs,
+            results,
+            threads,
+            sent: 0,
+            written: 0,
+            early: BTreeMap::new(),
+        }
     }
 
     /// Writes what is ready; with `all` waits for what is not.
@@ -71,7 +82,11 @@ impl Workers {
         while self.written < self.sent {
             let must_wait = all || self.sent - self.written > backlog;
             while !self.early.contains_key(&self.written) {
-                let next = if must_wait { self.results.recv().ok() } else { self.results.try_recv().ok() };
+                let next = if must_wait {
+                    self.results.recv().ok()
+                } else {
+                    self.results.try_recv().ok()
+                };
                 match next {
                     Some((index, member)) => {
                         self.early.insert(index, member);
@@ -93,7 +108,13 @@ impl<W: Write> GzipBlocks<W> {
     pub(super) fn new(out: W, level: i32) -> io::Result<Self> {
         let level = CompressionLvl::new(level)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip level {level}")))?;
-        Ok(Self { out, level, block: Vec::new(), workers: None, is_empty: true })
+        Ok(Self {
+            out,
+            level,
+            block: Vec::new(),
+            workers: None,
+            is_empty: true,
+        })
     }
 
     fn end_block(&mut self) -> io::Result<()> {
@@ -101,7 +122,10 @@ impl<W: Write> GzipBlocks<W> {
         let workers = self.workers.get_or_insert_with(|| Workers::start(level));
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let index = workers.sent;
-        workers.jobs.send((index, block)).map_err(|_| io::Error::other("the compressing threads ended"))?;
+        workers
+            .jobs
+            .send((index, block))
+            .map_err(|_| io::Error::other("the compressing threads ended"))?;
         workers.sent += 1;
         self.is_empty = false;
         workers.drain(&mut self.out, false)
@@ -112,14 +136,19 @@ impl<W: Write> GzipBlocks<W> {
             if !self.block.is_empty() {
                 let block = std::mem::take(&mut self.block);
                 let index = workers.sent;
-                workers.jobs.send((index, block)).map_err(|_| io::Error::other("the compressing threads ended"))?;
+                workers
+                    .jobs
+                    .send((index, block))
+                    .map_err(|_| io::Error::other("the compressing threads ended"))?;
                 workers.sent += 1;
             }
             workers.drain(&mut self.out, true)?;
             let Workers { jobs, threads, .. } = workers;
             drop(jobs);
             for thread in threads {
-                thread.join().map_err(|_| io::Error::other("a compressing thread panicked"))?;
+                thread
+                    .join()
+                    .map_err(|_| io::Error::other("a compressing thread panicked"))?;
             }
         } else if !self.block.is_empty() || self.is_empty {
             // Too small to be worth threads. An empty stream still is one member.

@@ -62,24 +62,37 @@ impl<W: Write> Write for Counted<W> {
 impl<W: Write> Packer<W> {
     /// Starts packing into `out`. `level` is the format's own (gzip 0 to 12, zstd 1 to 22); `None` is its default (6, 3).
     pub fn new(out: W, compression: Compression, level: Option<i32>) -> io::Result<Self> {
-        let out = Counted { inner: out, digester: Digester::sha256(), count: 0 };
+        let out = Counted {
+            inner: out,
+            digester: Digester::sha256(),
+            count: 0,
+        };
         let stream = match compression {
             Compression::Uncompressed => Stream::Plain(out),
             Compression::Gzip => Stream::Gzip(GzipBlocks::new(out, level.unwrap_or(6))?),
             Compression::Zstd => {
                 let level = level.unwrap_or(3);
                 if !(1..=22).contains(&level) {
-                    return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("zstd level {level}")));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!("zstd level {level}"),
+                    ));
                 }
                 let mut encoder = Encoder::new(out, level)?;
                 encoder.include_checksum(true)?;
                 // At least one worker: the bytes differ between none and some, but not with their number.
-                let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(4);
+                let workers = std::thread::available_parallelism()
+                    .map_or(1, NonZero::get)
+                    .min(4);
                 encoder.multithread(u32::try_from(workers).unwrap_or(1))?;
                 Stream::Zstd(encoder)
             }
         };
-        Ok(Self { stream, digester: Digester::sha256(), count: 0 })
+        Ok(Self {
+            stream,
+            digester: Digester::sha256(),
+            count: 0,
+        })
     }
 
     /// Writes what is outstanding and returns the output with the result.
@@ -119,6 +132,8 @@ impl<W: Write> Write for Packer<W> {
 
 impl<W: Write> fmt::Debug for Packer<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Packer").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Packer")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }

@@ -49,7 +49,10 @@ fn matcher(what: &'static str, patterns: &[String]) -> Result<Option<Matcher>, C
     if patterns.is_empty() {
         return Ok(None);
     }
-    let invalid = |_| CopyError::Invalid { what, text: patterns.join(",") };
+    let invalid = |_| CopyError::Invalid {
+        what,
+        text: patterns.join(","),
+    };
     Matcher::new(patterns).map(Some).map_err(invalid)
 }
 
@@ -57,7 +60,10 @@ impl<'a> Copier<'a> {
     pub(super) fn new(from: &'a Root, to: &'a Root, options: &'a CopyOptions) -> Result<Self, CopyError> {
         let mode = match &options.mode {
             Some(ModeChange::Symbolic(text)) => {
-                Some(Mode::parse(text).ok_or_else(|| CopyError::Invalid { what: "mode", text: text.clone() })?)
+                Some(Mode::parse(text).ok_or_else(|| CopyError::Invalid {
+                    what: "mode",
+                    text: text.clone(),
+                })?)
             }
             _ => None,
         };
@@ -90,13 +96,19 @@ impl<'a> Copier<'a> {
             Some(matcher) => matcher
                 .matches_with_parent(bytes, state.as_ref())
                 .map(Some)
-                .map_err(|_| CopyError::Invalid { what, text: path.display().to_string() }),
+                .map_err(|_| CopyError::Invalid {
+                    what,
+                    text: path.display().to_string(),
+                }),
         };
         let include = ask(&self.include, &parent.include, "include pattern")?;
         let exclude = ask(&self.exclude, &parent.exclude, "exclude pattern")?;
         let is_excluded = exclude.as_ref().is_some_and(|(matched, _)| *matched);
         let is_included = include.as_ref().is_none_or(|(matched, _)| *matched) && !is_excluded;
-        let state = Matched { include: include.map(|(_, state)| state), exclude: exclude.map(|(_, state)| state) };
+        let state = Matched {
+            include: include.map(|(_, state)| state),
+            exclude: exclude.map(|(_, state)| state),
+        };
         Ok((is_included, is_excluded, state))
     }
 
@@ -116,8 +128,11 @@ impl<'a> Copier<'a> {
         parent: &Matched,
     ) -> Result<(), CopyError> {
         let is_top = components.as_os_str().is_empty();
-        let (include, excluded, state) =
-            if is_top { (true, false, Matched::default()) } else { self.matches(components, parent)? };
+        let (include, excluded, state) = if is_top {
+            (true, false, Matched::default())
+        } else {
+            self.matches(components, parent)?
+        };
         if !include && self.include.is_none() && !self.has_exceptions() {
             return Ok(());
         }
@@ -130,7 +145,15 @@ impl<'a> Copier<'a> {
             self.make_parents(!is_top)?;
         }
         if !stat.is_dir() {
-            return self.file(Place { dir: dir.as_fd(), name }, &stat, source, target);
+            return self.file(
+                Place {
+                    dir: dir.as_fd(),
+                    name,
+                },
+                &stat,
+                source,
+                target,
+            );
         }
         let existed = self.find(target)?.is_some();
         if include {
@@ -138,7 +161,13 @@ impl<'a> Copier<'a> {
         }
         let source_path = source.to_owned();
         let is_made = include;
-        self.parents.push(Parent { source: source_path, target: target.to_owned(), stat, is_made, is_implied: false });
+        self.parents.push(Parent {
+            source: source_path,
+            target: target.to_owned(),
+            stat,
+            is_made,
+            is_implied: false,
+        });
         let copied = if excluded && !self.has_exceptions() {
             Ok(())
         } else {
@@ -146,7 +175,10 @@ impl<'a> Copier<'a> {
         };
         let implied = self.parents.pop().is_some_and(|parent| parent.is_implied);
         copied?;
-        let place = Place { dir: dir.as_fd(), name };
+        let place = Place {
+            dir: dir.as_fd(),
+            name,
+        };
         if implied || include && (!is_top || !existed) {
             self.finish_directory(place, &stat, source, target)
         } else if include {
@@ -170,7 +202,14 @@ impl<'a> Copier<'a> {
         let below = at::open_dir_beneath(dir, name).on("open", source)?;
         for name in at::list(&below).on("readdirent", source)? {
             let (source, components) = (source.join(&name), components.join(&name));
-            self.entry(&below, Path::new(&name), &source, &components, &target.join(&name), state)?;
+            self.entry(
+                &below,
+                Path::new(&name),
+                &source,
+                &components,
+                &target.join(&name),
+                state,
+            )?;
         }
         Ok(())
     }
@@ -195,7 +234,10 @@ impl<'a> Copier<'a> {
         self.enter(target)?;
         let name = target.file_name().map_or(Path::new("."), Path::new);
         let done = match &self.open {
-            Some((_, fd)) => act(Place { dir: fd.as_fd(), name }),
+            Some((_, fd)) => act(Place {
+                dir: fd.as_fd(),
+                name,
+            }),
             None => Err(io::ErrorKind::NotFound.into()),
         };
         Ok(done.on(action, target)?)
@@ -204,7 +246,9 @@ impl<'a> Copier<'a> {
     /// Finds out what is at a destination, whose directory may not be there yet.
     fn find(&mut self, target: &Path) -> Result<Option<Stat>, CopyError> {
         match self.at("lstat", target, |place| at::try_stat_at(place.dir, place.name)) {
-            Err(CopyError::Tree(TreeError { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(CopyError::Tree(TreeError { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
             done => done,
         }
     }
@@ -236,9 +280,18 @@ impl<'a> Copier<'a> {
             self.directory(&stat, &target, overwrite)?;
             if !existed {
                 let above = source.parent().unwrap_or(Path::new(""));
-                let dir = at::open_beneath(self.from, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &source)?;
+                let dir = at::open_beneath(self.from, above, OFlags::PATH | OFlags::DIRECTORY)
+                    .on("open", &source)?;
                 let name = source.file_name().map_or(Path::new("."), Path::new);
-                self.finish_directory(Place { dir: dir.as_fd(), name }, &stat, &source, &target)?;
+                self.finish_directory(
+                    Place {
+                        dir: dir.as_fd(),
+                        name,
+                    },
+                    &stat,
+                    &source,
+                    &target,
+                )?;
             }
             self.parents[index].is_made = true;
             self.parents[index].is_implied = !existed;
@@ -249,13 +302,15 @@ impl<'a> Copier<'a> {
     /// Makes a directory, or takes one that is there.
     fn directory(&mut self, stat: &Stat, target: &Path, overwrite: bool) -> Result<(), CopyError> {
         match self.find(target)? {
-            None => self.at("mkdir", target, |place| at::make_dir(place.dir, place.name, stat.permissions() & 0o777)),
-            Some(existing) if !existing.is_dir() => {
-                Err(CopyError::DirectoryOverFile { path: target.to_owned() })
-            }
-            Some(_) if overwrite => {
-                self.at("chmod", target, |place| at::set_mode(place.dir, place.name, stat.permissions()))
-            }
+            None => self.at("mkdir", target, |place| {
+                at::make_dir(place.dir, place.name, stat.permissions() & 0o777)
+            }),
+            Some(existing) if !existing.is_dir() => Err(CopyError::DirectoryOverFile {
+                path: target.to_owned(),
+            }),
+            Some(_) if overwrite => self.at("chmod", target, |place| {
+                at::set_mode(place.dir, place.name, stat.permissions())
+            }),
             Some(_) => Ok(()),
         }
     }
@@ -301,7 +356,9 @@ impl<'a> Copier<'a> {
     fn file(&mut self, source: Place<'_>, stat: &Stat, path: &Path, target: &Path) -> Result<(), CopyError> {
         match self.find(target)? {
             Some(existing) if existing.is_dir() => {
-                return Err(CopyError::FileOverDirectory { path: target.to_owned() });
+                return Err(CopyError::FileOverDirectory {
+                    path: target.to_owned(),
+                });
             }
             Some(_) => self.at("remove", target, |place| at::remove_all(place.dir, place.name))?,
             None => {}
@@ -310,26 +367,36 @@ impl<'a> Copier<'a> {
         if stat.is_linked() && stat.file_type() == FileType::Regular {
             if let Some(first) = self.links.get(&stat.identity()).cloned() {
                 let above = first.parent().unwrap_or(Path::new(""));
-                let dir = at::open_beneath(self.to, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &first)?;
+                let dir =
+                    at::open_beneath(self.to, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &first)?;
                 let name = first.file_name().map_or(Path::new("."), Path::new);
                 let linked = self.at("link", target, |place| {
-                    file::link(Place { dir: dir.as_fd(), name }, place)?;
+                    file::link(
+                        Place {
+                            dir: dir.as_fd(),
+                            name,
+                        },
+                        place,
+                    )?;
                     file::describe(place, look, false)
                 });
                 return linked;
             }
             self.links.insert(stat.identity(), target.to_owned());
         }
-        self.at("copy", target, |place| file::create(source, stat, place, look)).map_err(|error| on_source(error, path))
+        self.at("copy", target, |place| file::create(source, stat, place, look))
+            .map_err(|error| on_source(error, path))
     }
 }
 
 /// Names the source in failures that are as likely about it as about the destination.
 fn on_source(error: CopyError, path: &Path) -> CopyError {
     match error {
-        CopyError::Tree(TreeError { action, source, .. }) => {
-            CopyError::Tree(TreeError { action, path: path.to_owned(), source })
-        }
+        CopyError::Tree(TreeError { action, source, .. }) => CopyError::Tree(TreeError {
+            action,
+            path: path.to_owned(),
+            source,
+        }),
         error => error,
     }
 }

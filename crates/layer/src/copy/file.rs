@@ -25,7 +25,12 @@ pub(super) struct Look {
 impl Look {
     pub(super) fn of(stat: &Stat) -> Self {
         let owner = Some((stat.uid, stat.gid));
-        Self { owner, mode: stat.permissions(), atime: stat.atime, mtime: stat.mtime }
+        Self {
+            owner,
+            mode: stat.permissions(),
+            atime: stat.atime,
+            mtime: stat.mtime,
+        }
     }
 }
 
@@ -39,15 +44,38 @@ pub(super) struct Place<'a> {
 /// Copies all but directories: `name` in `from` to the new name `target` in `to`, with owner, mode, times and attributes.
 /// `stat` is the source's.
 pub fn copy_file(from: impl AsFd, name: &Path, stat: &Stat, to: impl AsFd, target: &Path) -> io::Result<()> {
-    let source = Place { dir: from.as_fd(), name };
-    create(source, stat, Place { dir: to.as_fd(), name: target }, Look::of(stat))
+    let source = Place {
+        dir: from.as_fd(),
+        name,
+    };
+    create(
+        source,
+        stat,
+        Place {
+            dir: to.as_fd(),
+            name: target,
+        },
+        Look::of(stat),
+    )
 }
 
 /// Gives `target` in `to` the owner, mode, times and attributes of `name` in `from`, which `stat` describes. Attributes
 /// that cannot be set are left out.
-pub fn copy_metadata(from: impl AsFd, name: &Path, stat: &Stat, to: impl AsFd, target: &Path) -> io::Result<()> {
-    let source = Place { dir: from.as_fd(), name };
-    let target = Place { dir: to.as_fd(), name: target };
+pub fn copy_metadata(
+    from: impl AsFd,
+    name: &Path,
+    stat: &Stat,
+    to: impl AsFd,
+    target: &Path,
+) -> io::Result<()> {
+    let source = Place {
+        dir: from.as_fd(),
+        name,
+    };
+    let target = Place {
+        dir: to.as_fd(),
+        name: target,
+    };
     describe(target, Look::of(stat), stat.is_symlink())?;
     copy_xattrs(source, target);
     Ok(())
@@ -100,7 +128,10 @@ fn describe_file(file: &File, look: Look) -> io::Result<()> {
         rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }
     rustix::fs::fchmod(file, Mode::from_raw_mode(look.mode & 0o7777))?;
-    let times = Timestamps { last_access: look.atime.timespec(), last_modification: look.mtime.timespec() };
+    let times = Timestamps {
+        last_access: look.atime.timespec(),
+        last_modification: look.mtime.timespec(),
+    };
     Ok(rustix::fs::futimens(file, &times)?)
 }
 
@@ -118,9 +149,14 @@ pub(super) fn describe(target: Place<'_>, look: Look, is_symlink: bool) -> io::R
 /// Copies extended attributes; what cannot be read or set is left out, as BuildKit does. Left out always: the marks of
 /// overlayfs, and the host's SELinux label.
 pub(super) fn copy_xattrs(source: Place<'_>, target: Place<'_>) {
-    let Ok(keys) = at::xattr_names(source.dir, source.name) else { return };
+    let Ok(keys) = at::xattr_names(source.dir, source.name) else {
+        return;
+    };
     for key in keys {
-        if key == b"security.selinux" || key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
+        if key == b"security.selinux"
+            || key.starts_with(b"trusted.overlay.")
+            || key.starts_with(b"user.overlay.")
+        {
             continue;
         }
         if let Ok(Some(value)) = at::xattr(source.dir, source.name, &key) {
@@ -132,7 +168,13 @@ pub(super) fn copy_xattrs(source: Place<'_>, target: Place<'_>) {
 
 /// Makes another name of a file that was copied before.
 pub(super) fn link(from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-    Ok(rustix::fs::linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty())?)
+    Ok(rustix::fs::linkat(
+        from.dir,
+        from.name,
+        to.dir,
+        to.name,
+        AtFlags::empty(),
+    )?)
 }
 
 /// Copies a file's bytes: by sharing blocks, or run by run without its holes.

@@ -17,7 +17,12 @@ enum Step {
     /// Sets bits if the file is a directory or anyone could execute it at first.
     AddExecute(u32),
     /// Copies the permissions of one class (its shift) to others.
-    Copy { from: u32, to: Vec<u32>, set: bool, clear: bool },
+    Copy {
+        from: u32,
+        to: Vec<u32>,
+        set: bool,
+        clear: bool,
+    },
 }
 
 /// A parsed mode change.
@@ -43,7 +48,8 @@ impl Clause {
             b'-' => self.steps.push(Step::Clear(bits)),
             b'+' => self.steps.push(Step::Add(bits)),
             _ => {
-                self.steps.push(Step::Clear(if self.who == 0 { ALL } else { self.who }));
+                self.steps
+                    .push(Step::Clear(if self.who == 0 { ALL } else { self.who }));
                 self.steps.push(Step::Add(bits));
             }
         }
@@ -51,14 +57,21 @@ impl Clause {
 
     fn copy(&mut self, op: u8, class: u8) {
         let classes = [(0o400, 6), (0o040, 3), (0o004, 0)];
-        let to = classes.iter().filter(|(read, _)| self.who == 0 || self.who & read != 0);
+        let to = classes
+            .iter()
+            .filter(|(read, _)| self.who == 0 || self.who & read != 0);
         let from = match class {
             b'u' => 6,
             b'g' => 3,
             _ => 0,
         };
         let to = to.map(|(_, shift)| *shift).collect();
-        self.steps.push(Step::Copy { from, to, set: op != b'-', clear: op != b'+' });
+        self.steps.push(Step::Copy {
+            from,
+            to,
+            set: op != b'-',
+            clear: op != b'+',
+        });
     }
 
     /// Parses what follows an operator; returns the rest.
@@ -90,7 +103,8 @@ impl Clause {
                         self.equal_done = true;
                     }
                     if execute != 0 {
-                        self.steps.push(Step::AddExecute(self.bits(std::mem::take(&mut execute))));
+                        self.steps
+                            .push(Step::AddExecute(self.bits(std::mem::take(&mut execute))));
                     }
                     self.copy(op, *letter);
                 }
@@ -130,7 +144,11 @@ impl Mode {
                 };
                 text = rest;
             }
-            let mut clause = Clause { who, steps: Vec::new(), equal_done: false };
+            let mut clause = Clause {
+                who,
+                steps: Vec::new(),
+                equal_done: false,
+            };
             loop {
                 let (op, rest) = text.split_first()?;
                 match op {

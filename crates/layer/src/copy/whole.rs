@@ -18,11 +18,24 @@ pub fn copy_tree(from: &Root, to: &Root) -> Result<(), CopyError> {
     let here = Path::new(".");
     let source = at::open_dir_beneath(from, Path::new("")).on("open", here)?;
     let target = at::open_dir_beneath(to, Path::new("")).on("open", here)?;
-    let mut tree = Tree { to: target.as_fd(), links: BTreeMap::new() };
+    let mut tree = Tree {
+        to: target.as_fd(),
+        links: BTreeMap::new(),
+    };
     tree.dir(source.as_fd(), target.as_fd(), &mut PathBuf::new())?;
     let stat = at::stat_fd(&source).on("lstat", here)?;
-    finish_dir(Place { dir: source.as_fd(), name: here }, &stat, Place { dir: target.as_fd(), name: here })
-        .on("chmod", here)?;
+    finish_dir(
+        Place {
+            dir: source.as_fd(),
+            name: here,
+        },
+        &stat,
+        Place {
+            dir: target.as_fd(),
+            name: here,
+        },
+    )
+    .on("chmod", here)?;
     Ok(())
 }
 
@@ -77,7 +90,13 @@ impl Tree<'_> {
         let dir = first.parent().unwrap_or(Path::new(""));
         let dir = at::open_beneath(self.to, dir, OFlags::PATH | OFlags::DIRECTORY)?;
         let name = Path::new(first.file_name().unwrap_or_default());
-        file::link(Place { dir: dir.as_fd(), name }, target)
+        file::link(
+            Place {
+                dir: dir.as_fd(),
+                name,
+            },
+            target,
+        )
     }
 }
 

@@ -29,9 +29,15 @@ fn parse_binary(field: &[u8]) -> Option<i64> {
 /// Parses octal digits surrounded by spaces and zero bytes; an empty field is 0.
 pub(super) fn parse_octal(field: &[u8]) -> Option<u64> {
     let is_filler = |byte: &u8| *byte == b' ' || *byte == 0;
-    let start = field.iter().position(|byte| !is_filler(byte)).unwrap_or(field.len());
+    let start = field
+        .iter()
+        .position(|byte| !is_filler(byte))
+        .unwrap_or(field.len());
     let text = &field[start..];
-    let end = text.iter().rposition(|byte| !is_filler(byte)).map_or(0, |last| last + 1);
+    let end = text
+        .iter()
+        .rposition(|byte| !is_filler(byte))
+        .map_or(0, |last| last + 1);
     let text = &text[..end];
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
     if text.is_empty() {
@@ -69,7 +75,10 @@ mod tests {
         assert_eq!(parse(b"-1"), None);
         assert_eq!(parse(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(parse(&[0xff; 12]), Some(-1));
-        assert_eq!(parse(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
+        assert_eq!(
+            parse(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+            None
+        );
         assert_eq!(parse(b"7777777777777777777777777"), None);
     }
 }

@@ -11,7 +11,16 @@ pub(super) const SPARSE: &[u8] = b"GNU.sparse.";
 
 /// Records that describe fields of the header itself.
 pub(super) const BASIC: [&[u8]; 10] = [
-    b"path", b"linkpath", b"size", b"uid", b"gid", b"uname", b"gname", b"mtime", b"atime", b"ctime",
+    b"path",
+    b"linkpath",
+    b"size",
+    b"uid",
+    b"gid",
+    b"uname",
+    b"gname",
+    b"mtime",
+    b"atime",
+    b"ctime",
 ];
 
 /// Records by key, in the order of keys.
@@ -57,7 +66,9 @@ pub(super) fn parse(mut data: &[u8]) -> Option<Records> {
 fn parse_one(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = data.iter().take(21).position(|byte| *byte == b' ')?;
     let length = decimal(&data[..space])?;
-    let length = usize::try_from(length).ok().filter(|length| *length <= data.len() && *length > space + 2)?;
+    let length = usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= data.len() && *length > space + 2)?;
     let record = &data[space + 1..length - 1];
     if data[length - 1] != b'\n' {
         return None;
@@ -95,9 +106,18 @@ pub(super) fn time(text: &[u8]) -> Option<Timestamp> {
         nanos = nanos * 10 + fraction.get(index).map_or(0, |digit| u32::from(digit - b'0'));
     }
     Some(match (negative, nanos) {
-        (false, _) => Timestamp { seconds: magnitude, nanoseconds: nanos },
-        (true, 0) => Timestamp { seconds: -magnitude, nanoseconds: 0 },
-        (true, _) => Timestamp { seconds: -magnitude - 1, nanoseconds: 1_000_000_000 - nanos },
+        (false, _) => Timestamp {
+            seconds: magnitude,
+            nanoseconds: nanos,
+        },
+        (true, 0) => Timestamp {
+            seconds: -magnitude,
+            nanoseconds: 0,
+        },
+        (true, _) => Timestamp {
+            seconds: -magnitude - 1,
+            nanoseconds: 1_000_000_000 - nanos,
+        },
     })
 }
 
@@ -110,7 +130,10 @@ pub(super) fn format_time(time: Timestamp) -> Vec<u8> {
     if seconds < 0 {
         (sign, seconds, nanos) = ("-", -(seconds + 1), 1_000_000_000 - nanos);
     }
-    format!("{sign}{seconds}.{nanos:09}").trim_end_matches('0').as_bytes().to_vec()
+    format!("{sign}{seconds}.{nanos:09}")
+        .trim_end_matches('0')
+        .as_bytes()
+        .to_vec()
 }
 
 /// Appends one record; its length counts itself.
@@ -159,7 +182,9 @@ mod tests {
 
     #[test]
     fn refuses_damaged_records() {
-        for data in ["5 k=\n6", "3 k=", "99 k=v\n", "6 kv=v\n", "x k=v\n", "6 =vv\n", "5k=v\n"] {
+        for data in [
+            "5 k=\n6", "3 k=", "99 k=v\n", "6 kv=v\n", "x k=v\n", "6 =vv\n", "5k=v\n",
+        ] {
             assert_eq!(parse(data.as_bytes()), None, "{data:?}");
         }
     }

@@ -71,7 +71,14 @@ impl<R: Read> Reader<R> {
     /// Starts at the beginning of an uncompressed archive.
     pub fn new(inner: R) -> Self {
         let inner = Counting { inner, offset: 0 };
-        Self { inner, stored: 0, padding: 0, map: None, start: 0, ended: false }
+        Self {
+            inner,
+            stored: 0,
+            padding: 0,
+            map: None,
+            start: 0,
+            ended: false,
+        }
     }
 
     /// Skips what is left of the current entry and reads the next header; `None` at the archive's end. Global headers are
@@ -80,7 +87,9 @@ impl<R: Read> Reader<R> {
         let mut extensions = Extensions::default();
         for _ in 0..EXTENSIONS_MAX {
             self.skip_entry()?;
-            let Some(block) = self.read_block()? else { return Ok(None) };
+            let Some(block) = self.read_block()? else {
+                return Ok(None);
+            };
             match block[156] {
                 b'x' => {
                     let data = self.read_special(&block)?;
@@ -103,7 +112,10 @@ impl<R: Read> Reader<R> {
     }
 
     fn bad(&self, reason: &'static str) -> ReadError {
-        ReadError::Header { offset: self.start, reason }
+        ReadError::Header {
+            offset: self.start,
+            reason,
+        }
     }
 
     fn skip_entry(&mut self) -> Result<(), ReadError> {
@@ -125,7 +137,9 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         self.start = self.inner.offset;
-        let Some(block) = self.read_full_block()? else { return Ok(None) };
+        let Some(block) = self.read_full_block()? else {
+            return Ok(None);
+        };
         if block.iter().any(|byte| *byte != 0) {
             return Ok(Some(block));
         }
@@ -157,9 +171,14 @@ impl<R: Read> Reader<R> {
             return Err(self.bad("checksum"));
         }
         let size = number::parse(&block[124..136]).and_then(|size| u64::try_from(size).ok());
-        let size = size.filter(|size| *size <= SPECIAL_MAX).ok_or_else(|| self.bad("size of an extended header"))?;
+        let size = size
+            .filter(|size| *size <= SPECIAL_MAX)
+            .ok_or_else(|| self.bad("size of an extended header"))?;
         let mut data = Vec::new();
-        let count = (&mut self.inner).take(size).read_to_end(&mut data).map_err(ReadError::Io)?;
+        let count = (&mut self.inner)
+            .take(size)
+            .read_to_end(&mut data)
+            .map_err(ReadError::Io)?;
         if (count as u64) < size {
             return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -201,7 +220,10 @@ impl<R: Read> Reader<R> {
             if header.kind != EntryKind::Regular {
                 return Err(self.bad("sparse entry that is no file"));
             }
-            if let Some(name) = records.get(&b"GNU.sparse.name"[..]).filter(|name| !name.is_empty()) {
+            if let Some(name) = records
+                .get(&b"GNU.sparse.name"[..])
+                .filter(|name| !name.is_empty())
+            {
                 header.name.clone_from(name);
             }
             let size = [&b"GNU.sparse.size"[..], b"GNU.sparse.realsize"]
@@ -213,7 +235,8 @@ impl<R: Read> Reader<R> {
             };
             if in_data {
                 let limit = self.stored;
-                let read = sparse::from_data(&mut (&mut self.inner).take(limit), size).map_err(ReadError::Io)?;
+                let read =
+                    sparse::from_data(&mut (&mut self.inner).take(limit), size).map_err(ReadError::Io)?;
                 read.map(|(map, taken)| {
                     self.stored -= taken;
                     map
@@ -224,7 +247,8 @@ impl<R: Read> Reader<R> {
         } else {
             return Ok(());
         };
-        let map = map.filter(|map| map.stored_bytes() == self.stored && i64::try_from(map.size_bytes()).is_ok());
+        let map =
+            map.filter(|map| map.stored_bytes() == self.stored && i64::try_from(map.size_bytes()).is_ok());
         self.map = Some(map.ok_or_else(|| self.bad("map of a sparse file"))?);
         Ok(())
     }
@@ -246,7 +270,9 @@ impl<R: Read> Reader<R> {
 /// Reads the current entry's data; holes read as zeros.
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Some(map) = &self.map else { return self.read_stored(buf) };
+        let Some(map) = &self.map else {
+            return self.read_stored(buf);
+        };
         let (room, is_data) = map.peek(buf.len());
         let count = if is_data {
             self.read_stored(&mut buf[..room])?
@@ -306,7 +332,11 @@ fn parse_header(
 ) -> Result<Header, &'static str> {
     let field = |from: usize, to: usize| number::parse(&block[from..to]).ok_or("a number");
     let mut header = Header::new(EntryKind::Regular, text(&block[..100]));
-    let mut numbers = Numbers { size: field(124, 136)?, uid: field(108, 116)?, gid: field(116, 124)? };
+    let mut numbers = Numbers {
+        size: field(124, 136)?,
+        uid: field(108, 116)?,
+        gid: field(116, 124)?,
+    };
     header.link = text(&block[157..257]).to_vec();
     let mode = field(100, 108)?;
     header.mode = u32::try_from(mode & 0o7777).map_err(|_| "mode")?;
@@ -316,7 +346,11 @@ fn parse_header(
         header.gname = text(&block[297..329]).to_vec();
         parse_prefix(block, format, &mut header);
     }
-    let dev = if format == Format::V7 { (0, 0) } else { (field(329, 337)?, field(337, 345)?) };
+    let dev = if format == Format::V7 {
+        (0, 0)
+    } else {
+        (field(329, 337)?, field(337, 345)?)
+    };
     merge_records(&mut header, &mut numbers, &extensions.records)?;
     if let Some(name) = extensions.long_name.as_ref().filter(|name| !name.is_empty()) {
         header.name.clone_from(name);
@@ -378,9 +412,15 @@ struct Numbers {
     gid: i64,
 }
 
-fn merge_records(header: &mut Header, numbers: &mut Numbers, records: &pax::Records) -> Result<(), &'static str> {
+fn merge_records(
+    header: &mut Header,
+    numbers: &mut Numbers,
+    records: &pax::Records,
+) -> Result<(), &'static str> {
     let number = |value: &[u8]| {
-        pax::decimal(value).and_then(|value| i64::try_from(value).ok()).ok_or("a number in an extended header")
+        pax::decimal(value)
+            .and_then(|value| i64::try_from(value).ok())
+            .ok_or("a number in an extended header")
     };
     let time = |value: &[u8]| pax::time(value).ok_or("a time in an extended header");
     for (key, value) in records {

@@ -34,7 +34,12 @@ impl Map {
             end = offset.checked_add(*length).filter(|end| *end <= size)?;
         }
         let regions = regions.into_iter().filter(|(_, length)| *length > 0).collect();
-        Some(Self { regions, size, position: 0, next: 0 })
+        Some(Self {
+            regions,
+            size,
+            position: 0,
+            next: 0,
+        })
     }
 
     /// Returns how much data the archive must hold.
@@ -119,23 +124,38 @@ pub(super) fn pax_version(records: &pax::Records) -> Option<bool> {
 /// Reads a map from records alone.
 pub(super) fn from_records(records: &pax::Records, size: u64) -> Option<Map> {
     let count = pax::decimal(records.get(&b"GNU.sparse.numblocks"[..])?)?;
-    let text = records.get(&b"GNU.sparse.map"[..]).map(Vec::as_slice).unwrap_or_default();
+    let text = records
+        .get(&b"GNU.sparse.map"[..])
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let numbers: Vec<u64> = if text.is_empty() {
         Vec::new()
     } else {
-        text.split(|byte| *byte == b',').map(pax::decimal).collect::<Option<_>>()?
+        text.split(|byte| *byte == b',')
+            .map(pax::decimal)
+            .collect::<Option<_>>()?
     };
     if count.checked_mul(2)? != numbers.len() as u64 {
         return None;
     }
-    Map::new(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect(), size)
+    Map::new(
+        numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect(),
+        size,
+    )
 }
 
 /// Reads a map that lies before the data: decimal numbers, one a line, padded to whole blocks. Returns how many bytes it
 /// took along with it.
 pub(super) fn from_data(input: &mut impl Read, size: u64) -> io::Result<Option<(Map, u64)>> {
-    let mut lines = Lines { input, block: [0; BLOCK], at: BLOCK, taken: 0 };
-    let Some(count) = lines.number()? else { return Ok(None) };
+    let mut lines = Lines {
+        input,
+        block: [0; BLOCK],
+        at: BLOCK,
+        taken: 0,
+    };
+    let Some(count) = lines.number()? else {
+        return Ok(None);
+    };
     let mut regions = Vec::new();
     for _ in 0..count {
         match (lines.number()?, lines.number()?) {

@@ -20,7 +20,11 @@ pub struct Writer<W> {
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub fn new(inner: W) -> Self {
-        Self { inner, owed: 0, padding: 0 }
+        Self {
+            inner,
+            owed: 0,
+            padding: 0,
+        }
     }
 
     /// Writes a header; exactly `size_bytes` of data must follow for regular files.
@@ -29,9 +33,15 @@ impl<W: Write> Writer<W> {
     pub fn write_header(&mut self, header: &Header) -> io::Result<()> {
         self.end_entry()?;
         let records = records(header)?;
-        let size = if header.kind == EntryKind::Regular { header.size_bytes } else { 0 };
+        let size = if header.kind == EntryKind::Regular {
+            header.size_bytes
+        } else {
+            0
+        };
         // A long name that ustar can split needs no record of its own, but gets one when there are others.
-        let fits_ustar = records.keys().all(|key| key == b"path" && split_name(&header.name).is_some());
+        let fits_ustar = records
+            .keys()
+            .all(|key| key == b"path" && split_name(&header.name).is_some());
         let block = if fits_ustar {
             ustar(header, size)
         } else {
@@ -47,7 +57,8 @@ impl<W: Write> Writer<W> {
     fn write_extended(&mut self, name: &[u8], records: &pax::Records) -> io::Result<()> {
         let mut data = Vec::new();
         for (key, value) in records {
-            pax::append(&mut data, key, value).ok_or_else(|| invalid("an extended record cannot be expressed"))?;
+            pax::append(&mut data, key, value)
+                .ok_or_else(|| invalid("an extended record cannot be expressed"))?;
         }
         let mut name = ascii(&extended_name(name));
         name.truncate(100);
@@ -59,7 +70,10 @@ impl<W: Write> Writer<W> {
         number::write_octal(&mut block[100..108], 0);
         number::write_octal(&mut block[108..116], 0);
         number::write_octal(&mut block[116..124], 0);
-        number::write_octal(&mut block[124..136], i64::try_from(data.len()).map_err(io::Error::other)?);
+        number::write_octal(
+            &mut block[124..136],
+            i64::try_from(data.len()).map_err(io::Error::other)?,
+        );
         number::write_octal(&mut block[136..148], 0);
         block[156] = b'x';
         seal(&mut block);
@@ -128,8 +142,11 @@ fn records(header: &Header) -> io::Result<pax::Records> {
         }
     }
     let size = i64::try_from(header.size_bytes).map_err(|_| invalid("file too large"))?;
-    let numbers: [(&[u8], i64, usize); 3] =
-        [(b"uid", header.uid.into(), 8), (b"gid", header.gid.into(), 8), (b"size", size, 12)];
+    let numbers: [(&[u8], i64, usize); 3] = [
+        (b"uid", header.uid.into(), 8),
+        (b"gid", header.gid.into(), 8),
+        (b"size", size, 12),
+    ];
     for (key, value, width) in numbers {
         if !number::fits_octal(width, value) {
             records.insert(key.to_vec(), value.to_string().into_bytes());
@@ -164,7 +181,13 @@ fn split_name(name: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     // A slash at the very end stays with the name.
-    let search = if length > 156 { 156 } else if name[length - 1] == b'/' { length - 1 } else { length };
+    let search = if length > 156 {
+        156
+    } else if name[length - 1] == b'/' {
+        length - 1
+    } else {
+        length
+    };
     let slash = name[..search].iter().rposition(|byte| *byte == b'/')?;
     let rest = length - slash - 1;
     if rest > 100 || rest == 0 || slash == 0 || slash > 155 {
@@ -174,16 +197,25 @@ fn split_name(name: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn ascii(text: &[u8]) -> Vec<u8> {
-    text.iter().copied().filter(|byte| *byte < 0x80 && *byte != 0).collect()
+    text.iter()
+        .copied()
+        .filter(|byte| *byte < 0x80 && *byte != 0)
+        .collect()
 }
 
 /// Names the extended header as Go does: `dir/PaxHeaders.0/file`, cleaned.
 fn extended_name(name: &[u8]) -> Vec<u8> {
-    let slash = name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    let slash = name
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(0, |slash| slash + 1);
     let (dir, file) = name.split_at(slash);
     let rooted = dir.first() == Some(&b'/');
     let mut parts: Vec<&[u8]> = Vec::new();
-    for part in dir.split(|byte| *byte == b'/').chain([&b"PaxHeaders.0"[..], file]) {
+    for part in dir
+        .split(|byte| *byte == b'/')
+        .chain([&b"PaxHeaders.0"[..], file])
+    {
         match part {
             b"" | b"." => {}
             b".." if parts.last().is_some_and(|last| *last != b"..") => {
@@ -194,7 +226,11 @@ fn extended_name(name: &[u8]) -> Vec<u8> {
         }
     }
     let joined = parts.join(&b'/');
-    if rooted { [b"/", joined.as_slice()].concat() } else { joined }
+    if rooted {
+        [b"/", joined.as_slice()].concat()
+    } else {
+        joined
+    }
 }
 
 /// Copies text into a field. A text that fills the field with a slash at the cut loses the slash, as in Go.
@@ -202,7 +238,10 @@ fn put(field: &mut [u8], text: &[u8]) {
     let count = text.len().min(field.len());
     field[..count].copy_from_slice(&text[..count]);
     if text.len() > field.len() && field.last() == Some(&b'/') {
-        let end = field.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        let end = field
+            .iter()
+            .rposition(|byte| *byte != b'/')
+            .map_or(0, |last| last + 1);
         field[end] = 0;
     }
 }

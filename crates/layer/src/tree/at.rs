@@ -35,12 +35,20 @@ pub fn check_depth(path: &Path) -> io::Result<()> {
 }
 
 fn dot_if_empty(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+    if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    }
 }
 
 fn open2(dir: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
     let path = dot_if_empty(path);
-    let create = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o600) } else { Mode::empty() };
+    let create = if flags.contains(OFlags::CREATE) {
+        Mode::from_raw_mode(0o600)
+    } else {
+        Mode::empty()
+    };
     for _ in 0..RESOLVE_RETRIES {
         match rustix::fs::openat2(dir.as_fd(), path, flags | OFlags::CLOEXEC, create, resolve) {
             Err(Errno::AGAIN) => {}
@@ -52,7 +60,12 @@ fn open2(dir: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> i
 
 /// Opens `path` as if `root` were the root directory: symbolic links are followed and stay inside.
 pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    open2(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    open2(
+        root,
+        path,
+        flags,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
 }
 
 /// Opens `path`, relative and below `dir`, and refuses every symbolic link in it. Empty is `dir` itself.
@@ -149,7 +162,11 @@ pub fn xattr_names(dir: impl AsFd, name: &Path) -> io::Result<Vec<Vec<u8>>> {
             Err(error) => return Err(error.into()),
         }
     }
-    let mut names: Vec<_> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+    let mut names: Vec<_> = list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect();
     names.sort_unstable();
     Ok(names)
 }
@@ -161,7 +178,9 @@ pub fn xattr(dir: impl AsFd, name: &Path, key: &[u8]) -> io::Result<Option<Vec<u
     loop {
         match rustix::fs::lgetxattr(&path, key, rustix::buffer::spare_capacity(&mut value)) {
             Ok(_) => return Ok(Some(value)),
-            Err(Errno::RANGE) if value.capacity() < XATTR_VALUE_MAX => value = Vec::with_capacity(XATTR_VALUE_MAX),
+            Err(Errno::RANGE) if value.capacity() < XATTR_VALUE_MAX => {
+                value = Vec::with_capacity(XATTR_VALUE_MAX)
+            }
             Err(error) if is_unsupported(error) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
@@ -170,7 +189,12 @@ pub fn xattr(dir: impl AsFd, name: &Path, key: &[u8]) -> io::Result<Option<Vec<u
 
 /// Sets an extended attribute of `name` in `dir`.
 pub fn set_xattr(dir: impl AsFd, name: &Path, key: &[u8], value: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::lsetxattr(proc_child(dir, name), key, value, XattrFlags::empty())?)
+    Ok(rustix::fs::lsetxattr(
+        proc_child(dir, name),
+        key,
+        value,
+        XattrFlags::empty(),
+    )?)
 }
 
 /// Sets owner and group of `name` in `dir`.
@@ -180,7 +204,13 @@ pub fn set_owner(dir: impl AsFd, name: impl rustix::path::Arg, uid: u32, gid: u3
         return Err(Errno::INVAL.into());
     }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    Ok(rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::chownat(
+        dir,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Sets the twelve permission bits of `name` in `dir`, which must not be a symbolic link (`ELOOP`).
@@ -190,7 +220,10 @@ pub fn set_mode(dir: impl AsFd, name: &Path, mode: u32) -> io::Result<()> {
     if stat_fd(&fd)?.is_symlink() {
         return Err(Errno::LOOP.into());
     }
-    Ok(rustix::fs::chmod(proc_path(&fd), Mode::from_raw_mode(mode & 0o7777))?)
+    Ok(rustix::fs::chmod(
+        proc_path(&fd),
+        Mode::from_raw_mode(mode & 0o7777),
+    )?)
 }
 
 /// Sets access and modification time of `name` in `dir`; `None` leaves one as it is.
@@ -200,12 +233,20 @@ pub fn set_times(
     atime: Option<Timestamp>,
     mtime: Option<Timestamp>,
 ) -> io::Result<()> {
-    let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    let omit = Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_OMIT,
+    };
     let times = Timestamps {
         last_access: atime.map_or(omit, Timestamp::timespec),
         last_modification: mtime.map_or(omit, Timestamp::timespec),
     };
-    Ok(rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::utimensat(
+        dir,
+        name,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Makes a directory with exactly `mode`, whatever the umask.
@@ -218,7 +259,13 @@ pub fn make_dir(dir: impl AsFd, name: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// Makes a device, pipe or empty file with exactly `mode`.
-pub fn make_special(dir: impl AsFd, name: &Path, kind: FileType, mode: u32, rdev: (u32, u32)) -> io::Result<()> {
+pub fn make_special(
+    dir: impl AsFd,
+    name: &Path,
+    kind: FileType,
+    mode: u32,
+    rdev: (u32, u32),
+) -> io::Result<()> {
     let kind = match kind {
         FileType::CharDevice => rustix::fs::FileType::CharacterDevice,
         FileType::BlockDevice => rustix::fs::FileType::BlockDevice,

@@ -36,16 +36,23 @@ impl Root {
     /// Opens the directory of a resolved path and returns it with the last name. Fails with `EEXIST` for the root.
     pub(crate) fn parent_of<'p>(&self, resolved: &'p Path) -> io::Result<(OwnedFd, &'p OsStr)> {
         match (resolved.parent(), resolved.file_name()) {
-            (Some(parent), Some(name)) => {
-                Ok((at::open_beneath(self.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
-            }
+            (Some(parent), Some(name)) => Ok((
+                at::open_beneath(self.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?,
+                name,
+            )),
             _ => Err(Errno::EXIST.into()),
         }
     }
 
     /// Makes a directory. With `parents` the missing ones too, all with the permissions of `mode` (nine bits) and with
     /// `attributes`; then what exists must be a directory. Without, a path that exists is left as it is.
-    pub fn mkdir(&self, path: &Path, mode: u32, parents: bool, attributes: Attributes) -> Result<(), TreeError> {
+    pub fn mkdir(
+        &self,
+        path: &Path,
+        mode: u32,
+        parents: bool,
+        attributes: Attributes,
+    ) -> Result<(), TreeError> {
         let resolved = self.resolve(path)?;
         if parents {
             let created = self.make_dirs(&resolved, mode, attributes).on("mkdir", path)?;
@@ -62,11 +69,18 @@ impl Root {
     }
 
     /// Makes the missing directories of a resolved path and returns them, outermost first.
-    pub(crate) fn make_dirs(&self, resolved: &Path, mode: u32, attributes: Attributes) -> io::Result<Vec<PathBuf>> {
+    pub(crate) fn make_dirs(
+        &self,
+        resolved: &Path,
+        mode: u32,
+        attributes: Attributes,
+    ) -> io::Result<Vec<PathBuf>> {
         let mut missing = Vec::new();
         let mut current = resolved;
         loop {
-            match at::open_beneath(self.as_fd(), current, OFlags::PATH | OFlags::NOFOLLOW).and_then(at::stat_fd) {
+            match at::open_beneath(self.as_fd(), current, OFlags::PATH | OFlags::NOFOLLOW)
+                .and_then(at::stat_fd)
+            {
                 Ok(stat) if stat.is_dir() => break,
                 Ok(_) => return Err(Errno::NOTDIR.into()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(current),
@@ -90,7 +104,9 @@ impl Root {
 
     /// Gives created directories their times again, which filling them has changed.
     pub(crate) fn settle_dirs(&self, created: &[PathBuf], attributes: Attributes) -> io::Result<()> {
-        let Some(time) = attributes.time else { return Ok(()) };
+        let Some(time) = attributes.time else {
+            return Ok(());
+        };
         for path in created.iter().rev() {
             let (dir, name) = self.parent_of(path)?;
             at::set_times(&dir, name, Some(time), Some(time))?;
@@ -100,7 +116,13 @@ impl Root {
 
     /// Writes a file with the permissions of `mode` (nine bits). One that exists is truncated and keeps its mode. What
     /// exists and is no regular file is refused: a device or a pipe of a foreign tree is never written to.
-    pub fn mkfile(&self, path: &Path, data: &[u8], mode: u32, attributes: Attributes) -> Result<(), TreeError> {
+    pub fn mkfile(
+        &self,
+        path: &Path,
+        data: &[u8],
+        mode: u32,
+        attributes: Attributes,
+    ) -> Result<(), TreeError> {
         let resolved = self.resolve(path)?;
         let write = || -> io::Result<()> {
             let (dir, name) = match self.parent_of(&resolved) {
@@ -136,13 +158,20 @@ impl Root {
     /// Removes `path` and all below it; a symbolic link itself, not what it points at. With `wildcards` every match of the
     /// pattern, which may be none.
     pub fn remove(&self, path: &Path, wildcards: bool, allow_not_found: bool) -> Result<(), TreeError> {
-        let targets = if wildcards { self.wildcard(path, false)? } else { vec![path.to_owned()] };
+        let targets = if wildcards {
+            self.wildcard(path, false)?
+        } else {
+            vec![path.to_owned()]
+        };
         for target in targets {
             let resolved = self.resolve_parent(&target)?;
             let remove = || -> io::Result<()> {
                 let (dir, name) = match self.parent_of(&resolved) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        return Err(io::Error::new(io::ErrorKind::InvalidInput, "cannot remove the root"));
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidInput,
+                            "cannot remove the root",
+                        ));
                     }
                     Err(error) if allow_not_found && error.kind() == io::ErrorKind::NotFound => return Ok(()),
                     done => done?,
@@ -165,5 +194,8 @@ fn reopen_for_writing(dir: &OwnedFd, name: &OsStr) -> io::Result<std::fs::File> 
         FileType::Directory => return Err(Errno::ISDIR.into()),
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
-    Ok(std::fs::OpenOptions::new().write(true).truncate(true).open(at::proc_path(&fd))?)
+    std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(at::proc_path(&fd))
 }

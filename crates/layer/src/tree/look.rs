@@ -76,13 +76,21 @@ impl GoStat {
 impl Root {
     /// Reads a regular file, or at most `length` bytes of it from `offset`; an answer over `limit` bytes is `EFBIG`. The
     /// gateway's `ReadFile`.
-    pub fn read_file(&self, path: &Path, range: Option<(u64, u64)>, limit: usize) -> Result<Vec<u8>, TreeError> {
+    pub fn read_file(
+        &self,
+        path: &Path,
+        range: Option<(u64, u64)>,
+        limit: usize,
+    ) -> Result<Vec<u8>, TreeError> {
         let file = self.open_file(path)?;
         let read = || -> io::Result<Vec<u8>> {
             let size = file.metadata()?.len();
             let (offset, length) = range.unwrap_or((0, size));
             let length = length.min(size.saturating_sub(offset));
-            let length = usize::try_from(length).ok().filter(|length| *length <= limit).ok_or(Errno::FBIG)?;
+            let length = usize::try_from(length)
+                .ok()
+                .filter(|length| *length <= limit)
+                .ok_or(Errno::FBIG)?;
             let mut bytes = vec![0; length];
             let mut filled = 0;
             while filled < length {
@@ -144,7 +152,9 @@ impl Root {
         let mut stat = GoStat::read(&dir, name).on("lstat", path)?;
         if name == "." {
             // The root has no name of its own.
-            stat.path = path.file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy().into_owned());
+            stat.path = path
+                .file_name()
+                .map_or_else(|| "/".into(), |name| name.to_string_lossy().into_owned());
         }
         Ok(stat)
     }

@@ -19,7 +19,8 @@ const PATH_MAX: usize = 4096;
 
 /// Splits off what is not a name: `a/./b//c` becomes `a`, `b`, `c`; `..` is kept.
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
 }
 
 fn checked(path: &Path) -> io::Result<&[u8]> {
@@ -52,8 +53,18 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path) -> io::Result<PathBuf> 
     let bytes = checked(path)?;
     let clean = lexical(path);
     let strict = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    let probe = if clean.as_os_str().is_empty() { Path::new(".") } else { &clean };
-    let plain = rustix::fs::openat2(root, probe, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty(), strict);
+    let probe = if clean.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        &clean
+    };
+    let plain = rustix::fs::openat2(
+        root,
+        probe,
+        OFlags::PATH | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+        strict,
+    );
     let has_parent_refs = parts(bytes).any(|part| part == b"..");
     if plain.is_ok() && !has_parent_refs {
         return Ok(clean);
@@ -71,7 +82,9 @@ pub(super) fn resolve_parent(root: BorrowedFd<'_>, path: &Path) -> io::Result<Pa
 }
 
 fn walk(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<PathBuf> {
-    let mut queue: VecDeque<OsString> = parts(path).map(|part| OsString::from_vec(part.to_vec())).collect();
+    let mut queue: VecDeque<OsString> = parts(path)
+        .map(|part| OsString::from_vec(part.to_vec()))
+        .collect();
     let mut done = PathBuf::new();
     let mut links = 0;
     while let Some(part) = queue.pop_front() {

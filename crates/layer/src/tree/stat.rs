@@ -16,18 +16,26 @@ const NANOS: i64 = 1_000_000_000;
 impl Timestamp {
     /// Makes the start of a second.
     pub fn from_seconds(seconds: i64) -> Self {
-        Self { seconds, nanoseconds: 0 }
+        Self {
+            seconds,
+            nanoseconds: 0,
+        }
     }
 
     /// Converts from nanoseconds since 1970, as LLB has it.
     pub fn from_unix_nanos(nanos: i64) -> Self {
         let rest = u32::try_from(nanos.rem_euclid(NANOS)).unwrap_or_default();
-        Self { seconds: nanos.div_euclid(NANOS), nanoseconds: rest }
+        Self {
+            seconds: nanos.div_euclid(NANOS),
+            nanoseconds: rest,
+        }
     }
 
     /// Converts to nanoseconds since 1970; saturates at the ends of `i64`.
     pub fn unix_nanos(self) -> i64 {
-        self.seconds.saturating_mul(NANOS).saturating_add(i64::from(self.nanoseconds))
+        self.seconds
+            .saturating_mul(NANOS)
+            .saturating_add(i64::from(self.nanoseconds))
     }
 
     /// Drops the nanoseconds.
@@ -37,7 +45,10 @@ impl Timestamp {
     }
 
     pub(crate) fn timespec(self) -> rustix::fs::Timespec {
-        rustix::fs::Timespec { tv_sec: self.seconds, tv_nsec: self.nanoseconds.into() }
+        rustix::fs::Timespec {
+            tv_sec: self.seconds,
+            tv_nsec: self.nanoseconds.into(),
+        }
     }
 }
 
@@ -93,7 +104,10 @@ pub struct Stat {
 
 impl Stat {
     pub(crate) fn from_statx(stat: &Statx) -> Self {
-        let time = |at: rustix::fs::StatxTimestamp| Timestamp { seconds: at.tv_sec, nanoseconds: at.tv_nsec };
+        let time = |at: rustix::fs::StatxTimestamp| Timestamp {
+            seconds: at.tv_sec,
+            nanoseconds: at.tv_nsec,
+        };
         Self {
             dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
             ino: stat.stx_ino,
@@ -183,8 +197,21 @@ mod tests {
     #[test]
     fn times_before_the_epoch_count_forward() {
         let time = Timestamp::from_unix_nanos(-1);
-        assert_eq!(time, Timestamp { seconds: -1, nanoseconds: 999_999_999 });
+        assert_eq!(
+            time,
+            Timestamp {
+                seconds: -1,
+                nanoseconds: 999_999_999
+            }
+        );
         assert_eq!(time.unix_nanos(), -1);
-        assert_eq!(Timestamp { seconds: i64::MAX, nanoseconds: 0 }.unix_nanos(), i64::MAX);
+        assert_eq!(
+            Timestamp {
+                seconds: i64::MAX,
+                nanoseconds: 0
+            }
+            .unix_nanos(),
+            i64::MAX
+        );
     }
 }

@@ -14,7 +14,12 @@ use super::at;
 pub fn usage(root: &Path, except: &BTreeSet<(u64, u64)>) -> io::Result<(u64, u64)> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(CWD, root, flags, rustix::fs::Mode::empty())?;
-    let mut sum = Sum { seen: BTreeSet::new(), except, size_bytes: at::stat_fd(&dir)?.allocated_bytes, inodes: 1 };
+    let mut sum = Sum {
+        seen: BTreeSet::new(),
+        except,
+        size_bytes: at::stat_fd(&dir)?.allocated_bytes,
+        inodes: 1,
+    };
     sum.dir(&dir, 0)?;
     Ok((sum.size_bytes, sum.inodes))
 }
@@ -29,8 +34,12 @@ struct Sum<'a> {
 impl Sum<'_> {
     fn dir(&mut self, dir: &OwnedFd, depth: usize) -> io::Result<()> {
         for name in at::list(dir)? {
-            let Some(stat) = at::try_stat_at(dir, &*name)? else { continue };
-            if stat.is_linked() && (self.except.contains(&stat.identity()) || !self.seen.insert(stat.identity())) {
+            let Some(stat) = at::try_stat_at(dir, &*name)? else {
+                continue;
+            };
+            if stat.is_linked()
+                && (self.except.contains(&stat.identity()) || !self.seen.insert(stat.identity()))
+            {
                 continue;
             }
             self.size_bytes = self.size_bytes.saturating_add(stat.allocated_bytes);

@@ -37,15 +37,26 @@ pub(super) fn expand(root: &Root, pattern: &Path, follow: bool) -> Result<Vec<Pa
     if rest.as_os_str().is_empty() {
         return Ok(vec![fixed]);
     }
-    let base = if follow { root.resolve(&fixed)? } else { root.resolve_parent(&fixed)? };
+    let base = if follow {
+        root.resolve(&fixed)?
+    } else {
+        root.resolve_parent(&fixed)?
+    };
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
-    let stat = at::open_beneath(root.as_fd(), &base, flags).and_then(at::stat_fd).on("lstat", &fixed)?;
+    let stat = at::open_beneath(root.as_fd(), &base, flags)
+        .and_then(at::stat_fd)
+        .on("lstat", &fixed)?;
     // Go's patterns are text; one that is not matches nothing.
     let Some(text) = rest.to_str().filter(|_| stat.is_dir()) else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
-    let search = Search { root, base: &base, pattern: text, depth: rest.iter().count() };
+    let search = Search {
+        root,
+        base: &base,
+        pattern: text,
+        depth: rest.iter().count(),
+    };
     search.visit(&mut PathBuf::new(), 1, &mut found)?;
     Ok(found)
 }

@@ -35,12 +35,18 @@ impl Trees {
     }
 
     fn found(&self) -> Vec<String> {
-        walk(&self.to()).iter().map(|path| path.display().to_string()).collect()
+        walk(&self.to())
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
     }
 }
 
 fn options() -> CopyOptions {
-    CopyOptions { create_dest_path: true, ..CopyOptions::default() }
+    CopyOptions {
+        create_dest_path: true,
+        ..CopyOptions::default()
+    }
 }
 
 #[test]
@@ -60,7 +66,16 @@ fn where_things_land() {
         let trees = Trees::new();
         write(trees.from().join("f"), "1");
         write(trees.from().join("d/g"), "2");
-        trees.copy(source, dest, &CopyOptions { dir_contents, ..options() }).unwrap();
+        trees
+            .copy(
+                source,
+                dest,
+                &CopyOptions {
+                    dir_contents,
+                    ..options()
+                },
+            )
+            .unwrap();
         assert_eq!(trees.found(), expected, "{source} to {dest}");
     }
 }
@@ -70,8 +85,14 @@ fn parents_are_made_only_when_asked_for() {
     let trees = Trees::new();
     write(trees.from().join("f"), "1");
     let error = trees.copy("/f", "/a/b", &CopyOptions::default()).unwrap_err();
-    assert!(matches!(&error, CopyError::Tree(error) if error.is_not_found()), "{error:?}");
-    assert!(!error.to_string().contains(trees.dir.path().to_str().unwrap()), "{error}");
+    assert!(
+        matches!(&error, CopyError::Tree(error) if error.is_not_found()),
+        "{error:?}"
+    );
+    assert!(
+        !error.to_string().contains(trees.dir.path().to_str().unwrap()),
+        "{error}"
+    );
     trees.copy("/f", "/b", &CopyOptions::default()).unwrap();
     assert_eq!(trees.found(), ["b"]);
 }
@@ -128,31 +149,67 @@ fn owner_mode_and_time_are_overridden() {
     trees.copy("/d", "/a/b", &bits).unwrap();
     for (path, mode) in [("a", 0o750), ("a/b", 0o2750), ("a/b/f", 0o2750)] {
         let meta = fs::metadata(trees.to().join(path)).unwrap();
-        assert_eq!((meta.uid(), meta.gid(), meta.mtime()), (11, 12, 1_000_000), "{path}");
+        assert_eq!(
+            (meta.uid(), meta.gid(), meta.mtime()),
+            (11, 12, 1_000_000),
+            "{path}"
+        );
         assert_eq!(meta.mode() & 0o7777, mode, "{path}");
     }
-    let symbolic = CopyOptions { mode: Some(ModeChange::Symbolic("a=rX,u+w".into())), ..options() };
+    let symbolic = CopyOptions {
+        mode: Some(ModeChange::Symbolic("a=rX,u+w".into())),
+        ..options()
+    };
     trees.copy("/d", "/c", &symbolic).unwrap();
     assert_eq!(fs::metadata(trees.to().join("c")).unwrap().mode() & 0o7777, 0o755);
-    assert_eq!(fs::metadata(trees.to().join("c/f")).unwrap().mode() & 0o7777, 0o644);
-    let invalid = CopyOptions { mode: Some(ModeChange::Symbolic("nonsense".into())), ..options() };
-    assert!(matches!(trees.copy("/d", "/e", &invalid), Err(CopyError::Invalid { what: "mode", .. })));
+    assert_eq!(
+        fs::metadata(trees.to().join("c/f")).unwrap().mode() & 0o7777,
+        0o644
+    );
+    let invalid = CopyOptions {
+        mode: Some(ModeChange::Symbolic("nonsense".into())),
+        ..options()
+    };
+    assert!(matches!(
+        trees.copy("/d", "/e", &invalid),
+        Err(CopyError::Invalid { what: "mode", .. })
+    ));
 }
 
 #[test]
 fn patterns_choose_and_make_only_the_directories_they_need() {
     let trees = Trees::new();
-    for name in ["a/b/c.go", "a/b/d.txt", "a/e/f.txt", "g.go", "h/i.go", "h/keep/j.txt"] {
+    for name in [
+        "a/b/c.go",
+        "a/b/d.txt",
+        "a/e/f.txt",
+        "g.go",
+        "h/i.go",
+        "h/keep/j.txt",
+    ] {
         write(trees.from().join(name), "1");
     }
-    let patterns = CopyOptions { include: vec!["**/*.go".into()], exclude: vec!["h".into()], ..options() };
+    let patterns = CopyOptions {
+        include: vec!["**/*.go".into()],
+        exclude: vec!["h".into()],
+        ..options()
+    };
     trees.copy("/", "/", &patterns).unwrap();
     assert_eq!(trees.found(), ["a", "a/b", "a/b/c.go", "g.go"]);
     let trees2 = Trees::new();
     for name in ["h/i.go", "h/keep/j.txt", "x"] {
         write(trees2.from().join(name), "1");
     }
-    trees2.copy("/", "/", &CopyOptions { exclude: vec!["h".into(), "!h/keep".into()], ..options() }).unwrap();
+    trees2
+        .copy(
+            "/",
+            "/",
+            &CopyOptions {
+                exclude: vec!["h".into(), "!h/keep".into()],
+                ..options()
+            },
+        )
+        .unwrap();
     assert_eq!(trees2.found(), ["h", "h/keep", "h/keep/j.txt", "x"]);
 }
 
@@ -162,13 +219,28 @@ fn wildcards_find_their_sources() {
     for name in ["a1/x", "a2/x", "b/x", "a3"] {
         write(trees.from().join(name), "1");
     }
-    let wild = CopyOptions { allow_wildcard: true, ..options() };
+    let wild = CopyOptions {
+        allow_wildcard: true,
+        ..options()
+    };
     trees.copy("/a*", "/", &wild).unwrap();
     assert_eq!(trees.found(), ["a1", "a1/x", "a2", "a2/x", "a3"]);
     trees.copy("/?/x", "/sub/", &wild).unwrap();
     assert!(trees.to().join("sub/x").exists());
-    assert!(matches!(trees.copy("/q*", "/", &wild), Err(CopyError::NoMatch { .. })));
-    trees.copy("/q*", "/", &CopyOptions { allow_empty_wildcard: true, ..wild }).unwrap();
+    assert!(matches!(
+        trees.copy("/q*", "/", &wild),
+        Err(CopyError::NoMatch { .. })
+    ));
+    trees
+        .copy(
+            "/q*",
+            "/",
+            &CopyOptions {
+                allow_empty_wildcard: true,
+                ..wild
+            },
+        )
+        .unwrap();
 }
 
 #[test]
@@ -179,8 +251,14 @@ fn links_are_kept_or_followed_within_the_root() {
     symlink("/real", trees.from().join("link")).unwrap();
     symlink("../../secret", trees.from().join("escape")).unwrap();
     trees.copy("/link", "/kept", &options()).unwrap();
-    assert_eq!(fs::read_link(trees.to().join("kept")).unwrap(), Path::new("/real"));
-    let follow = CopyOptions { follow_symlinks: true, ..options() };
+    assert_eq!(
+        fs::read_link(trees.to().join("kept")).unwrap(),
+        Path::new("/real")
+    );
+    let follow = CopyOptions {
+        follow_symlinks: true,
+        ..options()
+    };
     trees.copy("/link", "/followed", &follow).unwrap();
     assert!(trees.to().join("followed/file").exists());
     assert!(trees.copy("/escape", "/stolen", &follow).is_err());
@@ -198,15 +276,27 @@ fn what_is_in_the_way() {
     write(trees.from().join("d/x"), "1");
     write(trees.to().join("f/y"), "0");
     write(trees.to().join("d"), "0");
-    let into_root = CopyOptions { dir_contents: true, ..options() };
-    assert!(matches!(trees.copy("/", "/", &into_root), Err(CopyError::DirectoryOverFile { .. })));
-    let replace = CopyOptions { always_replace: true, ..into_root };
+    let into_root = CopyOptions {
+        dir_contents: true,
+        ..options()
+    };
+    assert!(matches!(
+        trees.copy("/", "/", &into_root),
+        Err(CopyError::DirectoryOverFile { .. })
+    ));
+    let replace = CopyOptions {
+        always_replace: true,
+        ..into_root
+    };
     trees.copy("/", "/", &replace).unwrap();
     assert_eq!(trees.found(), ["d", "d/x", "f"]);
     let trees = Trees::new();
     write(trees.from().join("d/f"), "1");
     write(trees.to().join("d/f/y"), "0");
-    assert!(matches!(trees.copy("/d", "/", &options()), Err(CopyError::FileOverDirectory { .. })));
+    assert!(matches!(
+        trees.copy("/d", "/", &options()),
+        Err(CopyError::FileOverDirectory { .. })
+    ));
 }
 
 #[test]
@@ -216,10 +306,19 @@ fn archives_are_unpacked_when_asked_for() {
     write(inner.join("p/.wh.literal"), "1");
     let mut packer =
         layer::compress::Packer::new(Vec::new(), layer::compress::Compression::Gzip, None).unwrap();
-    layer::diff(None::<std::os::fd::OwnedFd>, open(&inner), &mut packer, &layer::DiffOptions::default()).unwrap();
+    layer::diff(
+        None::<std::os::fd::OwnedFd>,
+        open(&inner),
+        &mut packer,
+        &layer::DiffOptions::default(),
+    )
+    .unwrap();
     fs::write(trees.from().join("a.tgz"), packer.finish().unwrap().0).unwrap();
     write(trees.from().join("plain"), "no archive");
-    let unpack = CopyOptions { unpack: true, ..options() };
+    let unpack = CopyOptions {
+        unpack: true,
+        ..options()
+    };
     trees.copy("/a.tgz", "/x", &unpack).unwrap();
     trees.copy("/plain", "/y", &unpack).unwrap();
     assert_eq!(trees.found(), ["x", "x/p", "x/p/.wh.literal", "y"]);

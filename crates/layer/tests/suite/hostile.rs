@@ -29,12 +29,25 @@ impl Jail {
     fn apply(&self, entries: &[Header]) -> Result<(), ApplyError> {
         let mut writer = Writer::new(Vec::new());
         for header in entries {
-            let header = Header { mode: 0o755, ..header.clone() };
+            let header = Header {
+                mode: 0o755,
+                ..header.clone()
+            };
             writer.write_header(&header).unwrap();
         }
         let layer = writer.finish().unwrap();
-        let done = apply(&*layer, open(&self.root()), &ApplyOptions { keep_owner: true, ..ApplyOptions::default() });
-        assert_eq!(fs::read_to_string(self.dir.path().join("outside/secret")).unwrap(), "untouched");
+        let done = apply(
+            &*layer,
+            open(&self.root()),
+            &ApplyOptions {
+                keep_owner: true,
+                ..ApplyOptions::default()
+            },
+        );
+        assert_eq!(
+            fs::read_to_string(self.dir.path().join("outside/secret")).unwrap(),
+            "untouched"
+        );
         assert_eq!(walk(&self.dir.path().join("outside")), [Path::new("secret")]);
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 2);
         done.map(drop)
@@ -46,21 +59,39 @@ fn file(name: &str) -> Header {
 }
 
 fn link(kind: EntryKind, name: &str, target: &str) -> Header {
-    Header { link: target.into(), ..Header::new(kind, name) }
+    Header {
+        link: target.into(),
+        ..Header::new(kind, name)
+    }
 }
 
 #[test]
 fn names_stay_inside() {
-    for name in ["../outside/x", "/outside/x", "a/../../outside/x", "../../../../x", "./../outside/./x"] {
+    for name in [
+        "../outside/x",
+        "/outside/x",
+        "a/../../outside/x",
+        "../../../../x",
+        "./../outside/./x",
+    ] {
         let jail = Jail::new();
         jail.apply(&[file(name)]).unwrap();
-        assert!(jail.root().join("outside/x").exists() || jail.root().join("x").exists(), "{name}");
+        assert!(
+            jail.root().join("outside/x").exists() || jail.root().join("x").exists(),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn symbolic_links_lead_inside() {
-    for target in ["/outside", "../outside", "../../../outside", "/proc/self/cwd", "/proc/self/root/outside"] {
+    for target in [
+        "/outside",
+        "../outside",
+        "../../../outside",
+        "/proc/self/cwd",
+        "/proc/self/root/outside",
+    ] {
         let jail = Jail::new();
         let done = jail.apply(&[link(EntryKind::Symlink, "escape", target), file("escape/secret")]);
         done.unwrap();
@@ -68,10 +99,19 @@ fn symbolic_links_lead_inside() {
     // A link on the host, in the tree before the layer comes.
     let jail = Jail::new();
     symlink(jail.dir.path().join("outside"), jail.root().join("escape")).unwrap();
-    jail.apply(&[file("escape/secret"), file("escape/.wh.secret"), file("escape/.wh..wh..opq")]).unwrap();
+    jail.apply(&[
+        file("escape/secret"),
+        file("escape/.wh.secret"),
+        file("escape/.wh..wh..opq"),
+    ])
+    .unwrap();
     // A cycle.
     let jail = Jail::new();
-    let cycle = [link(EntryKind::Symlink, "a", "b"), link(EntryKind::Symlink, "b", "a"), file("a/x")];
+    let cycle = [
+        link(EntryKind::Symlink, "a", "b"),
+        link(EntryKind::Symlink, "b", "a"),
+        file("a/x"),
+    ];
     assert!(matches!(jail.apply(&cycle), Err(ApplyError::Io { .. })));
 }
 
@@ -79,18 +119,30 @@ fn symbolic_links_lead_inside() {
 fn hard_links_lead_inside() {
     for target in ["../outside/secret", "/outside/secret", "escape/secret"] {
         let jail = Jail::new();
-        let entries = [link(EntryKind::Symlink, "escape", "../outside"), link(EntryKind::Hardlink, "x", target)];
-        assert!(matches!(jail.apply(&entries), Err(ApplyError::Io { .. })), "{target}");
+        let entries = [
+            link(EntryKind::Symlink, "escape", "../outside"),
+            link(EntryKind::Hardlink, "x", target),
+        ];
+        assert!(
+            matches!(jail.apply(&entries), Err(ApplyError::Io { .. })),
+            "{target}"
+        );
     }
     let jail = Jail::new();
-    assert!(matches!(jail.apply(&[link(EntryKind::Hardlink, "x", "/")]), Err(ApplyError::Invalid { .. })));
+    assert!(matches!(
+        jail.apply(&[link(EntryKind::Hardlink, "x", "/")]),
+        Err(ApplyError::Invalid { .. })
+    ));
 }
 
 #[test]
 fn whiteouts_have_plain_names() {
     for name in [".wh.", ".wh..", ".wh...", "a/.wh.."] {
         let jail = Jail::new();
-        assert!(matches!(jail.apply(&[file(name)]), Err(ApplyError::Invalid { .. })), "{name}");
+        assert!(
+            matches!(jail.apply(&[file(name)]), Err(ApplyError::Invalid { .. })),
+            "{name}"
+        );
     }
 }
 
@@ -112,19 +164,32 @@ fn a_link_swapped_for_a_directory_is_no_way_out() {
 #[test]
 fn long_names_are_refused() {
     let jail = Jail::new();
-    assert!(matches!(jail.apply(&[file(&"a/".repeat(3000))]), Err(ApplyError::Invalid { .. })));
+    assert!(matches!(
+        jail.apply(&[file(&"a/".repeat(3000))]),
+        Err(ApplyError::Invalid { .. })
+    ));
     let jail = Jail::new();
-    assert!(matches!(jail.apply(&[file(&"a".repeat(300))]), Err(ApplyError::Io { .. })));
+    assert!(matches!(
+        jail.apply(&[file(&"a".repeat(300))]),
+        Err(ApplyError::Io { .. })
+    ));
     let jail = Jail::new();
     let deep = "a/".repeat(2000) + "x";
-    assert!(matches!(jail.apply(&[file(&deep)]), Ok(()) | Err(ApplyError::Io { .. })));
+    assert!(matches!(
+        jail.apply(&[file(&deep)]),
+        Ok(()) | Err(ApplyError::Io { .. })
+    ));
 }
 
 #[test]
 fn the_kernels_marks_cannot_be_forged() {
     let jail = Jail::new();
     let mut header = Header::new(EntryKind::Directory, "d/");
-    for key in ["trusted.overlay.opaque", "user.overlay.opaque", "trusted.overlay.redirect"] {
+    for key in [
+        "trusted.overlay.opaque",
+        "user.overlay.opaque",
+        "trusted.overlay.redirect",
+    ] {
         header.xattrs.insert(key.into(), b"y".to_vec());
     }
     jail.apply(&[header]).unwrap();
@@ -136,22 +201,43 @@ fn the_kernels_marks_cannot_be_forged() {
 #[test]
 fn what_is_cut_short_or_compressed_badly_is_an_error() {
     let mut writer = Writer::new(Vec::new());
-    let header = Header { size_bytes: 2000, ..file("x") };
+    let header = Header {
+        size_bytes: 2000,
+        ..file("x")
+    };
     writer.write_header(&header).unwrap();
     std::io::Write::write_all(&mut writer, &[7; 2000]).unwrap();
     let layer = writer.finish().unwrap();
-    let mut packer = layer::compress::Packer::new(Vec::new(), layer::compress::Compression::Gzip, None).unwrap();
+    let mut packer =
+        layer::compress::Packer::new(Vec::new(), layer::compress::Compression::Gzip, None).unwrap();
     std::io::Write::write_all(&mut packer, &layer).unwrap();
     let (gzip, _) = packer.finish().unwrap();
-    for bytes in [&layer[..700], &layer[..1000], &gzip[..gzip.len() - 9], &gzip[..20]] {
+    for bytes in [
+        &layer[..700],
+        &layer[..1000],
+        &gzip[..gzip.len() - 9],
+        &gzip[..20],
+    ] {
         let dir = tempfile::tempdir().unwrap();
-        let options = ApplyOptions { keep_owner: true, ..ApplyOptions::default() };
-        assert!(apply(bytes, open(dir.path()), &options).is_err(), "{} bytes", bytes.len());
+        let options = ApplyOptions {
+            keep_owner: true,
+            ..ApplyOptions::default()
+        };
+        assert!(
+            apply(bytes, open(dir.path()), &options).is_err(),
+            "{} bytes",
+            bytes.len()
+        );
     }
 }
 
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
-    let entry = (0..7_usize, "[a-c./]{1,8}", "[a-c./]{0,8}", proptest::collection::vec(any::<u8>(), 0..40));
+    let entry = (
+        0..7_usize,
+        "[a-c./]{1,8}",
+        "[a-c./]{0,8}",
+        proptest::collection::vec(any::<u8>(), 0..40),
+    );
     let entries = proptest::collection::vec(entry, 1..6);
     let flips = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
     (entries, flips).prop_map(|(entries, flips)| {
@@ -167,9 +253,17 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         let mut writer = Writer::new(Vec::new());
         for (kind, name, link, data) in entries {
             let kind = kinds[kind];
-            let data = if kind == EntryKind::Regular { data } else { Vec::new() };
-            let header =
-                Header { link: link.into(), size_bytes: data.len() as u64, mode: 0o755, ..Header::new(kind, name) };
+            let data = if kind == EntryKind::Regular {
+                data
+            } else {
+                Vec::new()
+            };
+            let header = Header {
+                link: link.into(),
+                size_bytes: data.len() as u64,
+                mode: 0o755,
+                ..Header::new(kind, name)
+            };
             writer.write_header(&header).unwrap();
             std::io::Write::write_all(&mut writer, &data).unwrap();
         }

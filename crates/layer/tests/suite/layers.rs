@@ -15,7 +15,10 @@ use crate::support::*;
 fn rich_tree(root: &Path) {
     write(root.join("a/file"), "hello");
     write(root.join("a/b/empty"), "");
-    write(root.join("a-b"), "sorts between a and a/file by bytes, after by parts");
+    write(
+        root.join("a-b"),
+        "sorts between a and a/file by bytes, after by parts",
+    );
     chmod(root.join("a/file"), 0o4755);
     fs::hard_link(root.join("a/file"), root.join("a/hard")).unwrap();
     fs::hard_link(root.join("a/file"), root.join("z-hard")).unwrap();
@@ -65,14 +68,21 @@ fn a_rich_tree_survives_the_round_trip() {
     fs::create_dir_all(&source).unwrap();
     fs::create_dir_all(&target).unwrap();
     rich_tree(&source);
-    let options = DiffOptions { keep_nanoseconds: true, ..DiffOptions::default() };
+    let options = DiffOptions {
+        keep_nanoseconds: true,
+        ..DiffOptions::default()
+    };
     let layer = layer_of(None, &source, &options);
     let applied = apply(&*layer, open(&target), &ApplyOptions::default()).unwrap();
     assert_same(&source, &target);
     assert_eq!(applied.diff_id, oci::Digest::sha256(&layer));
     assert_eq!(applied.archive_bytes, layer.len() as u64);
     assert!(applied.ignored_xattrs.is_empty());
-    assert_eq!(layer_of(None, &target, &options), layer, "writing it again gives the same bytes");
+    assert_eq!(
+        layer_of(None, &target, &options),
+        layer,
+        "writing it again gives the same bytes"
+    );
 }
 
 #[test]
@@ -88,7 +98,14 @@ fn headers_are_what_another_reader_expects() {
     for entry in archive.entries().unwrap() {
         let entry = entry.unwrap();
         let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
-        seen.insert(name, (entry.header().entry_type(), entry.header().uid().ok(), entry.header().mtime().unwrap()));
+        seen.insert(
+            name,
+            (
+                entry.header().entry_type(),
+                entry.header().uid().ok(),
+                entry.header().mtime().unwrap(),
+            ),
+        );
     }
     let expected: std::collections::BTreeSet<String> = walk(dir.path())
         .iter()
@@ -97,7 +114,10 @@ fn headers_are_what_another_reader_expects() {
             format!("{}{}", path.display(), if is_dir { "/" } else { "" })
         })
         .collect();
-    assert_eq!(seen.keys().cloned().collect::<std::collections::BTreeSet<_>>(), expected);
+    assert_eq!(
+        seen.keys().cloned().collect::<std::collections::BTreeSet<_>>(),
+        expected
+    );
     assert!(seen["a/hard"].0.is_hard_link());
     assert_eq!(seen["a-b"].2, 1_577_836_800);
 }
@@ -133,7 +153,15 @@ fn changes_become_whiteouts_and_parents_come_along() {
         "was-file/y",
     ];
     assert_eq!(names(&layer), expected);
-    apply(&*layer, open(&lower), &ApplyOptions { keep_owner: true, ..ApplyOptions::default() }).unwrap();
+    apply(
+        &*layer,
+        open(&lower),
+        &ApplyOptions {
+            keep_owner: true,
+            ..ApplyOptions::default()
+        },
+    )
+    .unwrap();
     assert_same(&upper, &lower);
 }
 
@@ -145,7 +173,10 @@ fn same_size_and_time_but_other_bytes_is_a_change() {
     write(upper.join("file"), "two");
     settle(&lower, 1_000_000_000);
     settle(&upper, 1_000_000_000);
-    assert_eq!(names(&layer_of(Some(&lower), &upper, &DiffOptions::default())), ["file"]);
+    assert_eq!(
+        names(&layer_of(Some(&lower), &upper, &DiffOptions::default())),
+        ["file"]
+    );
 }
 
 #[test]
@@ -162,7 +193,10 @@ fn an_unmodified_name_of_a_changed_inode_becomes_a_link() {
     let first = reader.next_entry().unwrap().unwrap();
     assert_eq!((first.kind, &*first.name), (EntryKind::Regular, &b"b"[..]));
     let second = reader.next_entry().unwrap().unwrap();
-    assert_eq!((second.kind, &*second.name, &*second.link), (EntryKind::Hardlink, &b"a"[..], &b"b"[..]));
+    assert_eq!(
+        (second.kind, &*second.name, &*second.link),
+        (EntryKind::Hardlink, &b"a"[..], &b"b"[..])
+    );
 }
 
 #[test]
@@ -172,7 +206,10 @@ fn times_are_clamped_to_the_epoch() {
     write(dir.path().join("old"), "1");
     set_time(dir.path().join("new"), 2_000_000_000, 5);
     set_time(dir.path().join("old"), 1_000_000_000, 0);
-    let options = DiffOptions { latest: Some(Timestamp::from_seconds(1_500_000_000)), ..DiffOptions::default() };
+    let options = DiffOptions {
+        latest: Some(Timestamp::from_seconds(1_500_000_000)),
+        ..DiffOptions::default()
+    };
     let times = |layer: &[u8]| {
         let mut reader = Reader::new(layer);
         let mut times = Vec::new();
@@ -192,7 +229,11 @@ fn times_are_clamped_to_the_epoch() {
 fn archive(entries: &[(Header, &[u8])]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for (header, data) in entries {
-        let header = Header { size_bytes: data.len() as u64, mode: 0o755, ..header.clone() };
+        let header = Header {
+            size_bytes: data.len() as u64,
+            mode: 0o755,
+            ..header.clone()
+        };
         writer.write_header(&header).unwrap();
         std::io::Write::write_all(&mut writer, data).unwrap();
     }
@@ -214,7 +255,13 @@ fn directory(name: &str) -> (Header, &'static [u8]) {
 #[test]
 fn whiteouts_remove_what_is_below_but_not_what_the_layer_brings() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["gone", "back", "opaque/old", "opaque/sub/old", "opaque/deep/er/old"] {
+    for name in [
+        "gone",
+        "back",
+        "opaque/old",
+        "opaque/sub/old",
+        "opaque/deep/er/old",
+    ] {
         write(dir.path().join(name), "old");
     }
     let layer = archive(&[
@@ -226,9 +273,30 @@ fn whiteouts_remove_what_is_below_but_not_what_the_layer_brings() {
         whiteout("opaque/.wh..wh..opq"),
         whiteout(".wh.never-was"),
     ]);
-    apply(&*layer, open(dir.path()), &ApplyOptions { keep_owner: true, ..ApplyOptions::default() }).unwrap();
-    let left: Vec<_> = walk(dir.path()).iter().map(|path| path.display().to_string()).collect();
-    assert_eq!(left, ["back", "opaque", "opaque/deep", "opaque/deep/er", "opaque/deep/er/new", "opaque/new"]);
+    apply(
+        &*layer,
+        open(dir.path()),
+        &ApplyOptions {
+            keep_owner: true,
+            ..ApplyOptions::default()
+        },
+    )
+    .unwrap();
+    let left: Vec<_> = walk(dir.path())
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_eq!(
+        left,
+        [
+            "back",
+            "opaque",
+            "opaque/deep",
+            "opaque/deep/er",
+            "opaque/deep/er/new",
+            "opaque/new"
+        ]
+    );
 }
 
 #[test]
@@ -264,14 +332,30 @@ fn whiteouts_become_overlay_marks() {
     let gone = fs::symlink_metadata(upper.join("gone")).unwrap();
     assert_eq!((gone.mode() & 0o170_000, gone.rdev()), (0o020_000, 0));
     for name in ["opaque", "replaced", "twice"] {
-        assert_eq!(xattr(upper.join(name), "trusted.overlay.opaque").as_deref(), Some(&b"y"[..]), "{name}");
+        assert_eq!(
+            xattr(upper.join(name), "trusted.overlay.opaque").as_deref(),
+            Some(&b"y"[..]),
+            "{name}"
+        );
     }
     let implied = fs::metadata(upper.join("implied")).unwrap();
-    assert_eq!((implied.mode() & 0o7777, implied.mtime(), implied.mtime_nsec()), (0o711, 1_000_000_000, 7));
-    assert_eq!(xattr(upper.join("implied"), "user.note").as_deref(), Some(&b"inherited"[..]));
+    assert_eq!(
+        (implied.mode() & 0o7777, implied.mtime(), implied.mtime_nsec()),
+        (0o711, 1_000_000_000, 7)
+    );
+    assert_eq!(
+        xattr(upper.join("implied"), "user.note").as_deref(),
+        Some(&b"inherited"[..])
+    );
     // And the way back: the upper directory says what the layer said.
     let mut out = Vec::new();
-    diff_upperdir(Some(open(&lower)), open(&upper), &mut out, &DiffOptions::default()).unwrap();
+    diff_upperdir(
+        Some(open(&lower)),
+        open(&upper),
+        &mut out,
+        &DiffOptions::default(),
+    )
+    .unwrap();
     let expected = [
         ".wh.gone",
         "implied/new",
@@ -301,7 +385,12 @@ fn an_upper_directory_and_two_trees_give_the_same_layer() {
         fs::create_dir(path).unwrap();
     }
     rich_tree(&lower);
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     let options = std::ffi::CString::new(options).unwrap();
     let flags = rustix::mount::MountFlags::empty();
     if let Err(error) = rustix::mount::mount("overlay", &merged, "overlay", flags, &*options) {
@@ -317,7 +406,13 @@ fn an_upper_directory_and_two_trees_give_the_same_layer() {
     fs::create_dir(merged.join("empty-dir")).unwrap();
     fs::remove_file(merged.join("umläut/ß")).unwrap();
     let mut fast = Vec::new();
-    diff_upperdir(Some(open(&lower)), open(&upper), &mut fast, &DiffOptions::default()).unwrap();
+    diff_upperdir(
+        Some(open(&lower)),
+        open(&upper),
+        &mut fast,
+        &DiffOptions::default(),
+    )
+    .unwrap();
     let slow = layer_of(Some(&lower), &merged, &DiffOptions::default());
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
@@ -342,11 +437,22 @@ fn holes_stay_holes() {
     file.set_len(8 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"data", 4 << 20).unwrap();
     let layer = layer_of(None, &source, &DiffOptions::default());
-    apply(&*layer, open(&target), &ApplyOptions { keep_owner: true, ..ApplyOptions::default() }).unwrap();
+    apply(
+        &*layer,
+        open(&target),
+        &ApplyOptions {
+            keep_owner: true,
+            ..ApplyOptions::default()
+        },
+    )
+    .unwrap();
     let meta = fs::metadata(target.join("sparse")).unwrap();
     assert_eq!(meta.len(), 8 << 20);
     assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
-    assert_eq!(fs::read(source.join("sparse")).unwrap(), fs::read(target.join("sparse")).unwrap());
+    assert_eq!(
+        fs::read(source.join("sparse")).unwrap(),
+        fs::read(target.join("sparse")).unwrap()
+    );
 }
 
 #[test]
@@ -354,6 +460,13 @@ fn a_bound_on_size_holds() {
     let dir = tempfile::tempdir().unwrap();
     let layer = archive(&[file("a"), file("b")]);
     let root: OwnedFd = open(dir.path());
-    let options = ApplyOptions { limit_bytes: Some(5), keep_owner: true, ..ApplyOptions::default() };
-    assert!(matches!(apply(&*layer, root.as_fd(), &options), Err(layer::ApplyError::TooLarge { limit_bytes: 5 })));
+    let options = ApplyOptions {
+        limit_bytes: Some(5),
+        keep_owner: true,
+        ..ApplyOptions::default()
+    };
+    assert!(matches!(
+        apply(&*layer, root.as_fd(), &options),
+        Err(layer::ApplyError::TooLarge { limit_bytes: 5 })
+    ));
 }

@@ -20,7 +20,12 @@ pub fn is_root() -> bool {
 }
 
 pub fn open(path: &Path) -> OwnedFd {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .unwrap()
 }
 
 pub fn write(path: impl AsRef<Path>, content: &str) {
@@ -62,7 +67,10 @@ pub fn settle(root: &Path, seconds: i64) {
 /// Lists all paths below `root`, parents first.
 pub fn walk(root: &Path) -> Vec<PathBuf> {
     fn visit(dir: &Path, prefix: &Path, out: &mut Vec<PathBuf>) {
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         names.sort();
         for name in names {
             out.push(prefix.join(&name));
@@ -109,7 +117,10 @@ pub fn describe(root: &Path) -> BTreeMap<String, String> {
             .collect();
         let shown = String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned();
         let group = if meta.nlink() > 1 && !meta.is_dir() {
-            groups.entry((meta.dev(), meta.ino())).or_insert_with(|| shown.clone()).clone()
+            groups
+                .entry((meta.dev(), meta.ino()))
+                .or_insert_with(|| shown.clone())
+                .clone()
         } else {
             String::new()
         };
@@ -133,7 +144,11 @@ pub fn assert_same(expected: &Path, actual: &Path) {
     let mut differences = Vec::new();
     for path in expected.keys().chain(actual.keys()) {
         if expected.get(path) != actual.get(path) {
-            differences.push(format!("{path}:\n  {:?}\n  {:?}", expected.get(path), actual.get(path)));
+            differences.push(format!(
+                "{path}:\n  {:?}\n  {:?}",
+                expected.get(path),
+                actual.get(path)
+            ));
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));

@@ -22,9 +22,19 @@ pub fn life_of_a_snapshot(bench: &mut Bench) {
     let two = bench.tree("two");
     assert_eq!(names(&two), ["changed", "dir", "kept", "new"]);
     assert!(two["changed"].ends_with(" 2"));
-    assert!(bench.tree("one")["changed"].ends_with(" 1"), "a parent never changes");
+    assert!(
+        bench.tree("one")["changed"].ends_with(" 1"),
+        "a parent never changes"
+    );
     let stat = bench.snapshotter.stat(&key("two")).unwrap();
-    assert_eq!(stat, SnapshotStat { key: key("two"), kind: Kind::Committed, parent: Some(key("one")) });
+    assert_eq!(
+        stat,
+        SnapshotStat {
+            key: key("two"),
+            kind: Kind::Committed,
+            parent: Some(key("one"))
+        }
+    );
     assert_eq!(bench.keys(), ["one", "two"]);
     bench.snapshotter.remove(&key("two")).unwrap();
     bench.snapshotter.remove(&key("one")).unwrap();
@@ -36,21 +46,37 @@ pub fn keys_and_kinds_are_checked(bench: &mut Bench) {
     s.prepare(&key("a"), None).unwrap();
     assert!(s.prepare(&key("a"), None).unwrap_err().is_exists());
     assert!(s.view(&key("a"), None).unwrap_err().is_exists());
-    assert!(s.prepare(&key("b"), Some(&key("none"))).unwrap_err().is_not_found());
-    assert!(matches!(s.prepare(&key("b"), Some(&key("a"))), Err(SnapshotError::WrongKind { .. })));
+    assert!(
+        s.prepare(&key("b"), Some(&key("none")))
+            .unwrap_err()
+            .is_not_found()
+    );
+    assert!(matches!(
+        s.prepare(&key("b"), Some(&key("a"))),
+        Err(SnapshotError::WrongKind { .. })
+    ));
     assert!(s.mounts(&key("none")).unwrap_err().is_not_found());
     assert!(s.commit(&key("x"), &key("none")).unwrap_err().is_not_found());
     assert!(s.remove(&key("none")).unwrap_err().is_not_found());
     assert!(s.stat(&key("none")).unwrap_err().is_not_found());
     s.commit(&key("x"), &key("a")).unwrap();
     assert!(s.stat(&key("a")).unwrap_err().is_not_found());
-    assert!(matches!(s.commit(&key("y"), &key("x")), Err(SnapshotError::WrongKind { .. })));
-    assert!(matches!(s.mounts(&key("x")), Err(SnapshotError::WrongKind { .. })));
+    assert!(matches!(
+        s.commit(&key("y"), &key("x")),
+        Err(SnapshotError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        s.mounts(&key("x")),
+        Err(SnapshotError::WrongKind { .. })
+    ));
     s.prepare(&key("a"), Some(&key("x"))).unwrap();
     assert!(s.commit(&key("x"), &key("a")).unwrap_err().is_exists());
     s.commit(&key("a"), &key("a")).unwrap();
     assert_eq!(s.stat(&key("a")).unwrap().kind, Kind::Committed);
-    assert!(fs::read_dir(bench.root.join("new")).unwrap().next().is_none(), "nothing half made is left");
+    assert!(
+        fs::read_dir(bench.root.join("new")).unwrap().next().is_none(),
+        "nothing half made is left"
+    );
 }
 
 pub fn parents_are_held(bench: &mut Bench) {
@@ -74,9 +100,11 @@ pub fn parents_are_held(bench: &mut Bench) {
 pub fn views_are_read_only(bench: &mut Bench) {
     bench.commit("one", None, |root| write(root.join("a"), "1"));
     bench.commit("two", Some("one"), |root| write(root.join("b"), "2"));
-    for (view, parent, expected) in
-        [("v0", None, vec![]), ("v1", Some(key("one")), vec!["a"]), ("v2", Some(key("two")), vec!["a", "b"])]
-    {
+    for (view, parent, expected) in [
+        ("v0", None, vec![]),
+        ("v1", Some(key("one")), vec!["a"]),
+        ("v2", Some(key("two")), vec!["a", "b"]),
+    ] {
         bench.snapshotter.view(&key(view), parent.as_ref()).unwrap();
         let mounts = bench.snapshotter.mounts(&key(view)).unwrap();
         assert!(mounts.iter().all(snapshot::Mount::is_read_only));
@@ -109,8 +137,13 @@ pub fn parallel_steps_on_one_parent(bench: &mut Bench) {
 pub fn survives_reopening(bench: &mut Bench) {
     bench.commit("one", None, |root| write(root.join("a"), "1"));
     bench.commit("two", Some("one"), |root| write(root.join("b"), "2"));
-    bench.snapshotter.prepare(&key("active"), Some(&key("two"))).unwrap();
-    bench.mounted(&bench.snapshotter.mounts(&key("active")).unwrap(), |root| write(root.join("c"), "3"));
+    bench
+        .snapshotter
+        .prepare(&key("active"), Some(&key("two")))
+        .unwrap();
+    bench.mounted(&bench.snapshotter.mounts(&key("active")).unwrap(), |root| {
+        write(root.join("c"), "3")
+    });
     bench.snapshotter.view(&key("look"), Some(&key("one"))).unwrap();
     bench.snapshotter.sync().unwrap();
     let before = bench.snapshotter.list();
@@ -119,14 +152,26 @@ pub fn survives_reopening(bench: &mut Bench) {
     bench.mounted(&bench.snapshotter.mounts(&key("active")).unwrap(), |root| {
         assert_eq!(names(&describe(root)), ["a", "b", "c"]);
     });
-    assert!(matches!(bench.snapshotter.remove(&key("one")), Err(SnapshotError::HasChildren { children: 2, .. })));
+    assert!(matches!(
+        bench.snapshotter.remove(&key("one")),
+        Err(SnapshotError::HasChildren { children: 2, .. })
+    ));
 }
 
 pub fn sweeps_what_nobody_keeps(bench: &mut Bench) {
-    for (name, parent) in [("a", None), ("b", Some("a")), ("c", Some("b")), ("d", Some("b")), ("e", None)] {
+    for (name, parent) in [
+        ("a", None),
+        ("b", Some("a")),
+        ("c", Some("b")),
+        ("d", Some("b")),
+        ("e", None),
+    ] {
         bench.commit(name, parent, |_| ());
     }
-    bench.snapshotter.prepare(&key("active"), Some(&key("d"))).unwrap();
+    bench
+        .snapshotter
+        .prepare(&key("active"), Some(&key("d")))
+        .unwrap();
     let swept = bench.snapshotter.sweep(&|key| key.as_str() == "c").unwrap();
     let texts = |keys: &[snapshot::SnapshotKey]| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(texts(&swept.removed), ["active", "e", "d"]);
@@ -145,7 +190,10 @@ pub fn a_crash_leaves_nothing_behind(bench: &mut Bench) {
     bench.reopen();
     assert_eq!(bench.keys(), ["one"]);
     for sub in ["new", "trash"] {
-        assert!(fs::read_dir(bench.root.join(sub)).unwrap().next().is_none(), "{sub}");
+        assert!(
+            fs::read_dir(bench.root.join(sub)).unwrap().next().is_none(),
+            "{sub}"
+        );
     }
     bench.commit("two", Some("one"), |_| ());
     bench.snapshotter.remove(&key("two")).unwrap();
@@ -164,22 +212,35 @@ pub fn usage_counts_own_files_once(bench: &mut Bench) {
     assert_eq!(usage.inodes, 3, "{usage:?}");
     assert!((100_000..200_000).contains(&usage.size_bytes), "{usage:?}");
     bench.snapshotter.view(&key("look"), Some(&key("one"))).unwrap();
-    assert_eq!(bench.snapshotter.usage(&key("look")).unwrap(), snapshot::Usage::default());
+    assert_eq!(
+        bench.snapshotter.usage(&key("look")).unwrap(),
+        snapshot::Usage::default()
+    );
 }
 
 pub fn the_tree_looks_the_same_through_many_parents(bench: &mut Bench) {
-    let count = if bench.snapshotter.name() == "overlayfs" { 200 } else { 10 };
+    let count = if bench.snapshotter.name() == "overlayfs" {
+        200
+    } else {
+        10
+    };
     for index in 0..count {
         let parent = index - 1;
         let parent = (parent >= 0).then(|| format!("layer-{parent}"));
         let active = key("active");
-        bench.snapshotter.prepare(&active, parent.as_deref().map(key).as_ref()).unwrap();
+        bench
+            .snapshotter
+            .prepare(&active, parent.as_deref().map(key).as_ref())
+            .unwrap();
         if index % 20 == 0 || index == count - 1 {
             bench.mounted(&bench.snapshotter.mounts(&active).unwrap(), |root| {
                 write(root.join(format!("file-{index}")), "1");
             });
         }
-        bench.snapshotter.commit(&key(&format!("layer-{index}")), &active).unwrap();
+        bench
+            .snapshotter
+            .commit(&key(&format!("layer-{index}")), &active)
+            .unwrap();
     }
     let tree = bench.tree(&format!("layer-{}", count - 1));
     assert_eq!(tree.len(), if count == 200 { 11 } else { 2 });

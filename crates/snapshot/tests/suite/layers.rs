@@ -10,13 +10,23 @@ use crate::support::*;
 fn diff(bench: &Bench, lower: Option<&str>, upper: &str) -> Vec<u8> {
     let mut out = Vec::new();
     let (lower, upper) = (lower.map(key), key(upper));
-    diff_layer(&*bench.snapshotter, lower.as_ref(), &upper, &mut out, &DiffOptions::default()).unwrap();
+    diff_layer(
+        &*bench.snapshotter,
+        lower.as_ref(),
+        &upper,
+        &mut out,
+        &DiffOptions::default(),
+    )
+    .unwrap();
     out
 }
 
 fn apply(bench: &Bench, name: &str, parent: Option<&str>, layer: &[u8]) -> layer::Applied {
     let active = key("applying");
-    bench.snapshotter.prepare(&active, parent.map(key).as_ref()).unwrap();
+    bench
+        .snapshotter
+        .prepare(&active, parent.map(key).as_ref())
+        .unwrap();
     let applied = apply_layer(&*bench.snapshotter, &active, layer, ApplyOptions::default()).unwrap();
     bench.snapshotter.commit(&key(name), &active).unwrap();
     applied
@@ -44,8 +54,11 @@ fn chain(bench: &Bench) {
 
 pub fn layers_go_in_and_out(bench: &mut Bench) {
     chain(bench);
-    let layers =
-        [diff(bench, None, "one"), diff(bench, Some("one"), "two"), diff(bench, Some("two"), "three")];
+    let layers = [
+        diff(bench, None, "one"),
+        diff(bench, Some("one"), "two"),
+        diff(bench, Some("two"), "three"),
+    ];
     let mut parent = None;
     for (layer, name) in layers.iter().zip(["copy-one", "copy-two", "copy-three"]) {
         let applied = apply(bench, name, parent, layer);
@@ -56,7 +69,12 @@ pub fn layers_go_in_and_out(bench: &mut Bench) {
         assert_eq!(bench.tree(name), bench.tree(copy));
     }
     assert!(matches!(
-        apply_layer(&*bench.snapshotter, &key("one"), &*layers[0], ApplyOptions::default()),
+        apply_layer(
+            &*bench.snapshotter,
+            &key("one"),
+            &*layers[0],
+            ApplyOptions::default()
+        ),
         Err(LayerError::Snapshot(snapshot::SnapshotError::WrongKind { .. }))
     ));
 }
@@ -70,7 +88,19 @@ pub fn a_layer_deletes_what_is_below(bench: &mut Bench) {
     let second = diff(bench, Some("one"), "two");
     apply(bench, "again", Some("one"), &second);
     let tree = bench.tree("again");
-    assert_eq!(names(&tree), ["dir", "dir/a", "dir/b", "dir/c", "kept", "opaque", "opaque/new", "was-dir"]);
+    assert_eq!(
+        names(&tree),
+        [
+            "dir",
+            "dir/a",
+            "dir/b",
+            "dir/c",
+            "kept",
+            "opaque",
+            "opaque/new",
+            "was-dir"
+        ]
+    );
 }
 
 pub fn differences_of_strangers_are_worked_out(bench: &mut Bench) {
@@ -91,7 +121,11 @@ pub fn a_diff_is_what_was_applied(bench: &mut Bench) {
     let (first, second) = (diff(bench, None, "one"), diff(bench, Some("one"), "two"));
     apply(bench, "a", None, &first);
     apply(bench, "b", Some("a"), &second);
-    assert_eq!(diff(bench, None, "a"), first, "unpacking and packing gives the same bytes");
+    assert_eq!(
+        diff(bench, None, "a"),
+        first,
+        "unpacking and packing gives the same bytes"
+    );
     let names = |layer: &[u8]| {
         let mut reader = layer::tar::Reader::new(layer);
         let mut names = Vec::new();

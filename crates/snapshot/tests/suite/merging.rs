@@ -8,7 +8,10 @@ use snapshot::{Diff, Kind, SnapshotError, apply_layer, diff_layer};
 use crate::support::*;
 
 fn step(lower: Option<&str>, upper: Option<&str>) -> Diff {
-    Diff { lower: lower.map(key), upper: upper.map(key) }
+    Diff {
+        lower: lower.map(key),
+        upper: upper.map(key),
+    }
 }
 
 /// Does by layers what a merge does by links.
@@ -18,11 +21,22 @@ fn unpack(bench: &Bench, name: &str, diffs: &[Diff]) {
         let mut layer = Vec::new();
         let empty = key("empty");
         let upper = diff.upper.as_ref().unwrap_or(&empty);
-        diff_layer(&*bench.snapshotter, diff.lower.as_ref(), upper, &mut layer, &DiffOptions::default()).unwrap();
+        diff_layer(
+            &*bench.snapshotter,
+            diff.lower.as_ref(),
+            upper,
+            &mut layer,
+            &DiffOptions::default(),
+        )
+        .unwrap();
         let active = key("unpacking");
         bench.snapshotter.prepare(&active, parent.as_ref()).unwrap();
         apply_layer(&*bench.snapshotter, &active, &*layer, ApplyOptions::default()).unwrap();
-        let committed = if index == diffs.len() - 1 { key(name) } else { key(&format!("{name}-{index}")) };
+        let committed = if index == diffs.len() - 1 {
+            key(name)
+        } else {
+            key(&format!("{name}-{index}"))
+        };
         bench.snapshotter.commit(&committed, &active).unwrap();
         parent = Some(committed);
     }
@@ -57,21 +71,44 @@ pub fn merging_looks_like_unpacking_layers(bench: &mut Bench) {
         vec![step(None, Some("a")), step(None, Some("b"))],
         vec![step(None, Some("b")), step(None, Some("a"))],
         vec![step(None, Some("a")), step(Some("b"), Some("b2"))],
-        vec![step(None, Some("a")), step(Some("a"), Some("a2")), step(None, Some("b2"))],
+        vec![
+            step(None, Some("a")),
+            step(Some("a"), Some("a2")),
+            step(None, Some("b2")),
+        ],
         vec![step(Some("b"), Some("b2")), step(Some("b"), Some("b2"))],
-        vec![step(None, Some("b2")), step(Some("a2"), Some("b")), step(None, Some("a2"))],
+        vec![
+            step(None, Some("b2")),
+            step(Some("a2"), Some("b")),
+            step(None, Some("a2")),
+        ],
     ];
     for (index, diffs) in cases.iter().enumerate() {
         let (merged, unpacked) = (format!("merged-{index}"), format!("unpacked-{index}"));
         bench.snapshotter.merge(&key(&merged), diffs).unwrap();
         unpack(bench, &unpacked, diffs);
         assert_eq!(bench.tree(&merged), bench.tree(&unpacked), "case {index}");
-        assert_eq!(bench.snapshotter.stat(&key(&merged)).unwrap().kind, Kind::Committed);
+        assert_eq!(
+            bench.snapshotter.stat(&key(&merged)).unwrap().kind,
+            Kind::Committed
+        );
     }
     // Nothing that was merged has changed.
     assert_eq!(bench.tree("a")["both"], bench.tree("merged-1")["both"]);
-    assert!(bench.snapshotter.merge(&key("merged-0"), &cases[0]).unwrap_err().is_exists());
-    assert!(bench.snapshotter.merge(&key("x"), &[step(None, Some("none"))]).unwrap_err().is_not_found());
+    assert!(
+        bench
+            .snapshotter
+            .merge(&key("merged-0"), &cases[0])
+            .unwrap_err()
+            .is_exists()
+    );
+    assert!(
+        bench
+            .snapshotter
+            .merge(&key("x"), &[step(None, Some("none"))])
+            .unwrap_err()
+            .is_not_found()
+    );
     bench.snapshotter.prepare(&key("active"), None).unwrap();
     assert!(matches!(
         bench.snapshotter.merge(&key("x"), &[step(None, Some("active"))]),
@@ -83,7 +120,11 @@ pub fn merging_looks_like_unpacking_layers(bench: &mut Bench) {
 pub fn merging_keeps_whole_chains(bench: &mut Bench) {
     fixture(bench);
     bench.snapshotter.sync().unwrap();
-    let diffs = [step(None, Some("a")), step(Some("a"), Some("a2")), step(None, Some("b"))];
+    let diffs = [
+        step(None, Some("a")),
+        step(Some("a"), Some("a2")),
+        step(None, Some("b")),
+    ];
     bench.snapshotter.merge(&key("m"), &diffs).unwrap();
     let stat = bench.snapshotter.stat(&key("m")).unwrap();
     let usage = bench.snapshotter.usage(&key("m")).unwrap();
@@ -104,7 +145,11 @@ pub fn merging_keeps_whole_chains(bench: &mut Bench) {
 pub fn deletions_merge(bench: &mut Bench) {
     fixture(bench);
     // All of "a" taken away again, from something else that has it too.
-    let diffs = [step(None, Some("a")), step(None, Some("b")), step(Some("a"), None)];
+    let diffs = [
+        step(None, Some("a")),
+        step(None, Some("b")),
+        step(Some("a"), None),
+    ];
     bench.snapshotter.merge(&key("m"), &diffs).unwrap();
     assert!(bench.tree("m").is_empty(), "{:?}", bench.tree("m"));
 }

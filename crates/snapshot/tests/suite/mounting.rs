@@ -91,6 +91,8 @@ fn failures_name_the_mount_point() {
     let Some((dir, mount)) = fixture() else { return };
     let error = mount.mount_at(&dir.path().join("none")).unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
-    let error = Mount::bind(dir.path().join("missing"), false).mount_at(&dir.path().join("point")).unwrap_err();
+    let error = Mount::bind(dir.path().join("missing"), false)
+        .mount_at(&dir.path().join("point"))
+        .unwrap_err();
     assert_eq!(error.source.kind(), std::io::ErrorKind::NotFound);
 }

@@ -37,7 +37,12 @@ pub fn with_backend(open: Open, test: fn(&mut Bench)) {
     fs::create_dir(&mounts).unwrap();
     match open(&root) {
         Err(error @ SnapshotError::Unsupported { .. }) => eprintln!("skipped: {error}"),
-        opened => test(&mut Bench { open, root, snapshotter: opened.unwrap(), mounts }),
+        opened => test(&mut Bench {
+            open,
+            root,
+            snapshotter: opened.unwrap(),
+            mounts,
+        }),
     }
 }
 
@@ -53,7 +58,10 @@ impl Bench {
     /// Mounts and calls `act` with the mount point.
     pub fn mounted<T>(&self, mounts: &[Mount], act: impl FnOnce(&Path) -> T) -> T {
         let point = tempfile::tempdir_in(&self.mounts).unwrap();
-        let guards: Vec<MountGuard> = mounts.iter().map(|mount| mount.mount_at(point.path()).unwrap()).collect();
+        let guards: Vec<MountGuard> = mounts
+            .iter()
+            .map(|mount| mount.mount_at(point.path()).unwrap())
+            .collect();
         let done = act(point.path());
         for guard in guards.into_iter().rev() {
             guard.unmount().unwrap();
@@ -64,7 +72,9 @@ impl Bench {
     /// Prepares on `parent`, lets `act` change the tree, commits as `name`.
     pub fn commit(&self, name: &str, parent: Option<&str>, act: impl FnOnce(&Path)) {
         let active = key(&format!("{name}-active"));
-        self.snapshotter.prepare(&active, parent.map(key).as_ref()).unwrap();
+        self.snapshotter
+            .prepare(&active, parent.map(key).as_ref())
+            .unwrap();
         self.mounted(&self.snapshotter.mounts(&active).unwrap(), act);
         self.snapshotter.commit(&key(name), &active).unwrap();
     }
@@ -75,7 +85,11 @@ impl Bench {
     }
 
     pub fn keys(&self) -> Vec<String> {
-        self.snapshotter.list().iter().map(|stat| stat.key.to_string()).collect()
+        self.snapshotter
+            .list()
+            .iter()
+            .map(|stat| stat.key.to_string())
+            .collect()
     }
 }
 
@@ -99,7 +113,10 @@ pub fn describe(root: &Path) -> BTreeMap<String, String> {
             } else {
                 String::new()
             };
-            out.insert(name.clone(), format!("{:o} {}:{} {content}", meta.mode(), meta.uid(), meta.gid()));
+            out.insert(
+                name.clone(),
+                format!("{:o} {}:{} {content}", meta.mode(), meta.uid(), meta.gid()),
+            );
             if meta.is_dir() {
                 visit(&entry.path(), &format!("{name}/"), out);
             }
