@@ -32,10 +32,10 @@ pub use git_url::{GitUrl, GitUrlError};
 pub use graph::{Edge, Graph, GraphError, MAX_INPUTS, MAX_OP_BYTES, MAX_OPS, MAX_TOTAL_BYTES, Vertex};
 pub use name::op_name;
 pub use state::{
-    CacheSharing, Chown, Constraints, CopyOptions, DEFAULT_PATH_UNIX, DEFAULT_PATH_WINDOWS, Deferred, ExecState,
-    FileActions, FileSource, GitOptions, HttpOptions, ImageBlobOptions, ImageOptions, LocalOptions,
-    MarshalError, MarshalOptions, MkdirOptions, MkfileOptions, Mount, OciLayoutOptions, Owner, ProxyEnv,
-    ResolveMode, RmOptions, Run, Secret, SourceLocation, SourceMap, Ssh, State, SymlinkOptions, default_path,
-    diff, merge,
+    CacheSharing, Chown, Constraints, CopyOptions, DEFAULT_PATH_UNIX, DEFAULT_PATH_WINDOWS, Deferred,
+    ExecState, FileActions, FileSource, GitOptions, HttpOptions, ImageBlobOptions, ImageOptions,
+    LocalOptions, MarshalError, MarshalOptions, MkdirOptions, MkfileOptions, Mount, OciLayoutOptions, Owner,
+    ProxyEnv, ResolveMode, RmOptions, Run, Secret, SourceLocation, SourceMap, Ssh, State, SymlinkOptions,
+    default_path, diff, merge,
 };
 pub use validate::OpError;

@@ -94,6 +94,12 @@ impl Default for Settings {
     }
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self::scratch()
+    }
+}
+
 impl State {
     /// Returns the empty filesystem.
     pub fn scratch() -> Self {

@@ -145,7 +145,9 @@ impl Marshaler<'_> {
 
     /// Returns the position of an input, added unless it is there.
     fn add_input(&self, output: Option<&Output>, inputs: &mut Vec<Input>) -> i64 {
-        let Some(output) = output.and_then(Output::resolved) else { return EMPTY };
+        let Some(output) = output.and_then(Output::resolved) else {
+            return EMPTY;
+        };
         let input = self.input(&output);
         let at = inputs.iter().position(|have| *have == input).unwrap_or_else(|| {
             inputs.push(input);
