@@ -1,12 +1,21 @@
 //! The executor: prepares what a container needs of the host and hands it to a runtime.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::container::Container;
+use crate::binary::Binary;
+use crate::container::{Container, ContainerProcess, KillGuard, kill};
+use crate::embedded::Embedded;
 use crate::error::{ExecutorError, RunError};
-use crate::request::{ExitStatus, RunRequest, Stdio};
+use crate::hosts;
+use crate::request::{ExitStatus, Network, Process, RunRequest, Security, Stdio};
+use crate::resolv_conf;
+use crate::runtime::{Running, Runtime};
+use crate::spec::{self, HostFacts};
+use crate::supervisor::{device, rootfs};
 
 /// Which runtime carries out containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,9 +39,9 @@ pub struct DnsConfig {
 }
 
 /// How to set up an executor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ExecutorConfig {
-    /// A directory of the executor's own, e.g. `<root>/executor`; made if it is missing.
+    /// A directory of the executor's own, e.g. `<root>/executor`; made if it is missing. Absolute.
     pub state_dir: PathBuf,
     /// The runtime.
     pub runtime: RuntimeChoice,
@@ -46,29 +55,166 @@ pub struct ExecutorConfig {
 
 /// Runs containers. Cheap to clone; the last clone ends the supervisor and whatever still runs.
 #[derive(Clone, Debug)]
-pub struct Executor {}
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: ExecutorConfig,
+    runtime: Arc<dyn Runtime>,
+    capabilities: u64,
+    /// The `resolv.conf` as last written, with and without the host's network.
+    resolv_conf: Mutex<[Option<String>; 2]>,
+}
 
 impl Executor {
-    /// Prepares the directory and starts the supervisor. Called on a tokio runtime. Fails when not root.
+    /// Prepares the directory and starts the supervisor. Called on a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Unprivileged`] when this process may not make containers, and what else can go wrong.
     pub fn new(config: ExecutorConfig) -> Result<Self, ExecutorError> {
-        todo!()
+        let capabilities = capabilities()?;
+        for directory in ["staging/root", "staging/tree", "bundles"] {
+            make_directory(&config.state_dir.join(directory))?;
+        }
+        let text = hosts::hosts_file("", &[]).unwrap_or_default();
+        write_file(&config.state_dir.join("hosts"), &text)
+            .map_err(|source| ExecutorError::Directory { path: config.state_dir.join("hosts"), source })?;
+        debug_assert!(rootfs::STAGED_ROOT == "root" && rootfs::STAGED_TREE == "tree");
+        let runtime: Arc<dyn Runtime> = match &config.runtime {
+            RuntimeChoice::Embedded => Arc::new(Embedded::start()?),
+            RuntimeChoice::Binary(program) => Arc::new(Binary::new(program, &config.state_dir.join("bundles"))?),
+        };
+        let inner = Inner { config, runtime, capabilities, resolv_conf: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Runs a container to its end and removes what was made for it.
     ///
     /// `cancel` kills it (`SIGKILL`, as BuildKit does) and yields [`RunError::Canceled`], again after all is gone.
     /// Dropping the future kills it too, but does not wait.
+    ///
+    /// # Errors
+    /// [`RunError::Start`] if its program was not executed; an exit code other than 0 is no error.
     pub async fn run(
         &self,
         request: RunRequest,
         stdio: Stdio,
         cancel: &CancellationToken,
     ) -> Result<ExitStatus, RunError> {
-        todo!()
+        if cancel.is_cancelled() {
+            return Err(RunError::Canceled);
+        }
+        let running = self.launch(&request, stdio).await?;
+        let runtime = &*self.inner.runtime;
+        let mut guard = KillGuard { runtime, running: &running, armed: true };
+        let mut was_canceled = false;
+        let ended = running.ended();
+        tokio::pin!(ended);
+        let result = loop {
+            tokio::select! {
+                result = &mut ended => break result,
+                () = cancel.cancelled(), if !was_canceled => {
+                    was_canceled = true;
+                    kill(runtime, &running);
+                }
+            }
+        };
+        guard.armed = false;
+        if was_canceled { Err(RunError::Canceled) } else { result }
     }
 
-    /// Starts a container. Returns once its program is executed.
+    /// Starts a container. Returns once its program is executed. Dropping the future before kills it.
+    ///
+    /// # Errors
+    /// [`RunError::Start`] if its program was not executed.
     pub async fn start(&self, request: RunRequest, stdio: Stdio) -> Result<Container, RunError> {
-        todo!()
+        let running = self.launch(&request, stdio).await?;
+        let mut guard = KillGuard { runtime: &*self.inner.runtime, running: &running, armed: true };
+        running.started().await?;
+        guard.armed = false;
+        drop(guard);
+        Ok(Container {
+            id: request.id,
+            runtime: Arc::clone(&self.inner.runtime),
+            first: ContainerProcess { running },
+            defaults: Process { args: Vec::new(), ..request.process },
+            security: request.security,
+            capabilities: self.inner.capabilities,
+        })
     }
+
+    async fn launch(&self, request: &RunRequest, stdio: Stdio) -> Result<Arc<Running>, RunError> {
+        let facts = self.inner.host_facts(request)?;
+        let (spec, attachment) = spec::container_spec(request, &facts)?;
+        self.inner.runtime.launch(spec, attachment, stdio).await
+    }
+}
+
+impl Inner {
+    fn host_facts(&self, request: &RunRequest) -> Result<HostFacts, RunError> {
+        let state_dir = &self.config.state_dir;
+        let is_default = hosts::is_default(&request.hostname, &request.extra_hosts);
+        Ok(HostFacts {
+            capabilities: self.capabilities,
+            resolv_conf: self.resolv_conf(request.network == Network::Host)?,
+            hosts: is_default.then(|| state_dir.join("hosts")),
+            staging: state_dir.join("staging"),
+            cgroup_parent: self.config.cgroup_parent.clone(),
+            oom_score_adj: self.config.oom_score_adj,
+            insecure_devices: match request.security {
+                Security::Insecure => device::insecure_devices(),
+                Security::Sandbox => Vec::new(),
+            },
+        })
+    }
+
+    /// Writes the containers' `resolv.conf` if the host's changed.
+    fn resolv_conf(&self, host_network: bool) -> Result<PathBuf, RunError> {
+        let read = |path: &str| match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            result => result.map_err(|source| RunError::Io { what: format!("read {path}"), source }),
+        };
+        let mut host = read("/etc/resolv.conf")?;
+        if !host_network && resolv_conf::is_resolved_stub(&host) {
+            host = read("/run/systemd/resolve/resolv.conf")?;
+        }
+        let text = resolv_conf::resolv_conf(&host, &self.config.dns, host_network);
+        let name = if host_network { "resolv-host.conf" } else { "resolv.conf" };
+        let path = self.config.state_dir.join(name);
+        let mut written = self.resolv_conf.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = &mut written[usize::from(host_network)];
+        if written.as_ref() != Some(&text) {
+            write_file(&path, &text).map_err(|source| RunError::Io { what: format!("write {}", path.display()), source })?;
+            *written = Some(text);
+        }
+        Ok(path)
+    }
+}
+
+/// The capabilities that containers can be given.
+fn capabilities() -> Result<u64, ExecutorError> {
+    let unprivileged = |reason: &str| ExecutorError::Unprivileged { reason: reason.to_owned() };
+    if !rustix::process::geteuid().is_root() {
+        return Err(unprivileged("start the daemon as root, or in a user namespace in which it is root"));
+    }
+    let own = rustix::thread::capabilities(None).map_err(|_| unprivileged("the capabilities cannot be read"))?;
+    if !own.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN) {
+        return Err(unprivileged("CAP_SYS_ADMIN is missing"));
+    }
+    Ok(own.effective.bits())
+}
+
+fn make_directory(path: &Path) -> Result<(), ExecutorError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+    made.map_err(|source| ExecutorError::Directory { path: path.to_owned(), source })
+}
+
+/// Replaces a file at once: containers that have the old one keep it.
+fn write_file(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
 }

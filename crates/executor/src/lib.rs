@@ -21,10 +21,22 @@
 //! A binary that embeds this crate calls [`supervisor_main`] before anything else in `main`.
 #![deny(unsafe_code)]
 
+mod binary;
+mod capability;
 mod container;
+mod embedded;
 mod error;
 mod executor;
+mod hosts;
 mod request;
+mod resolv_conf;
+mod runtime;
+mod spec;
+mod supervisor;
+#[expect(unsafe_code, reason = "the kernel's interfaces that nobody wraps")]
+mod sys;
+mod tree;
+mod user;
 
 pub use container::{Container, ContainerProcess, Pty};
 pub use error::{ExecutorError, RunError};
@@ -33,10 +45,4 @@ pub use request::{
     ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network, Process,
     Resources, Root, RunRequest, Security, Stdio, Ulimit,
 };
-
-/// Acts as the supervisor if this process was started as one, and then never returns; else returns at once.
-///
-/// Must be called first in `main`, before any thread exists.
-pub fn supervisor_main() {
-    todo!()
-}
+pub use supervisor::supervisor_main;

@@ -1,0 +1,134 @@
+//! Device nodes of containers, and the device program of cgroup v2.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::cgroup::ALLOWED_DEVICES;
+use super::child::{Fallible as _, SetupError};
+use crate::spec::DeviceNode;
+use crate::sys::{self, BpfInstruction};
+use crate::tree;
+
+const NODES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Fills a new `/dev`.
+pub(super) fn populate(root: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(), SetupError> {
+    let dev = tree::open_in_root(root, "/dev", OFlags::PATH | OFlags::DIRECTORY).or_fail("open /dev")?;
+    for &(name, major, minor) in NODES {
+        make(&dev, name, FileType::CharacterDevice, major, minor)?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(*target, &dev, *name).or_fail(format_args!("make /dev/{name}"))?;
+    }
+    for device in devices {
+        let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        if let Some((directory, _)) = device.name.split_once('/') {
+            match rustix::fs::mkdirat(&dev, directory, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).or_fail(format_args!("make /dev/{directory}")),
+            }
+        }
+        make(&dev, &device.name, kind, device.major, device.minor)?;
+    }
+    Ok(())
+}
+
+fn make(
+    dev: &std::os::fd::OwnedFd,
+    name: &str,
+    kind: FileType,
+    major: u32,
+    minor: u32,
+) -> Result<(), SetupError> {
+    // The umask is cleared while a container is built.
+    rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor))
+        .or_fail(format_args!("make /dev/{name}"))
+}
+
+/// Lists what an insecure container finds in `/dev` beside the usual: what a kernel log, FUSE, KVM, TUN and loop devices
+/// need. Some loop devices beyond the next free one are included.
+pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
+    let character = |name: &str, major, minor| DeviceNode { name: name.to_owned(), block: false, major, minor };
+    let mut devices = vec![
+        character("kmsg", 1, 11),
+        character("cuse", 10, 203),
+        character("fuse", 10, 229),
+        character("kvm", 10, 232),
+        character("net/tun", 10, 200),
+        character("loop-control", 10, 237),
+    ];
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let control = rustix::fs::openat(CWD, c"/dev/loop-control", flags, Mode::empty());
+    let free = control.ok().and_then(|control| {
+        use std::os::fd::AsFd as _;
+        sys::free_loop_device(control.as_fd()).ok()
+    });
+    for minor in 0..=free.unwrap_or(0).min(248) + 7 {
+        devices.push(DeviceNode { name: format!("loop{minor}"), block: true, major: 7, minor });
+    }
+    devices
+}
+
+/// The program that allows what sandboxed processes may do with devices: making any node, using those allowed.
+///
+/// Its argument is `struct bpf_cgroup_dev_ctx { u32 access_type; u32 major; u32 minor; }` where `access_type` holds the
+/// kind of device in its low half (1: block, 2: character) and the access above it (1: make, 2: read, 4: write).
+pub(super) fn program() -> Vec<BpfInstruction> {
+    const LOAD_WORD: u8 = 0x61;
+    const MOVE_REGISTER: u8 = 0xbf;
+    const MOVE: u8 = 0xb7;
+    const AND32: u8 = 0x54;
+    const RIGHT_SHIFT32: u8 = 0x74;
+    const IF_NOT_EQUAL: u8 = 0x55;
+    const EXIT: u8 = 0x95;
+    let instruction = |code, destination: u8, source: u8, offset, immediate| BpfInstruction {
+        code,
+        registers: destination | source << 4,
+        offset,
+        immediate,
+    };
+    let mut program = vec![
+        instruction(LOAD_WORD, 2, 1, 0, 0),
+        instruction(MOVE_REGISTER, 3, 2, 0, 0),
+        instruction(RIGHT_SHIFT32, 3, 0, 0, 16),
+        instruction(AND32, 2, 0, 0, 0xffff),
+        instruction(LOAD_WORD, 4, 1, 4, 0),
+        instruction(LOAD_WORD, 5, 1, 8, 0),
+        // Making a node and nothing else.
+        instruction(IF_NOT_EQUAL, 3, 0, 2, 1),
+        instruction(MOVE, 0, 0, 0, 1),
+        instruction(EXIT, 0, 0, 0, 0),
+    ];
+    for &(kind, major, minor) in ALLOWED_DEVICES {
+        let kind = if kind == 'b' { 1 } else { 2 };
+        let mut checks = vec![(2, kind), (4, i32::try_from(major).unwrap_or(-1))];
+        if let Some(minor) = minor {
+            checks.push((5, i32::try_from(minor).unwrap_or(-1)));
+        }
+        let len = checks.len();
+        for (at, (register, value)) in checks.into_iter().enumerate() {
+            let skip = i16::try_from(len - at + 1).unwrap_or(0);
+            program.push(instruction(IF_NOT_EQUAL, register, 0, skip, value));
+        }
+        program.extend([instruction(MOVE, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
+    }
+    program.extend([instruction(MOVE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program
+}
