@@ -114,7 +114,7 @@ impl OpFactory for Worker {
             Some(Kind::Merge(_)) => Arc::new(MergeOp::new(vertex, store)?),
             Some(Kind::Diff(_)) => Arc::new(DiffOp::new(vertex, store, unlazy)?),
             Some(Kind::Passthrough(_)) => Arc::new(PassthroughOp::new(vertex)?),
-            Some(Kind::Build(_)) => Arc::new(BuildOp::new(vertex, unlazy)?),
+            Some(Kind::Build(_)) => Arc::new(BuildOp::new(vertex)?),
             None => return Err(BuildError::user("invalid op without a kind")),
         })
     }

@@ -1,7 +1,5 @@
 //! The op that builds a definition which one of its inputs contains.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use llb::pb;
 use oci::Digest;
@@ -11,12 +9,9 @@ use serde::Serialize;
 use crate::bridge::{BridgeRequest, FileRange, FileReader, MAX_READ_BYTES};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::{CacheMap, Dep, Op, OpContext, ResultRef, VertexSpec};
-use crate::unlazy::{FetchContext, Unlazy, unpack_all};
 
 /// The number that stands for "the definition itself", the only builder there is.
 const LLB_BUILDER: i64 = -1;
-/// The attribute that names the definition's file.
-const ATTR_FILENAME: &str = "buildkit.llb.filename";
 
 /// Builds a definition. Its result is that definition's.
 #[derive(Debug)]
@@ -31,7 +26,7 @@ impl BuildOp {
     ///
     /// # Errors
     /// When the vertex is no build, names another builder, or no input with a definition.
-    pub fn new(vertex: &VertexSpec, unlazy: Arc<dyn Unlazy>) -> Result<Self, BuildError> {
+    pub fn new(vertex: &VertexSpec) -> Result<Self, BuildError> {
         let Some(pb::op::Op::Build(op)) = &vertex.op.op else {
             return Err(BuildError::internal("not a build op"));
         };
@@ -57,7 +52,7 @@ impl BuildOp {
             deps: vec![Dep::default(); vertex.inputs.len()],
             ..CacheMap::default()
         };
-        let filename = op.attrs.get(ATTR_FILENAME).map_or(name, String::as_str).to_owned();
+        let filename = op.attrs.get(llb::attr::LLB_DEFINITION_FILENAME).map_or(name, String::as_str).to_owned();
         Ok(Self { cache_map, input, filename })
     }
 }

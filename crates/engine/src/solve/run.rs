@@ -138,8 +138,8 @@ impl Engine {
         open: &OpenJob,
         request: &SolveRequest,
     ) -> Result<BuildResult, BuildError> {
-        let has_definition = request.definition.as_ref().is_some_and(|definition| !definition.def.is_empty());
-        if !has_definition && request.frontend.is_empty() {
+        // An empty definition is scratch; only an absent one says that the client is the frontend.
+        if request.definition.is_none() && request.frontend.is_empty() {
             let forwarder = Forwarder::new(bridge.clone(), request.frontend_inputs.clone());
             let _forwarding = self.0.forward(open.job.id().clone(), forwarder.clone());
             return forwarder.returned().await;

@@ -1,5 +1,6 @@
 //! The engine through its public face: whole builds on a real store, with registries and clients of the test's own.
 
+mod builds;
 mod image_export;
 mod image_source;
 mod world;
