@@ -82,7 +82,8 @@ impl Store {
         Ok(true)
     }
 
-    fn has_blob(&self, row: &Row) -> Result<bool, StoreError> {
+    /// Reports whether one of a row's blobs is here or can be fetched.
+    pub(crate) fn has_blob(&self, row: &Row) -> Result<bool, StoreError> {
         for blob in &row.blobs {
             let is_provided = row
                 .providers

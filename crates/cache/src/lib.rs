@@ -35,6 +35,7 @@ mod store;
 mod types;
 mod unpack;
 mod usage;
+mod verify;
 
 pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
@@ -46,3 +47,4 @@ pub use types::{
     LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefIdError, RefOptions, RefStat,
 };
 pub use usage::{UsageOptions, UsageRecord};
+pub use verify::Finding;

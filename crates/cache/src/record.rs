@@ -187,6 +187,22 @@ impl Records {
             .collect())
     }
 
+    /// Lists all results with their records, whether their refs exist or not.
+    pub(crate) fn all_results(&self) -> Result<Vec<(String, CacheResult)>, StoreError> {
+        let read = self.store.shared.db.read()?;
+        let table = read.open_table(graph::RESULTS).map_err(database_error)?;
+        let mut found = Vec::new();
+        for row in table.range::<&[u8]>(..).map_err(database_error)? {
+            let (key, value) = row.map_err(database_error)?;
+            let Some(prefix) = graph::first_id(key.value()) else {
+                continue;
+            };
+            let result = decode_result(&key.value()[prefix.len()..], value.value());
+            found.extend(graph::decode_id(&prefix).zip(result));
+        }
+        Ok(found)
+    }
+
     fn keys(&self, table: Table, prefix: Vec<u8>) -> Result<Vec<Vec<u8>>, StoreError> {
         let read = self.store.shared.db.read()?;
         let table = read.open_table(table).map_err(database_error)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use cache::{Backend, Batch, CacheResult, Link, PruneOptions, RefOptions, Store, StoreOptions};
+use cache::{Backend, Batch, CacheResult, Finding, Link, PruneOptions, RefOptions, Store, StoreOptions};
 use oci::Digest;
 
 use crate::fixture::*;
@@ -349,4 +349,48 @@ fn after_the_machine_went_down_only_what_was_flushed_counts() {
             .as_deref(),
         Some(&b"m"[..])
     );
+}
+
+#[test]
+fn verification_finds_what_is_wrong() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let a = step(&store, None, "a");
+    a.finalize().unwrap();
+    let tar = tar_layer("x", "1");
+    let image = store
+        .from_blob_chain(&[layer_blob(&tar, &[])], &described("image"))
+        .unwrap()
+        .unwrap();
+    let digest = put(&store, &tar);
+    let leaked = put(&store, b"leaked");
+    let key = a.snapshot().unwrap().unwrap();
+    store.snapshotter().remove(&key).unwrap();
+    let hex = digest.hex();
+    fs::write(dir.path().join("content/blobs/sha256").join(hex), "other").unwrap();
+    let stray = snapshot::SnapshotKey::new("stray").unwrap();
+    store.snapshotter().prepare(&stray, None).unwrap();
+    let mut found = Vec::new();
+    let mut note = |finding| {
+        found.push(finding);
+        std::ops::ControlFlow::Continue(())
+    };
+    store.verify(true, &mut note).unwrap();
+    let expected = [
+        Finding::MissingSnapshot {
+            id: a.id().clone(),
+            key,
+        },
+        Finding::LeakedSnapshot { key: stray },
+        Finding::LeakedBlob { digest: leaked },
+        Finding::CorruptBlob {
+            digest,
+            actual: Digest::sha256("other"),
+        },
+    ];
+    assert!(
+        found.len() == 4 && expected.iter().all(|finding| found.contains(finding)),
+        "{found:?}"
+    );
+    drop(image);
 }

@@ -170,6 +170,18 @@ pub fn listed(store: &Store) -> Vec<String> {
 
 /// Proves that nothing the store names is missing and nothing lies on disk that it does not name.
 pub fn check(store: &Store) {
+    // Waits until what was removed is deleted.
+    store
+        .prune(&[], &mut |_| std::ops::ControlFlow::Continue(()))
+        .unwrap();
+    let mut findings = Vec::new();
+    store
+        .verify(true, &mut |finding| {
+            findings.push(finding);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(findings, []);
     for record in store.disk_usage(&UsageOptions::default()).unwrap() {
         if record.mutable {
             let taken = store.get_mutable(&record.id);
