@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub use crate::fsutil::Packet;
 pub use crate::pb::filesync::BytesMessage;
 use crate::session::methods::FILE_SEND_DIFF_COPY;
-use crate::transport::MAX_MESSAGE_BYTES;
+use crate::transport::{Answer, MAX_MESSAGE_BYTES};
 
 /// Header with the index of the exporter in the request.
 pub const HEADER_EXPORTER: &str = "buildkit-attachable-exporter-id";
@@ -54,7 +54,7 @@ pub fn headers(exporter: &str, metadata: &BTreeMap<String, String>) -> MetadataM
     map
 }
 
-/// Calls the client; what is sent ends when the sender is dropped. Dropping both ends cancels the call.
+/// Calls the client, which may say nothing before it has everything; what is sent ends when the sender is dropped. Dropping both ends cancels the call.
 pub async fn call<M: Message + 'static>(
     channel: Channel,
     headers: MetadataMap,
@@ -63,25 +63,38 @@ pub async fn call<M: Message + 'static>(
     let mut client = tonic::client::Grpc::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    client.ready().await.map_err(|error| Status::unavailable(format!("client is not ready: {error}")))?;
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(format!("client is not ready: {error}")))?;
     let encoded = ReceiverStream::new(messages).map(|message| Bytes::from(message.encode_to_vec()));
     let mut request = Request::new(encoded);
     *request.metadata_mut() = headers;
-    let answer = client.streaming(request, PathAndQuery::from_static(FILE_SEND_DIFF_COPY), RawCodec).await?;
-    Ok((outgoing, Messages::new(answer.into_inner())))
+    let path = PathAndQuery::from_static(FILE_SEND_DIFF_COPY);
+    let answer = Answer::new(async move { client.streaming(request, path, RawCodec).await });
+    Ok((
+        outgoing,
+        Messages {
+            raw: answer,
+            _message: std::marker::PhantomData,
+        },
+    ))
 }
 
 /// Raw messages, decoded as they come.
 #[derive(Debug)]
 pub struct Messages<M> {
-    raw: Streaming<Bytes>,
+    raw: Answer<Bytes>,
     _message: std::marker::PhantomData<fn() -> M>,
 }
 
 impl<M> Messages<M> {
     /// Reads raw messages as ones of a type.
     pub fn new(raw: Streaming<Bytes>) -> Self {
-        Self { raw, _message: std::marker::PhantomData }
+        Self {
+            raw: raw.into(),
+            _message: std::marker::PhantomData,
+        }
     }
 }
 
@@ -90,7 +103,9 @@ impl<M: Message + Default> Stream for Messages<M> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let decode = |bytes: Bytes| M::decode(bytes).map_err(|error| Status::internal(error.to_string()));
-        self.raw.poll_next_unpin(cx).map(|next| next.map(|raw| raw.and_then(decode)))
+        self.raw
+            .poll_next_unpin(cx)
+            .map(|next| next.map(|raw| raw.and_then(decode)))
     }
 }
 

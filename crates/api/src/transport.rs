@@ -11,10 +11,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard, PollSender, WaitForCancellationFutureOwned};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::pb::control::BytesMessage;
 
@@ -233,5 +234,56 @@ impl<S: Unpin, T: Carrier> AsyncWrite for MessageIo<S, T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.outgoing.close();
         Poll::Ready(Ok(()))
+    }
+}
+
+/// What a peer answers to a streaming call, from before it has said anything.
+///
+/// Go servers send headers only with their first message, or with none at all, and tonic's calls return with the headers.
+/// Whoever has to talk first must therefore not wait for the call. Dropping this cancels the call.
+#[derive(Debug)]
+pub struct Answer<M>(AnswerState<M>);
+
+#[derive(Debug)]
+enum AnswerState<M> {
+    Waiting(AbortOnDropHandle<Result<Response<Streaming<M>>, Status>>),
+    Open(Box<Streaming<M>>),
+    Over,
+}
+
+impl<M: Send + 'static> Answer<M> {
+    /// Starts a call of a stub. Needs a tokio runtime.
+    pub fn new(call: impl Future<Output = Result<Response<Streaming<M>>, Status>> + Send + 'static) -> Self {
+        Self(AnswerState::Waiting(AbortOnDropHandle::new(tokio::spawn(call))))
+    }
+}
+
+impl<M> From<Streaming<M>> for Answer<M> {
+    fn from(open: Streaming<M>) -> Self {
+        Self(AnswerState::Open(Box::new(open)))
+    }
+}
+
+impl<M> Stream for Answer<M> {
+    type Item = Result<M, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match &mut self.0 {
+                AnswerState::Waiting(call) => {
+                    let answered =
+                        ready!(Pin::new(call).poll(cx)).map_err(|_| Status::cancelled("call stopped"));
+                    match answered.and_then(|answer| answer) {
+                        Ok(answer) => self.0 = AnswerState::Open(Box::new(answer.into_inner())),
+                        Err(status) => {
+                            self.0 = AnswerState::Over;
+                            return Poll::Ready(Some(Err(status)));
+                        }
+                    }
+                }
+                AnswerState::Open(open) => return open.poll_next_unpin(cx),
+                AnswerState::Over => return Poll::Ready(None),
+            }
+        }
     }
 }
