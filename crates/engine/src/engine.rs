@@ -130,14 +130,24 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such build.
     pub async fn status(&self, id: &JobId) -> Result<Subscription, BuildError> {
-        let found = self.0.wait_for(JOB_WAIT, || lock(&self.0.jobs).get(id).map(|known| Arc::clone(&known.job)));
+        let found = self.0.wait_for(JOB_WAIT, || {
+            lock(&self.0.jobs).get(id).map(|known| Arc::clone(&known.job))
+        });
         let job = found.await.ok_or_else(|| no_such_job(id))?;
         Ok(job.progress().subscribe())
     }
 
     /// Finds a running build.
     pub fn job(&self, id: &JobId) -> Option<Arc<Job>> {
-        lock(&self.0.jobs).get(id).filter(|known| known.closed_at.is_none()).map(|known| Arc::clone(&known.job))
+        lock(&self.0.jobs)
+            .get(id)
+            .filter(|known| known.closed_at.is_none())
+            .map(|known| Arc::clone(&known.job))
+    }
+
+    /// Returns the progress of a build that runs or ended not long ago.
+    pub fn job_progress(&self, id: &JobId) -> Option<crate::progress::JobProgress> {
+        lock(&self.0.jobs).get(id).map(|known| known.job.progress().clone())
     }
 
     /// Finds the bridge of a build whose frontend is the client, waiting some seconds for its `Solve`.
@@ -145,7 +155,9 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such build.
     pub async fn bridge(&self, id: &JobId) -> Result<Forwarder, BuildError> {
-        let found = self.0.wait_for(FORWARD_WAIT, || lock(&self.0.forwarders).get(id).cloned());
+        let found = self
+            .0
+            .wait_for(FORWARD_WAIT, || lock(&self.0.forwarders).get(id).cloned());
         found.await.ok_or_else(|| no_such_job(id))
     }
 
@@ -183,18 +195,34 @@ impl Shared {
     }
 
     /// Registers a job. The returned guard ends it.
-    pub(crate) async fn open_job(self: &Arc<Self>, id: JobId, settings: JobSettings) -> Result<OpenJob, BuildError> {
+    pub(crate) async fn open_job(
+        self: &Arc<Self>,
+        id: JobId,
+        settings: JobSettings,
+    ) -> Result<OpenJob, BuildError> {
         let number = self.next_job.fetch_add(1, Ordering::Relaxed);
         let job = Job::new(id.clone(), number, settings);
         {
             let mut jobs = lock(&self.jobs);
             jobs.retain(|_, known| known.closed_at.is_none_or(|at| at.elapsed() < JOB_LINGER));
             if jobs.contains_key(&id) {
-                return Err(BuildError::new(ErrorKind::Conflict, format!("job ID {id} exists")));
+                return Err(BuildError::new(
+                    ErrorKind::Conflict,
+                    format!("job ID {id} exists"),
+                ));
             }
-            jobs.insert(id, KnownJob { job: Arc::clone(&job), closed_at: None });
+            jobs.insert(
+                id,
+                KnownJob {
+                    job: Arc::clone(&job),
+                    closed_at: None,
+                },
+            );
         }
-        let open = OpenJob { shared: Arc::clone(self), job: Arc::clone(&job) };
+        let open = OpenJob {
+            shared: Arc::clone(self),
+            job: Arc::clone(&job),
+        };
         self.added.send_modify(|count| *count += 1);
         self.driver()?.open_job(job).await?;
         Ok(open)
@@ -204,7 +232,10 @@ impl Shared {
     pub(crate) fn forward(self: &Arc<Self>, id: JobId, forwarder: Forwarder) -> Forwarding {
         lock(&self.forwarders).insert(id.clone(), forwarder);
         self.added.send_modify(|count| *count += 1);
-        Forwarding { shared: Arc::clone(self), id }
+        Forwarding {
+            shared: Arc::clone(self),
+            id,
+        }
     }
 }
 

@@ -161,14 +161,18 @@ impl BuildError {
     /// Records the op that failed, unless one is recorded already.
     #[must_use]
     pub fn with_failed_op(mut self, failed: FailedOp) -> Self {
-        Arc::make_mut(&mut self.0).failed.get_or_insert_with(|| Arc::new(failed));
+        Arc::make_mut(&mut self.0)
+            .failed
+            .get_or_insert_with(|| Arc::new(failed));
         self
     }
 
     /// Records the frontend in which the build failed and its source image (empty for a built-in one).
     #[must_use]
     pub fn with_frontend(mut self, name: impl Into<String>, source: impl Into<String>) -> Self {
-        Arc::make_mut(&mut self.0).frontend.get_or_insert_with(|| (name.into(), source.into()));
+        Arc::make_mut(&mut self.0)
+            .frontend
+            .get_or_insert_with(|| (name.into(), source.into()));
         self
     }
 
@@ -218,7 +222,10 @@ impl BuildError {
 
     /// Returns the frontend's name and source image.
     pub fn frontend(&self) -> Option<(&str, &str)> {
-        self.0.frontend.as_ref().map(|(name, source)| (name.as_str(), source.as_str()))
+        self.0
+            .frontend
+            .as_ref()
+            .map(|(name, source)| (name.as_str(), source.as_str()))
     }
 
     /// Returns the subrequest that the frontend does not know.
@@ -265,7 +272,10 @@ impl fmt::Debug for BuildError {
 
 impl StdError for BuildError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
     }
 }
 

@@ -60,7 +60,13 @@ pub struct Job {
 impl Job {
     /// Makes a job; `number` is unique in the process.
     pub(crate) fn new(id: JobId, number: u64, settings: JobSettings) -> Arc<Self> {
-        Arc::new(Self { id, number, settings, progress: JobProgress::new(), memo: Mutex::default() })
+        Arc::new(Self {
+            id,
+            number,
+            settings,
+            progress: JobProgress::new(),
+            memo: Mutex::default(),
+        })
     }
 
     /// Returns the client's name of the build.
@@ -89,14 +95,20 @@ impl Job {
     }
 
     fn slot(&self, key: &str) -> Slot {
-        let mut memo = self.memo.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut memo = self
+            .memo
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(memo.entry(key.to_owned()).or_default())
     }
 }
 
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("id", &self.id).field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Job")
+            .field("id", &self.id)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -113,7 +125,9 @@ where
     for (_, slot) in slots {
         guards.push(slot.lock_owned().await);
     }
-    let known = guards.iter().find_map(|guard| guard.as_ref().and_then(|v| Arc::clone(v).downcast::<T>().ok()));
+    let known = guards
+        .iter()
+        .find_map(|guard| guard.as_ref().and_then(|v| Arc::clone(v).downcast::<T>().ok()));
     let value = match known {
         Some(value) => value,
         None => Arc::new(compute.await?),

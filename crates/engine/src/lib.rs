@@ -28,5 +28,6 @@ pub mod source;
 pub mod unlazy;
 pub mod worker;
 
+pub use ::{cache, executor, registry};
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -219,7 +219,9 @@ impl Board {
         let number = self.push(Entry::Log(log));
         self.logs.push_back(number);
         while self.log_bytes > MAX_LOG_BYTES {
-            let Some(oldest) = self.logs.pop_front() else { break };
+            let Some(oldest) = self.logs.pop_front() else {
+                break;
+            };
             if let Some(Entry::Log(log)) = self.order.remove(&oldest) {
                 self.log_bytes -= log.data.len();
                 self.logs_dropped = oldest + 1;
@@ -247,10 +249,14 @@ impl Board {
             entries += 1;
             *cursor = number + 1;
             match entry {
-                Entry::Vertex(digest) => batch.vertices.extend(self.vertices.get(digest).map(|(_, v)| v.clone())),
+                Entry::Vertex(digest) => batch
+                    .vertices
+                    .extend(self.vertices.get(digest).map(|(_, v)| v.clone())),
                 Entry::Status(vertex, id) => {
                     let key = (*vertex, id.clone());
-                    batch.statuses.extend(self.statuses.get(&key).map(|(_, s)| s.clone()));
+                    batch
+                        .statuses
+                        .extend(self.statuses.get(&key).map(|(_, s)| s.clone()));
                 }
                 Entry::Log(log) => {
                     if clipped {
@@ -298,11 +304,17 @@ impl JobProgress {
     /// Makes an empty, open progress.
     pub fn new() -> Self {
         let (changed, _) = watch::channel(0);
-        Self(Arc::new(JobShared { state: Mutex::default(), changed }))
+        Self(Arc::new(JobShared {
+            state: Mutex::default(),
+            changed,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, JobBoard> {
-        self.0.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn write(&self, change: impl FnOnce(&mut Board)) {
@@ -367,12 +379,21 @@ impl JobProgress {
 
     /// Follows the progress from its present state on.
     pub fn subscribe(&self) -> Subscription {
-        Subscription { shared: self.clone(), cursor: 0, changed: self.0.changed.subscribe() }
+        Subscription {
+            shared: self.clone(),
+            cursor: 0,
+            changed: self.0.changed.subscribe(),
+        }
     }
 
     /// Returns the present state of all vertices, by digest.
     pub fn vertices(&self) -> Vec<Vertex> {
-        self.lock().board.vertices.values().map(|(_, vertex)| vertex.clone()).collect()
+        self.lock()
+            .board
+            .vertices
+            .values()
+            .map(|(_, vertex)| vertex.clone())
+            .collect()
     }
 
     /// Returns how many warnings were shown.
@@ -385,7 +406,9 @@ impl JobProgress {
 fn mark_inputs_cached(board: &mut Board, inputs: &[Digest], at: SystemTime) {
     let mut open: Vec<Digest> = inputs.to_vec();
     while let Some(digest) = open.pop() {
-        let Some((_, input)) = board.vertices.get(&digest) else { continue };
+        let Some((_, input)) = board.vertices.get(&digest) else {
+            continue;
+        };
         if input.cached || input.completed.is_some() {
             continue;
         }
@@ -451,7 +474,11 @@ impl VertexProgress {
             error: String::new(),
             progress_group: group,
         };
-        Self(Arc::new(Mutex::new(VertexBoard { board: Board::default(), vertex, jobs: Vec::new() })))
+        Self(Arc::new(Mutex::new(VertexBoard {
+            board: Board::default(),
+            vertex,
+            jobs: Vec::new(),
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, VertexBoard> {
@@ -523,8 +550,12 @@ impl VertexProgress {
         let mut this = self.lock();
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(MAX_LOG_PIECE));
-            let log =
-                VertexLog { vertex: this.vertex.digest, timestamp: SystemTime::now(), stream, data: piece };
+            let log = VertexLog {
+                vertex: this.vertex.digest,
+                timestamp: SystemTime::now(),
+                stream,
+                data: piece,
+            };
             for job in &this.jobs {
                 job.log(log.clone());
             }
@@ -548,7 +579,13 @@ impl VertexProgress {
 
     /// Shows that something inside the vertex starts; the returned handle shows its end when it is dropped.
     pub fn step(&self, id: impl Into<String>, name: impl Into<String>) -> StatusStep {
-        let step = StatusStep { progress: self.clone(), id: id.into(), name: name.into(), current: 0, total: 0 };
+        let step = StatusStep {
+            progress: self.clone(),
+            id: id.into(),
+            name: name.into(),
+            current: 0,
+            total: 0,
+        };
         self.update_status(&step.id, &step.name, 0, 0, false);
         step
     }
@@ -595,13 +632,15 @@ impl StatusStep {
     pub fn update(&mut self, current: u64, total: u64) {
         self.current = amount(current);
         self.total = amount(total);
-        self.progress.update_status(&self.id, &self.name, self.current, self.total, false);
+        self.progress
+            .update_status(&self.id, &self.name, self.current, self.total, false);
     }
 }
 
 impl Drop for StatusStep {
     fn drop(&mut self) {
-        self.progress.update_status(&self.id, &self.name, self.current, self.total, true);
+        self.progress
+            .update_status(&self.id, &self.name, self.current, self.total, true);
     }
 }
 
@@ -614,11 +653,18 @@ mod tests {
     }
 
     fn vertex(name: &str, inputs: &[&str]) -> VertexProgress {
-        VertexProgress::new(digest(name), name.to_owned(), inputs.iter().map(|input| digest(input)).collect(), None)
+        VertexProgress::new(
+            digest(name),
+            name.to_owned(),
+            inputs.iter().map(|input| digest(input)).collect(),
+            None,
+        )
     }
 
     fn take(subscription: &mut Subscription) -> StatusBatch {
-        futures_util::FutureExt::now_or_never(subscription.next()).flatten().unwrap_or_default()
+        futures_util::FutureExt::now_or_never(subscription.next())
+            .flatten()
+            .unwrap_or_default()
     }
 
     #[test]
@@ -657,7 +703,11 @@ mod tests {
     #[test]
     fn inputs_that_were_not_needed_are_shown_as_cached() {
         let job = JobProgress::new();
-        let (base, copy, run) = (vertex("base", &[]), vertex("copy", &["base"]), vertex("run", &["copy"]));
+        let (base, copy, run) = (
+            vertex("base", &[]),
+            vertex("copy", &["base"]),
+            vertex("run", &["copy"]),
+        );
         for progress in [&base, &copy, &run] {
             progress.attach(&job);
         }
@@ -666,8 +716,16 @@ mod tests {
         run.started(true);
         run.completed(true, None);
         let states = job.vertices();
-        let cached = |name: &str| states.iter().find(|vertex| vertex.name == name).map(|vertex| vertex.cached);
-        assert_eq!((cached("base"), cached("copy"), cached("run")), (Some(false), Some(true), Some(true)));
+        let cached = |name: &str| {
+            states
+                .iter()
+                .find(|vertex| vertex.name == name)
+                .map(|vertex| vertex.cached)
+        };
+        assert_eq!(
+            (cached("base"), cached("copy"), cached("run")),
+            (Some(false), Some(true), Some(true))
+        );
         assert!(states.iter().all(|vertex| vertex.completed.is_some()));
     }
 
@@ -705,7 +763,9 @@ mod tests {
             if batch.is_empty() {
                 break;
             }
-            assert!(batch.logs.iter().map(|log| log.data.len()).sum::<usize>() <= MAX_BATCH_BYTES + MAX_LOG_PIECE);
+            assert!(
+                batch.logs.iter().map(|log| log.data.len()).sum::<usize>() <= MAX_BATCH_BYTES + MAX_LOG_PIECE
+            );
             bytes += batch.logs.iter().map(|log| log.data.len()).sum::<usize>();
             first = first.or_else(|| batch.logs.first().map(|log| log.data.clone()));
         }

@@ -50,7 +50,11 @@ pub trait InlineCache: Send + Sync + fmt::Debug {
 /// Makes instances of one kind of exporter.
 pub trait Exporter: Send + Sync + fmt::Debug {
     /// Checks the attributes and makes an instance. `id` is the exporter's index in the request.
-    fn resolve(&self, id: usize, attrs: BTreeMap<String, String>) -> Result<Arc<dyn ExporterInstance>, BuildError>;
+    fn resolve(
+        &self,
+        id: usize,
+        attrs: BTreeMap<String, String>,
+    ) -> Result<Arc<dyn ExporterInstance>, BuildError>;
 }
 
 /// One exporter of one build.
@@ -190,7 +194,11 @@ pub trait CacheExporter: Send + Sync + fmt::Debug {
 
     /// Exports the cache; returns entries of the build's response, e.g. `cache.manifest`. Every record that is left out
     /// although the mode asks for it is a warning on the vertex.
-    async fn export(&self, ctx: &ExportContext, source: &CacheExportSource) -> Result<BTreeMap<String, String>, BuildError>;
+    async fn export(
+        &self,
+        ctx: &ExportContext,
+        source: &CacheExportSource,
+    ) -> Result<BTreeMap<String, String>, BuildError>;
 }
 
 /// Makes cache exporters of one kind.

@@ -35,7 +35,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("api", &["llb", "oci"]),
-    ("daemon", &["engine", "api"]),
+    ("daemon", &["api", "engine", "llb", "oci"]),
     ("cli", &["api", "llb", "oci"]),
     ("cooper", &["cli", "daemon"]),
 ];

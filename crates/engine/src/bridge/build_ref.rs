@@ -39,10 +39,19 @@ impl BuildRef {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         // Clients take the id for opaque; it must only differ from those that an earlier daemon gave out.
         let salt = std::process::id();
-        let text = oci::Digest::sha256(format!("{salt} {number} {:?}", std::time::SystemTime::now()).as_bytes()).hex();
+        let text =
+            oci::Digest::sha256(format!("{salt} {number} {:?}", std::time::SystemTime::now()).as_bytes())
+                .hex();
         let id = BuildRefId(text.chars().take(25).collect());
         let outcome = Mutex::new(None);
-        Self(Arc::new(Inner { id, bridge, definition, cache_imports, policies, outcome }))
+        Self(Arc::new(Inner {
+            id,
+            bridge,
+            definition,
+            cache_imports,
+            policies,
+            outcome,
+        }))
     }
 
     /// Returns the name by which a client outside the process means this ref.
@@ -78,15 +87,26 @@ impl BuildRef {
 
     async fn compute(&self) -> Result<Evaluated, BuildError> {
         let bridge = &self.0.bridge;
-        let prepared = bridge.prepare(&self.0.definition, &self.0.cache_imports, &self.0.policies).await?;
-        let built = bridge.engine().driver()?.build(bridge.owner(), prepared.graph).await;
+        let prepared = bridge
+            .prepare(&self.0.definition, &self.0.cache_imports, &self.0.policies)
+            .await?;
+        let built = bridge
+            .engine()
+            .driver()?
+            .build(bridge.owner(), prepared.graph)
+            .await;
         built.map_err(|error| {
-            let Some(vertex) = error.vertex().copied() else { return error };
+            let Some(vertex) = error.vertex().copied() else {
+                return error;
+            };
             let ranges: Vec<SourceRange> = prepared
                 .checked
                 .locations(&vertex)
                 .into_iter()
-                .map(|(source, location)| SourceRange { source: source.clone(), ranges: location.ranges.clone() })
+                .map(|(source, location)| SourceRange {
+                    source: source.clone(),
+                    ranges: location.ranges.clone(),
+                })
                 .collect();
             error.with_sources(ranges)
         })

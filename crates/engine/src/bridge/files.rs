@@ -31,7 +31,10 @@ pub struct FileReader {
 impl FileReader {
     /// Reads below a directory that somebody else holds.
     pub fn of_root(root: Root) -> Self {
-        Self { held: None, root: Some(Arc::new(root)) }
+        Self {
+            held: None,
+            root: Some(Arc::new(root)),
+        }
     }
 
     /// Mounts a result for reading, fetching its bytes if need be.
@@ -39,26 +42,44 @@ impl FileReader {
     /// # Errors
     /// When its bytes cannot be had, or cannot be mounted.
     pub async fn of_ref(bridge: &Bridge, result: &ResultRef) -> Result<Self, BuildError> {
-        let Some(reference) = result.get() else { return Ok(Self { held: None, root: None }) };
+        let Some(reference) = result.get() else {
+            return Ok(Self {
+                held: None,
+                root: None,
+            });
+        };
         if reference.is_lazy() {
             let id = Digest::sha256(reference.id().as_str().as_bytes());
             let progress = VertexProgress::new(id, "unpack".to_owned(), Vec::new(), None);
             let cancel = CancellationToken::new();
             let _cancel_on_drop = cancel.clone().drop_guard();
-            let ctx = FetchContext { progress, sessions: bridge.sessions(), cancel };
+            let ctx = FetchContext {
+                progress,
+                sessions: bridge.sessions(),
+                cancel,
+            };
             bridge.engine().services.unlazy.unpack(&ctx, reference).await?;
         }
         let result = result.clone();
         blocking(move || {
-            let internal = |error: &dyn std::fmt::Display| BuildError::internal(format!("mount a result: {error}"));
-            let Some(reference) = result.get() else { return Ok(Self { held: None, root: None }) };
+            let internal =
+                |error: &dyn std::fmt::Display| BuildError::internal(format!("mount a result: {error}"));
+            let Some(reference) = result.get() else {
+                return Ok(Self {
+                    held: None,
+                    root: None,
+                });
+            };
             let mounts = reference.mounts().map_err(|error| internal(&error))?;
             let [mount] = mounts.as_slice() else {
                 return Err(internal(&format_args!("{} mounts instead of one", mounts.len())));
             };
             let tree = mount.open().map_err(|error| internal(&error))?;
             let root = Root::new(&tree).map_err(|error| internal(&error))?;
-            Ok(Self { held: Some((result, Arc::new(tree))), root: Some(Arc::new(root)) })
+            Ok(Self {
+                held: Some((result, Arc::new(tree))),
+                root: Some(Arc::new(root)),
+            })
         })
         .await
     }
@@ -70,7 +91,10 @@ impl FileReader {
     pub async fn read_file(&self, path: &str, range: FileRange) -> Result<Bytes, BuildError> {
         let length = if range.length == 0 { u64::MAX } else { range.length };
         let range = (range != FileRange::default()).then_some((range.offset, length));
-        self.look(path, "open", move |root, path| root.read_file(path, range, MAX_READ_BYTES).map(Bytes::from)).await
+        self.look(path, "open", move |root, path| {
+            root.read_file(path, range, MAX_READ_BYTES).map(Bytes::from)
+        })
+        .await
     }
 
     /// Lists a directory in the order of names; `include` is a pattern of names, empty for all.
@@ -82,7 +106,11 @@ impl FileReader {
             return Ok(Vec::new());
         }
         let include = (!include.is_empty()).then(|| include.to_owned());
-        let listed = self.look(path, "open", move |root, path| root.read_dir(path, include.as_deref())).await?;
+        let listed = self
+            .look(path, "open", move |root, path| {
+                root.read_dir(path, include.as_deref())
+            })
+            .await?;
         Ok(listed.into_iter().map(file_stat).collect())
     }
 
@@ -91,7 +119,9 @@ impl FileReader {
     /// # Errors
     /// As [`Self::read_file`].
     pub async fn stat_file(&self, path: &str) -> Result<FileStat, BuildError> {
-        self.look(path, "lstat", |root, path| root.stat_file(path)).await.map(file_stat)
+        self.look(path, "lstat", |root, path| root.stat_file(path))
+            .await
+            .map(file_stat)
     }
 
     async fn look<T: Send + 'static>(
@@ -112,8 +142,17 @@ impl FileReader {
             let found = look(&root, &path);
             drop(held);
             found.map_err(|error| {
-                let kind = if error.is_not_found() { ErrorKind::NotFound } else { ErrorKind::User };
-                let text = format!("{} {}: {}", error.action, error.path.display(), system_text(&error.source));
+                let kind = if error.is_not_found() {
+                    ErrorKind::NotFound
+                } else {
+                    ErrorKind::User
+                };
+                let text = format!(
+                    "{} {}: {}",
+                    error.action,
+                    error.path.display(),
+                    system_text(&error.source)
+                );
                 BuildError::new(kind, text)
             })
         })
@@ -138,7 +177,11 @@ fn file_stat(stat: GoStat) -> FileStat {
         linkname: stat.linkname,
         dev_major: stat.devmajor,
         dev_minor: stat.devminor,
-        xattrs: stat.xattrs.into_iter().map(|(key, value)| (key, Bytes::from(value))).collect(),
+        xattrs: stat
+            .xattrs
+            .into_iter()
+            .map(|(key, value)| (key, Bytes::from(value)))
+            .collect(),
     }
 }
 

@@ -23,7 +23,12 @@ pub struct Forwarder {
 impl Forwarder {
     pub(crate) fn new(bridge: Bridge, inputs: BTreeMap<String, pb::Definition>) -> Self {
         let (returned, _) = watch::channel(None);
-        Self { bridge, inputs: Arc::new(inputs), refs: Arc::default(), returned: Arc::new(returned) }
+        Self {
+            bridge,
+            inputs: Arc::new(inputs),
+            refs: Arc::default(),
+            returned: Arc::new(returned),
+        }
     }
 
     /// Returns the job's bridge.

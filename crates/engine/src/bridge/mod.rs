@@ -40,8 +40,8 @@ pub use meta::{
 };
 pub use policy::{PolicyError, PolicySet};
 pub use result::{
-    Attestation, AttestationKind, AttestationSubject, BridgeRequest, BuildRefId, BuildResult, CacheOption, FileRange,
-    FrontendRequest, WarnOptions,
+    Attestation, AttestationKind, AttestationSubject, BridgeRequest, BuildRefId, BuildResult, CacheOption,
+    FileRange, FrontendRequest, WarnOptions,
 };
 
 /// Turns options and inputs into a result. Implementations are built in, or run an image.
@@ -107,7 +107,12 @@ pub struct Bridge(Arc<Inner>);
 
 impl Bridge {
     fn make(engine: Arc<Shared>, owner: BridgeOwner, imports: Arc<Imports>) -> Self {
-        Self(Arc::new(Inner { engine, owner, imports, trail: Mutex::default() }))
+        Self(Arc::new(Inner {
+            engine,
+            owner,
+            imports,
+            trail: Mutex::default(),
+        }))
     }
 
     pub(crate) fn of_job(engine: Arc<Shared>, job: Arc<Job>) -> Self {
@@ -144,7 +149,11 @@ impl Bridge {
 
     /// Returns the sessions of those builds.
     pub fn sessions(&self) -> SessionGroup {
-        let ids: Vec<_> = self.jobs().iter().filter_map(|job| job.session().cloned()).collect();
+        let ids: Vec<_> = self
+            .jobs()
+            .iter()
+            .filter_map(|job| job.session().cloned())
+            .collect();
         SessionGroup::new(Arc::clone(&self.0.engine.services.sessions), ids)
     }
 
@@ -166,13 +175,22 @@ impl Bridge {
         let evaluate = request.evaluate;
         let result = match (definition, request.frontend.is_empty()) {
             (Some(_), false) => {
-                return Err(BuildError::user("cannot solve with both Definition and Frontend specified"));
+                return Err(BuildError::user(
+                    "cannot solve with both Definition and Frontend specified",
+                ));
             }
             (Some(definition), true) => {
-                let reference =
-                    BuildRef::new(self.clone(), definition, request.cache_imports, request.source_policies);
+                let reference = BuildRef::new(
+                    self.clone(),
+                    definition,
+                    request.cache_imports,
+                    request.source_policies,
+                );
                 self.note(|trail| trail.built.push(reference.id().clone()));
-                BuildResult { single: Some(reference), ..BuildResult::default() }
+                BuildResult {
+                    single: Some(reference),
+                    ..BuildResult::default()
+                }
             }
             (None, false) => {
                 let inputs = request.frontend_inputs;
@@ -217,7 +235,9 @@ impl Bridge {
     ) -> Result<SourceMeta, BuildError> {
         let op = policy::apply_to_source(&self.policies(&request.source_policies)?, op)?;
         let jobs = self.jobs();
-        let Some(job) = jobs.first().cloned() else { return Err(BuildError::canceled()) };
+        let Some(job) = jobs.first().cloned() else {
+            return Err(BuildError::canceled());
+        };
         let name = if request.log_name.is_empty() {
             format!("resolve image config for {}", op.identifier)
         } else {
@@ -228,7 +248,12 @@ impl Bridge {
         let sources = Arc::clone(&self.0.engine.services.sources);
         let sessions = self.sessions();
         let meta = in_vertex(&jobs, &name, &id, |progress, cancel| async move {
-            let ctx = MetaContext { job, sessions, progress, cancel };
+            let ctx = MetaContext {
+                job,
+                sessions,
+                progress,
+                cancel,
+            };
             sources.resolve_meta(&ctx, op, request).await
         });
         let meta = meta.await?;
@@ -236,10 +261,21 @@ impl Bridge {
             let identifier = &meta.op.identifier;
             let (reference, is_local) = match identifier.strip_prefix("docker-image://") {
                 Some(reference) => (reference, false),
-                None => (identifier.strip_prefix("oci-layout://").unwrap_or(identifier), true),
+                None => (
+                    identifier.strip_prefix("oci-layout://").unwrap_or(identifier),
+                    true,
+                ),
             };
-            let (reference, digest, platform) = (reference.to_owned(), image.digest, request.platform.clone());
-            self.note(|trail| trail.images.push(ResolvedImage { reference, platform, digest, is_local }));
+            let (reference, digest, platform) =
+                (reference.to_owned(), image.digest, request.platform.clone());
+            self.note(|trail| {
+                trail.images.push(ResolvedImage {
+                    reference,
+                    platform,
+                    digest,
+                    is_local,
+                })
+            });
         }
         Ok(meta)
     }
@@ -299,7 +335,10 @@ impl Bridge {
             return Ok(*store);
         }
         let Some(importer) = self.0.engine.services.cache_importers.get(&option.kind).cloned() else {
-            return Err(BuildError::user(format!("unknown cache importer: {}", option.kind)));
+            return Err(BuildError::user(format!(
+                "unknown cache importer: {}",
+                option.kind
+            )));
         };
         let (arrive, slot) = watch::channel(None::<Option<Arc<dyn ImportedCache>>>);
         let store = self.0.engine.driver()?.import(slot).await?;
@@ -313,7 +352,17 @@ impl Bridge {
         self.0.engine.tasks.spawn(async move {
             let shown = jobs.clone();
             let import = in_vertex(&shown, &name, &name, |progress, cancel| async move {
-                importer.import(&ImportContext { jobs, sessions, progress, cancel }, &attrs).await
+                importer
+                    .import(
+                        &ImportContext {
+                            jobs,
+                            sessions,
+                            progress,
+                            cancel,
+                        },
+                        &attrs,
+                    )
+                    .await
             });
             tokio::select! {
                 () = given_up.cancelled() => {}
@@ -335,7 +384,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Evaluates all refs of a result at once; the first failure ends it.
 pub(crate) async fn evaluate_all(result: &BuildResult) -> Result<(), BuildError> {
-    let refs = result.all_refs().map(|reference| async move { reference.evaluate().await.map(drop) });
+    let refs = result
+        .all_refs()
+        .map(|reference| async move { reference.evaluate().await.map(drop) });
     futures_util::future::try_join_all(refs).await.map(drop)
 }
 
@@ -350,7 +401,8 @@ impl Drop for Shown {
     fn drop(&mut self) {
         self.cancel.cancel();
         if !self.ended {
-            self.progress.completed(false, Some("context canceled".to_owned()));
+            self.progress
+                .completed(false, Some("context canceled".to_owned()));
         }
     }
 }
@@ -369,7 +421,11 @@ where
     let digest = Digest::sha256(id.as_bytes());
     let progress = VertexProgress::new(digest, name.to_owned(), Vec::new(), None);
     let cancel = CancellationToken::new();
-    let mut shown = Shown { progress: progress.clone(), cancel: cancel.clone(), ended: false };
+    let mut shown = Shown {
+        progress: progress.clone(),
+        cancel: cancel.clone(),
+        ended: false,
+    };
     progress.started(false);
     for job in jobs {
         progress.attach(job.progress());

@@ -78,13 +78,19 @@ pub struct PolicySet(Vec<Vec<Rule>>);
 
 fn compile(pattern: &str, shown: &str) -> Result<Regex, PolicyError> {
     let built = RegexBuilder::new(pattern).size_limit(MAX_PATTERN_BYTES).build();
-    built.map_err(|error| PolicyError::Pattern { pattern: shown.to_owned(), reason: error.to_string() })
+    built.map_err(|error| PolicyError::Pattern {
+        pattern: shown.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn wildcard(text: &str) -> Result<Regex, PolicyError> {
     if text.contains("**") {
         let reason = "invalid wildcard: \"**\"".to_owned();
-        return Err(PolicyError::Pattern { pattern: text.to_owned(), reason });
+        return Err(PolicyError::Pattern {
+            pattern: text.to_owned(),
+            reason,
+        });
     }
     let escaped = regex::escape(text).replace("\\*", "(.*)");
     compile(&format!("^{escaped}$"), text)
@@ -92,14 +98,21 @@ fn wildcard(text: &str) -> Result<Regex, PolicyError> {
 
 impl Rule {
     fn new(rule: &llb::sourcepolicy::Rule) -> Result<Self, PolicyError> {
-        let action = PolicyAction::try_from(rule.action)
-            .map_err(|_| PolicyError::Unknown { what: "action", value: rule.action })?;
+        let action = PolicyAction::try_from(rule.action).map_err(|_| PolicyError::Unknown {
+            what: "action",
+            value: rule.action,
+        })?;
         let selector = rule.selector.as_ref().ok_or(PolicyError::NoSelector)?;
         let matcher = match MatchType::try_from(selector.match_type) {
             Ok(MatchType::Exact) => Matcher::Exact,
             Ok(MatchType::Wildcard) => Matcher::Pattern(wildcard(&selector.identifier)?),
             Ok(MatchType::Regex) => Matcher::Pattern(compile(&selector.identifier, &selector.identifier)?),
-            Err(_) => return Err(PolicyError::Unknown { what: "match type", value: selector.match_type }),
+            Err(_) => {
+                return Err(PolicyError::Unknown {
+                    what: "match type",
+                    value: selector.match_type,
+                });
+            }
         };
         let mut constraints = Vec::new();
         for constraint in &selector.constraints {
@@ -108,7 +121,10 @@ impl Rule {
                 Ok(AttrMatch::Notequal) => Condition::NotEqual,
                 Ok(AttrMatch::Matches) => Condition::Matches(compile(&constraint.value, &constraint.value)?),
                 Err(_) => {
-                    return Err(PolicyError::Unknown { what: "attr condition", value: constraint.condition });
+                    return Err(PolicyError::Unknown {
+                        what: "attr condition",
+                        value: constraint.condition,
+                    });
                 }
             };
             constraints.push((constraint.clone(), condition));
@@ -117,16 +133,25 @@ impl Rule {
             return Err(PolicyError::NoDestination);
         }
         let identifier = selector.identifier.clone();
-        Ok(Self { action, identifier, matcher, constraints, updates: rule.updates.clone() })
+        Ok(Self {
+            action,
+            identifier,
+            matcher,
+            constraints,
+            updates: rule.updates.clone(),
+        })
     }
 
     fn matches(&self, op: &pb::SourceOp) -> bool {
         let attr = |key: &str| op.attrs.get(key).map_or("", String::as_str);
-        let constrained = self.constraints.iter().all(|(constraint, condition)| match condition {
-            Condition::Equal => attr(&constraint.key) == constraint.value,
-            Condition::NotEqual => attr(&constraint.key) != constraint.value,
-            Condition::Matches(pattern) => pattern.is_match(attr(&constraint.key)),
-        });
+        let constrained = self
+            .constraints
+            .iter()
+            .all(|(constraint, condition)| match condition {
+                Condition::Equal => attr(&constraint.key) == constraint.value,
+                Condition::NotEqual => attr(&constraint.key) != constraint.value,
+                Condition::Matches(pattern) => pattern.is_match(attr(&constraint.key)),
+            });
         let matched = self.identifier == op.identifier
             || match &self.matcher {
                 Matcher::Exact => false,
@@ -137,8 +162,14 @@ impl Rule {
 
     /// Changes the source; whether anything differs.
     fn convert(&self, op: &mut pb::SourceOp) -> bool {
-        let Some(updates) = &self.updates else { return false };
-        let destination = if updates.identifier.is_empty() { &self.identifier } else { &updates.identifier };
+        let Some(updates) = &self.updates else {
+            return false;
+        };
+        let destination = if updates.identifier.is_empty() {
+            &self.identifier
+        } else {
+            &updates.identifier
+        };
         let destination = match &self.matcher {
             Matcher::Exact => destination.clone(),
             Matcher::Pattern(pattern) => match pattern.captures(&op.identifier) {
@@ -171,7 +202,9 @@ impl PolicySet {
     /// # Errors
     /// For what is not known or does not compile: a policy that is not understood is not ignored.
     pub fn new(policies: &[Policy]) -> Result<Self, PolicyError> {
-        let compiled = policies.iter().map(|policy| policy.rules.iter().map(Rule::new).collect());
+        let compiled = policies
+            .iter()
+            .map(|policy| policy.rules.iter().map(Rule::new).collect());
         compiled.collect::<Result<_, _>>().map(Self)
     }
 
@@ -213,7 +246,9 @@ impl PolicySet {
                 }
             }
             if denied {
-                return Err(PolicyError::Denied { identifier: op.identifier.clone() });
+                return Err(PolicyError::Denied {
+                    identifier: op.identifier.clone(),
+                });
             }
         }
         Ok(false)
@@ -230,7 +265,10 @@ fn normalize(op: &mut pb::SourceOp) {
 }
 
 /// Applies policies to a source outside of a definition.
-pub(super) fn apply_to_source(policies: &PolicySet, mut op: pb::SourceOp) -> Result<pb::SourceOp, BuildError> {
+pub(super) fn apply_to_source(
+    policies: &PolicySet,
+    mut op: pb::SourceOp,
+) -> Result<pb::SourceOp, BuildError> {
     normalize(&mut op);
     let applied = policies.apply(&mut op);
     applied.map_err(|error| policy_error(error).context("could not resolve image due to policy"))?;
@@ -239,7 +277,9 @@ pub(super) fn apply_to_source(policies: &PolicySet, mut op: pb::SourceOp) -> Res
 
 /// Applies policies to an op of a definition; `None`: it stays as it is.
 pub(super) fn apply_to_op(policies: &PolicySet, op: &pb::Op) -> Result<Option<pb::Op>, BuildError> {
-    let Some(pb::op::Op::Source(source)) = &op.op else { return Ok(None) };
+    let Some(pb::op::Op::Source(source)) = &op.op else {
+        return Ok(None);
+    };
     let mut source = source.clone();
     normalize(&mut source);
     if !policies.apply(&mut source).map_err(policy_error)? {
@@ -251,7 +291,11 @@ pub(super) fn apply_to_op(policies: &PolicySet, op: &pb::Op) -> Result<Option<pb
 }
 
 fn policy_error(error: PolicyError) -> BuildError {
-    let kind = if matches!(error, PolicyError::Denied { .. }) { ErrorKind::Denied } else { ErrorKind::User };
+    let kind = if matches!(error, PolicyError::Denied { .. }) {
+        ErrorKind::Denied
+    } else {
+        ErrorKind::User
+    };
     BuildError::from_source(kind, error)
 }
 
@@ -264,13 +308,22 @@ mod tests {
     fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> PbRule {
         PbRule {
             action: action as i32,
-            selector: Some(Selector { identifier: identifier.to_owned(), ..Selector::default() }),
-            updates: to.map(|to| Update { identifier: to.to_owned(), ..Update::default() }),
+            selector: Some(Selector {
+                identifier: identifier.to_owned(),
+                ..Selector::default()
+            }),
+            updates: to.map(|to| Update {
+                identifier: to.to_owned(),
+                ..Update::default()
+            }),
         }
     }
 
     fn source(identifier: &str) -> pb::SourceOp {
-        pb::SourceOp { identifier: identifier.to_owned(), ..pb::SourceOp::default() }
+        pb::SourceOp {
+            identifier: identifier.to_owned(),
+            ..pb::SourceOp::default()
+        }
     }
 
     fn policies(rules: Vec<PbRule>) -> PolicySet {
@@ -282,7 +335,11 @@ mod tests {
         let all = "docker-image://*";
         let set = policies(vec![
             rule(PolicyAction::Deny, all, None),
-            rule(PolicyAction::Allow, "docker-image://docker.io/library/alpine:*", None),
+            rule(
+                PolicyAction::Allow,
+                "docker-image://docker.io/library/alpine:*",
+                None,
+            ),
         ]);
         let op = apply_to_source(&set, source("docker-image://alpine")).unwrap();
         assert_eq!(op.identifier, "docker-image://docker.io/library/alpine:latest");
@@ -295,11 +352,22 @@ mod tests {
     fn conversions_fill_in_what_the_wildcard_matched() {
         let to = "docker-image://docker.io/library/golang:${1}-alpine";
         let set = policies(vec![
-            rule(PolicyAction::Convert, "docker-image://docker.io/library/golang:1.19", Some(to)),
-            rule(PolicyAction::Convert, "docker-image://docker.io/library/go:*", Some(to)),
+            rule(
+                PolicyAction::Convert,
+                "docker-image://docker.io/library/golang:1.19",
+                Some(to),
+            ),
+            rule(
+                PolicyAction::Convert,
+                "docker-image://docker.io/library/go:*",
+                Some(to),
+            ),
         ]);
         let op = apply_to_source(&set, source("docker-image://go:1.20")).unwrap();
-        assert_eq!(op.identifier, "docker-image://docker.io/library/golang:1.20-alpine");
+        assert_eq!(
+            op.identifier,
+            "docker-image://docker.io/library/golang:1.20-alpine"
+        );
     }
 
     #[test]
@@ -315,11 +383,32 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         let mut bad = rule(PolicyAction::Allow, "x", None);
         bad.action = 9;
-        let refused = PolicySet::new(&[Policy { version: 1, rules: vec![bad] }]);
-        assert_eq!(refused.unwrap_err(), PolicyError::Unknown { what: "action", value: 9 });
+        let refused = PolicySet::new(&[Policy {
+            version: 1,
+            rules: vec![bad],
+        }]);
+        assert_eq!(
+            refused.unwrap_err(),
+            PolicyError::Unknown {
+                what: "action",
+                value: 9
+            }
+        );
         let no_update = rule(PolicyAction::Convert, "x", None);
-        assert!(PolicySet::new(&[Policy { version: 1, rules: vec![no_update] }]).is_err());
+        assert!(
+            PolicySet::new(&[Policy {
+                version: 1,
+                rules: vec![no_update]
+            }])
+            .is_err()
+        );
         let wild = rule(PolicyAction::Deny, "a**", None);
-        assert!(PolicySet::new(&[Policy { version: 1, rules: vec![wild] }]).is_err());
+        assert!(
+            PolicySet::new(&[Policy {
+                version: 1,
+                rules: vec![wild]
+            }])
+            .is_err()
+        );
     }
 }

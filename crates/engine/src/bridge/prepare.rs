@@ -37,14 +37,17 @@ impl Bridge {
             let refused = |error: llb::GraphError| BuildError::from_source(ErrorKind::User, error);
             let mut graph = llb::Graph::load(&definition).map_err(refused)?;
             if !policies.is_empty() {
-                graph.rewrite(|vertex| policy::apply_to_op(&policies, &vertex.op).map_err(Rewrite::Policy))?;
+                graph
+                    .rewrite(|vertex| policy::apply_to_op(&policies, &vertex.op).map_err(Rewrite::Policy))?;
             }
             for vertex in graph.vertices() {
                 check_vertex(&jobs, vertex)?;
             }
             Ok::<_, BuildError>(graph)
         });
-        let checked = checked.await.map_err(|error| BuildError::internal(format!("load LLB: {error}")))?;
+        let checked = checked
+            .await
+            .map_err(|error| BuildError::internal(format!("load LLB: {error}")))?;
         let checked = Arc::new(checked.map_err(|error| error.context("failed to load LLB"))?);
         let mut stores = Vec::with_capacity(cache_imports.len());
         for option in cache_imports {
@@ -56,15 +59,26 @@ impl Bridge {
         }
         let defs = checked.vertices().iter().map(|vertex| VertexDef {
             digest: vertex.digest,
-            inputs: vertex.inputs.iter().map(|edge| (edge.vertex, edge.output)).collect(),
+            inputs: vertex
+                .inputs
+                .iter()
+                .map(|edge| (edge.vertex, edge.output))
+                .collect(),
             ignore_cache: vertex.metadata.ignore_cache,
             export: vertex.metadata.export_cache.as_ref().map(|export| export.value),
             stores: stores.clone(),
         });
         let defs = defs.collect();
-        let specs = checked.vertices().iter().map(|vertex| Arc::new(spec(&checked, vertex))).collect();
+        let specs = checked
+            .vertices()
+            .iter()
+            .map(|vertex| Arc::new(spec(&checked, vertex)))
+            .collect();
         let target = (checked.root().vertex, checked.root().output);
-        Ok(Prepared { graph: PreparedGraph { defs, specs, target }, checked })
+        Ok(Prepared {
+            graph: PreparedGraph { defs, specs, target },
+            checked,
+        })
     }
 }
 
@@ -93,14 +107,22 @@ fn spec(graph: &llb::Graph, vertex: &llb::Vertex) -> VertexSpec {
     let mut op = vertex.op.clone();
     let platform = vertex.platform().unwrap_or_else(oci::Platform::host).normalized();
     op.platform = Some(pb::Platform::from(&platform));
-    let name = vertex.metadata.description.get(CUSTOM_NAME).unwrap_or(&vertex.name);
+    let name = vertex
+        .metadata
+        .description
+        .get(CUSTOM_NAME)
+        .unwrap_or(&vertex.name);
     VertexSpec {
         digest: Some(vertex.digest),
         op: Arc::new(op),
         raw: vertex.raw.clone(),
         name: name.clone(),
         metadata: vertex.metadata.clone(),
-        inputs: vertex.inputs.iter().map(|edge| (graph.vertex(*edge).digest, edge.output)).collect(),
+        inputs: vertex
+            .inputs
+            .iter()
+            .map(|edge| (graph.vertex(*edge).digest, edge.output))
+            .collect(),
     }
 }
 
@@ -111,17 +133,22 @@ fn check_vertex(jobs: &[Arc<Job>], vertex: &llb::Vertex) -> Result<(), BuildErro
             return Err(BuildError::user(text));
         }
     }
-    let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return Ok(()) };
+    let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else {
+        return Ok(());
+    };
     let network_host = exec.network == pb::NetMode::Host as i32;
     let insecure = exec.security == pb::SecurityMode::Insecure as i32;
     check_entitlements(jobs, network_host, insecure)?;
     for device in &exec.cdi_devices {
         let granted = |job: &Arc<Job>| {
-            job.settings().entitlements.iter().any(|entitlement| match entitlement {
-                Entitlement::Device(None) => true,
-                Entitlement::Device(Some(name)) => *name == device.name,
-                Entitlement::NetworkHost | Entitlement::SecurityInsecure => false,
-            })
+            job.settings()
+                .entitlements
+                .iter()
+                .any(|entitlement| match entitlement {
+                    Entitlement::Device(None) => true,
+                    Entitlement::Device(Some(name)) => *name == device.name,
+                    Entitlement::NetworkHost | Entitlement::SecurityInsecure => false,
+                })
         };
         if !device.optional && !jobs.iter().all(granted) {
             let text = format!("device {} is requested by the build but not allowed", device.name);
@@ -131,13 +158,23 @@ fn check_vertex(jobs: &[Arc<Job>], vertex: &llb::Vertex) -> Result<(), BuildErro
     Ok(())
 }
 
-pub(super) fn check_entitlements(jobs: &[Arc<Job>], network_host: bool, insecure: bool) -> Result<(), BuildError> {
-    let granted = |wanted: Entitlement| jobs.iter().all(|job| job.settings().entitlements.contains(&wanted));
+pub(super) fn check_entitlements(
+    jobs: &[Arc<Job>],
+    network_host: bool,
+    insecure: bool,
+) -> Result<(), BuildError> {
+    let granted = |wanted: Entitlement| {
+        jobs.iter()
+            .all(|job| job.settings().entitlements.contains(&wanted))
+    };
     if network_host && !granted(Entitlement::NetworkHost) {
         return Err(BuildError::new(ErrorKind::Denied, "network.host is not allowed"));
     }
     if insecure && !granted(Entitlement::SecurityInsecure) {
-        return Err(BuildError::new(ErrorKind::Denied, "security.insecure is not allowed"));
+        return Err(BuildError::new(
+            ErrorKind::Denied,
+            "security.insecure is not allowed",
+        ));
     }
     Ok(())
 }
@@ -145,11 +182,25 @@ pub(super) fn check_entitlements(jobs: &[Arc<Job>], network_host: bool, insecure
 /// Cache mounts of steps that ignore the cache begin empty: their ids, and whether they lie on a ref.
 fn pruned_cache_mounts(graph: &llb::Graph) -> BTreeMap<String, bool> {
     let mut ids = BTreeMap::new();
-    for vertex in graph.vertices().iter().filter(|vertex| vertex.metadata.ignore_cache) {
-        let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { continue };
-        for mount in exec.mounts.iter().filter(|mount| mount.mount_type == pb::MountType::Cache as i32) {
+    for vertex in graph
+        .vertices()
+        .iter()
+        .filter(|vertex| vertex.metadata.ignore_cache)
+    {
+        let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else {
+            continue;
+        };
+        for mount in exec
+            .mounts
+            .iter()
+            .filter(|mount| mount.mount_type == pb::MountType::Cache as i32)
+        {
             let Some(options) = &mount.cache_opt else { continue };
-            let id = if options.id.is_empty() { &mount.dest } else { &options.id };
+            let id = if options.id.is_empty() {
+                &mount.dest
+            } else {
+                &options.id
+            };
             ids.insert(id.clone(), mount.input != pb::EMPTY);
         }
     }

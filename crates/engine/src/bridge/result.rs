@@ -123,15 +123,27 @@ pub struct BuildResult<R = BuildRef> {
 
 impl<R> Default for BuildResult<R> {
     fn default() -> Self {
-        Self { single: None, refs: BTreeMap::new(), metadata: BTreeMap::new(), attestations: BTreeMap::new() }
+        Self {
+            single: None,
+            refs: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            attestations: BTreeMap::new(),
+        }
     }
 }
 
 impl<R> BuildResult<R> {
     /// Returns all refs, those of attestations last.
     pub fn all_refs(&self) -> impl Iterator<Item = &R> {
-        let attested = self.attestations.values().flatten().filter_map(|att| att.reference.as_ref());
-        self.single.iter().chain(self.refs.values().flatten()).chain(attested)
+        let attested = self
+            .attestations
+            .values()
+            .flatten()
+            .filter_map(|att| att.reference.as_ref());
+        self.single
+            .iter()
+            .chain(self.refs.values().flatten())
+            .chain(attested)
     }
 
     /// Returns the ref of a key; the only ref serves every key.

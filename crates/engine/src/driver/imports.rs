@@ -49,7 +49,8 @@ pub trait ImportedCache: Send + Sync + fmt::Debug {
     fn answer(&self, query: &Query) -> Vec<FoundKey>;
 
     /// Makes a ref of a result, as lazy as can be; `None` when it is gone.
-    async fn load(&self, ctx: &ImportContext, stored: &StoredResult) -> Result<Option<ResultRef>, BuildError>;
+    async fn load(&self, ctx: &ImportContext, stored: &StoredResult)
+    -> Result<Option<ResultRef>, BuildError>;
 }
 
 /// An import on its way: `None` is pending, `Some(None)` failed, which is no more than finding nothing.

@@ -19,8 +19,8 @@ use crate::error::BuildError;
 use crate::job::Job;
 use crate::op::{OpProvenance, ResultRef, VertexSpec};
 
-pub use imports::{CacheImporter, ImportContext, ImportedCache};
 pub(crate) use imports::ImportSlot;
+pub use imports::{CacheImporter, ImportContext, ImportedCache};
 pub(crate) use records::LocalRecords;
 pub(crate) use run::{DriverParts, spawn};
 
@@ -123,9 +123,23 @@ impl Driver {
         let build = BuildId(self.number());
         let (reply, answer) = oneshot::channel();
         // Reserved before anything is asked for, so that giving up needs no waiting.
-        let cancel = self.inbox.clone().reserve_owned().await.map_err(|_| BuildError::canceled())?;
-        self.send(Command::Build { build, owner, graph, reply }).await?;
-        let mut guard = CancelBuild { build, permit: Some(cancel) };
+        let cancel = self
+            .inbox
+            .clone()
+            .reserve_owned()
+            .await
+            .map_err(|_| BuildError::canceled())?;
+        self.send(Command::Build {
+            build,
+            owner,
+            graph,
+            reply,
+        })
+        .await?;
+        let mut guard = CancelBuild {
+            build,
+            permit: Some(cancel),
+        };
         let outcome = answer.await;
         guard.permit = None;
         outcome.unwrap_or_else(|_| Err(BuildError::canceled()))

@@ -29,11 +29,13 @@ impl LocalRecords {
         let found = match query {
             Query::Record(key) => {
                 let id = key.record.to_string();
-                records.exists(&id).map(|exists| if exists { vec![id] } else { Vec::new() })
+                records
+                    .exists(&id)
+                    .map(|exists| if exists { vec![id] } else { Vec::new() })
             }
-            Query::Children(_, link) => {
-                stored_link(link).map_or(Ok(Vec::new()), |stored| records.children(&link.parent.to_string(), &stored))
-            }
+            Query::Children(_, link) => stored_link(link).map_or(Ok(Vec::new()), |stored| {
+                records.children(&link.parent.to_string(), &stored)
+            }),
         };
         let ids = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "cache records cannot be read");
@@ -44,18 +46,28 @@ impl LocalRecords {
 
     fn found(&self, id: &str) -> Option<FoundKey> {
         let record = RecordId(id.parse::<Digest>().ok()?);
-        let key = Key { store: StoreId::LOCAL, record };
+        let key = Key {
+            store: StoreId::LOCAL,
+            record,
+        };
         let results = self.store.records().results(id).unwrap_or_default();
         let results = results.into_iter().map(|result| StoredResult {
             key,
             created_at_ns: nanoseconds(result.created_at),
             result: result.id,
         });
-        Some(FoundKey { key, results: results.collect() })
+        Some(FoundKey {
+            key,
+            results: results.collect(),
+        })
     }
 
     /// Remembers a record. Links that exist are left alone.
-    pub(crate) fn save(&self, record: &NewRecord, result: Option<(&ResultRef, SystemTime)>) -> Result<(), BuildError> {
+    pub(crate) fn save(
+        &self,
+        record: &NewRecord,
+        result: Option<(&ResultRef, SystemTime)>,
+    ) -> Result<(), BuildError> {
         let records = self.store.records();
         let child = record.record.to_string();
         let mut batch = Batch::new();
@@ -76,13 +88,20 @@ impl LocalRecords {
         if batch.is_empty() {
             return Ok(());
         }
-        records.apply(batch).map_err(|error| BuildError::from_source(ErrorKind::Internal, error))
+        records
+            .apply(batch)
+            .map_err(|error| BuildError::from_source(ErrorKind::Internal, error))
     }
 
     /// Loads a result; `None` when it is gone.
     pub(crate) fn load(&self, stored: &StoredResult) -> Option<ResultRef> {
         let record = stored.key.record.to_string();
-        let result = self.store.records().load(&record, &stored.result).ok().flatten()?;
+        let result = self
+            .store
+            .records()
+            .load(&record, &stored.result)
+            .ok()
+            .flatten()?;
         match result.refs.as_slice() {
             [] => Some(ResultRef::SCRATCH),
             [id] => self.store.get(id).ok().map(ResultRef::new),

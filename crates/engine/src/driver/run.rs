@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use oci::Digest;
 use solver::{
-    BuildId, Effect, EffectId, Event, Failure, Input, JobId, NewRecord, Outcome, Query, ResultId, Solver, StoreId,
-    StoredResult, VertexId,
+    BuildId, Effect, EffectId, Event, Failure, Input, JobId, NewRecord, Outcome, Query, ResultId, Solver,
+    StoreId, StoredResult, VertexId,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::imports::{ImportContext, ImportSlot};
 use crate::driver::work::{self, Answer, LoadFrom};
-use crate::driver::{Bridges, Command, Driver, Evaluated, Exported, INBOX, LocalRecords, PreparedGraph, StepProvenance};
+use crate::driver::{
+    Bridges, Command, Driver, Evaluated, Exported, INBOX, LocalRecords, PreparedGraph, StepProvenance,
+};
 use crate::error::BuildError;
 use crate::job::Job;
 use crate::op::{Op, OpContext, OpFactory, ResultRef, VertexJobs, VertexSpec};
@@ -71,7 +73,9 @@ struct DriverTask {
 pub(crate) fn spawn(parts: DriverParts) -> Driver {
     let (inbox, commands) = mpsc::channel(INBOX);
     let (closing, closed) = mpsc::unbounded_channel();
-    let limit = parts.max_parallelism.map(|limit| Arc::new(Semaphore::new(limit.get())));
+    let limit = parts
+        .max_parallelism
+        .map(|limit| Arc::new(Semaphore::new(limit.get())));
     let task = DriverTask {
         parts,
         limit,
@@ -89,7 +93,11 @@ pub(crate) fn spawn(parts: DriverParts) -> Driver {
         drains: Vec::new(),
     };
     tokio::spawn(task.run(commands, closed));
-    Driver { inbox, closing, numbers: Arc::new(AtomicU64::new(0)) }
+    Driver {
+        inbox,
+        closing,
+        numbers: Arc::new(AtomicU64::new(0)),
+    }
 }
 
 impl DriverTask {
@@ -121,11 +129,21 @@ impl DriverTask {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Build { build, owner, graph, reply } => {
+            Command::Build {
+                build,
+                owner,
+                graph,
+                reply,
+            } => {
                 self.builds.insert(build, reply);
                 let PreparedGraph { defs, specs, target } = graph;
                 self.incoming = defs.iter().map(|def| def.digest).zip(specs).collect();
-                self.tell(Input::Build { build, owner, graph: defs, target });
+                self.tell(Input::Build {
+                    build,
+                    owner,
+                    graph: defs,
+                    target,
+                });
                 self.incoming.clear();
             }
             Command::Cancel { build } => {
@@ -166,8 +184,15 @@ impl DriverTask {
         let vertices = self.solver.vertices_behind(edge);
         let steps = vertices.iter().filter_map(|vertex| {
             let active = self.vertices.get(vertex)?;
-            let op = active.op.as_ref().and_then(|op| op.as_ref().ok()).and_then(|op| op.provenance());
-            Some(StepProvenance { vertex: Arc::clone(&active.spec), op })
+            let op = active
+                .op
+                .as_ref()
+                .and_then(|op| op.as_ref().ok())
+                .and_then(|op| op.provenance());
+            Some(StepProvenance {
+                vertex: Arc::clone(&active.spec),
+                op,
+            })
         });
         steps.collect()
     }
@@ -193,7 +218,15 @@ impl DriverTask {
                 let inputs = spec.inputs.iter().map(|(digest, _)| *digest).collect();
                 let group = spec.metadata.progress_group.clone();
                 let progress = VertexProgress::new(digest, spec.name.clone(), inputs, group);
-                self.vertices.insert(vertex, Active { spec, progress, jobs: Arc::default(), op: None });
+                self.vertices.insert(
+                    vertex,
+                    Active {
+                        spec,
+                        progress,
+                        jobs: Arc::default(),
+                        op: None,
+                    },
+                );
             }
             Event::Attached { vertex, job } => {
                 if let (Some(active), Some(job)) = (self.vertices.get(&vertex), self.jobs.get(&job)) {
@@ -215,19 +248,41 @@ impl DriverTask {
 
     fn effect(&mut self, effect: Effect<BuildError>, inputs: &mut Vec<Input<BuildError>>) {
         match effect {
-            Effect::CacheMap { effect, vertex, round } => match self.op(vertex) {
+            Effect::CacheMap {
+                effect,
+                vertex,
+                round,
+            } => match self.op(vertex) {
                 Some((op, ctx)) => self.start(effect, ctx.cancel.clone(), work::cache_map(op, ctx, round)),
                 None => inputs.push(self.no_op(effect, vertex)),
             },
-            Effect::Query { effect, vertex: _, queries } => self.query(effect, queries, inputs),
-            Effect::Checksum { effect, vertex, input, result } => match (self.op(vertex), self.results.get(&result)) {
+            Effect::Query {
+                effect,
+                vertex: _,
+                queries,
+            } => self.query(effect, queries, inputs),
+            Effect::Checksum {
+                effect,
+                vertex,
+                input,
+                result,
+            } => match (self.op(vertex), self.results.get(&result)) {
                 (Some((op, ctx)), Some(held)) => {
                     let reference = held.reference.clone();
-                    self.start(effect, ctx.cancel.clone(), work::checksum(op, ctx, input, reference));
+                    self.start(
+                        effect,
+                        ctx.cancel.clone(),
+                        work::checksum(op, ctx, input, reference),
+                    );
                 }
                 _ => inputs.push(self.no_op(effect, vertex)),
             },
-            Effect::Load { effect, vertex, output: _, stored } => match self.context(vertex) {
+            Effect::Load {
+                effect,
+                vertex,
+                output: _,
+                stored,
+            } => match self.context(vertex) {
                 Some(ctx) => {
                     let from = self.load_from(&stored, ctx.jobs(), &ctx.progress, ctx.cancel.clone());
                     match from {
@@ -237,7 +292,11 @@ impl DriverTask {
                 }
                 None => inputs.push(Input::Canceled { effect }),
             },
-            Effect::Exec { effect, vertex, inputs: results } => match self.op(vertex) {
+            Effect::Exec {
+                effect,
+                vertex,
+                inputs: results,
+            } => match self.op(vertex) {
                 Some((op, ctx)) => {
                     let held = results.iter().filter_map(|result| self.results.get(result));
                     let references = held.map(|held| held.reference.clone()).collect();
@@ -266,16 +325,24 @@ impl DriverTask {
             tracing::error!(%error, record = %record.record, "a cache record cannot be saved");
             if let Some(active) = self.vertices.get(&vertex) {
                 let text = format!("result is not cached: {error}");
-                active.progress.warn(crate::progress::VertexWarning::short(active.progress.digest(), text));
+                active.progress.warn(crate::progress::VertexWarning::short(
+                    active.progress.digest(),
+                    text,
+                ));
             }
         }
     }
 
     fn finished(&mut self, build: BuildId, outcome: Outcome<BuildError>) {
-        let Some(reply) = self.builds.remove(&build) else { return };
+        let Some(reply) = self.builds.remove(&build) else {
+            return;
+        };
         let outcome = match outcome {
             Ok(built) => match self.results.get(&built.result) {
-                Some(held) => Ok(Evaluated { result: held.reference.clone(), edge: built.edge }),
+                Some(held) => Ok(Evaluated {
+                    result: held.reference.clone(),
+                    edge: built.edge,
+                }),
                 None => Err(BuildError::internal(format!("{:?} has no result", built.edge))),
             },
             Err(failure) => Err(build_error(failure)),
@@ -300,7 +367,11 @@ impl DriverTask {
 
     fn op(&mut self, vertex: VertexId) -> Option<(Arc<dyn Op>, OpContext)> {
         let active = self.vertices.get_mut(&vertex)?;
-        let op = active.op.get_or_insert_with(|| self.parts.ops.create(&active.spec)).as_ref().ok()?;
+        let op = active
+            .op
+            .get_or_insert_with(|| self.parts.ops.create(&active.spec))
+            .as_ref()
+            .ok()?;
         let op = Arc::clone(op);
         Some((op, self.context(vertex)?))
     }
@@ -309,7 +380,10 @@ impl DriverTask {
     fn no_op(&self, effect: EffectId, vertex: VertexId) -> Input<BuildError> {
         let op = self.vertices.get(&vertex).and_then(|active| active.op.as_ref());
         match op {
-            Some(Err(error)) => Input::Failed { effect, error: error.clone() },
+            Some(Err(error)) => Input::Failed {
+                effect,
+                error: error.clone(),
+            },
             _ => Input::Canceled { effect },
         }
     }
@@ -320,17 +394,26 @@ impl DriverTask {
         let mut stores: Vec<StoreId> = queries.iter().map(Query::store).collect();
         stores.sort_unstable();
         stores.dedup();
-        let slots: Vec<(StoreId, ImportSlot)> =
-            stores.iter().filter_map(|store| Some((*store, self.imports.get(store)?.clone()))).collect();
+        let slots: Vec<(StoreId, ImportSlot)> = stores
+            .iter()
+            .filter_map(|store| Some((*store, self.imports.get(store)?.clone())))
+            .collect();
         let local = self.parts.records.clone();
         if slots.is_empty() {
             let found = queries.iter().map(|query| match query.store() {
                 StoreId::LOCAL => local.answer(query),
                 _ => Vec::new(),
             });
-            inputs.push(Input::KeysFound { effect, found: found.collect() });
+            inputs.push(Input::KeysFound {
+                effect,
+                found: found.collect(),
+            });
         } else {
-            self.start(effect, CancellationToken::new(), work::query(local, slots, queries));
+            self.start(
+                effect,
+                CancellationToken::new(),
+                work::query(local, slots, queries),
+            );
         }
     }
 
@@ -347,7 +430,15 @@ impl DriverTask {
         let slot = self.imports.get(&stored.key.store)?.clone();
         let ids: Vec<_> = jobs.iter().filter_map(|job| job.session().cloned()).collect();
         let sessions = SessionGroup::new(Arc::clone(&self.parts.sessions), ids);
-        Some(LoadFrom::Imported(slot, ImportContext { jobs, sessions, progress: progress.clone(), cancel }))
+        Some(LoadFrom::Imported(
+            slot,
+            ImportContext {
+                jobs,
+                sessions,
+                progress: progress.clone(),
+                cancel,
+            },
+        ))
     }
 
     fn load_stored(
@@ -384,7 +475,9 @@ impl DriverTask {
     ) {
         self.cancels.insert(effect, cancel.clone());
         let work = Box::pin(work);
-        let task = self.running.spawn(async move { (effect, work::cancellable(cancel, work).await) });
+        let task = self
+            .running
+            .spawn(async move { (effect, work::cancellable(cancel, work).await) });
         self.tasks.insert(task.id(), effect);
     }
 
@@ -392,7 +485,9 @@ impl DriverTask {
         let (task, effect, answer) = match ended {
             Ok((task, (effect, answer))) => (task, effect, answer),
             Err(error) => {
-                let Some(effect) = self.tasks.get(&error.id()).copied() else { return };
+                let Some(effect) = self.tasks.get(&error.id()).copied() else {
+                    return;
+                };
                 tracing::error!(%error, "an effect ended without an answer");
                 let text = format!("internal error: {error}");
                 (error.id(), effect, Answer::Failed(BuildError::internal(text)))
@@ -410,7 +505,9 @@ impl DriverTask {
             }
             Answer::Executed(outputs) => {
                 let now = SystemTime::now();
-                let held = outputs.into_iter().map(|output| output.map(|reference| self.hold(reference, now)));
+                let held = outputs
+                    .into_iter()
+                    .map(|output| output.map(|reference| self.hold(reference, now)));
                 let outputs = held.collect();
                 Input::Executed { effect, outputs }
             }
@@ -423,7 +520,13 @@ impl DriverTask {
     fn hold(&mut self, reference: ResultRef, created_at: SystemTime) -> ResultId {
         let id = ResultId(self.next_result);
         self.next_result += 1;
-        self.results.insert(id, Held { reference, created_at });
+        self.results.insert(
+            id,
+            Held {
+                reference,
+                created_at,
+            },
+        );
         id
     }
 }
@@ -432,9 +535,12 @@ fn build_error(failure: Failure<BuildError>) -> BuildError {
     match failure {
         Failure::Op { vertex, error } => error.with_vertex(vertex),
         Failure::NoOutput { vertex, output } => {
-            BuildError::internal(format!("invalid response from exec: no output {output}")).with_vertex(vertex)
+            BuildError::internal(format!("invalid response from exec: no output {output}"))
+                .with_vertex(vertex)
         }
-        Failure::NoDigest { vertex } => BuildError::internal("the op has no cache digest").with_vertex(vertex),
+        Failure::NoDigest { vertex } => {
+            BuildError::internal("the op has no cache digest").with_vertex(vertex)
+        }
         Failure::Recursive => BuildError::user("a build op must not build itself"),
         Failure::Canceled => BuildError::canceled(),
     }

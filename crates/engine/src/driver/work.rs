@@ -42,7 +42,11 @@ pub(crate) async fn cancellable(cancel: CancellationToken, work: impl Future<Out
 }
 
 fn failed(error: BuildError, cancel: &CancellationToken) -> Answer {
-    if cancel.is_cancelled() || error.is_canceled() { Answer::Canceled } else { Answer::Failed(error) }
+    if cancel.is_cancelled() || error.is_canceled() {
+        Answer::Canceled
+    } else {
+        Answer::Failed(error)
+    }
 }
 
 /// Asks the op how it is identified. Shown only for sources: there it can take long.
@@ -56,7 +60,8 @@ pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> An
         if !shown {
             ctx.progress.started(false);
         }
-        ctx.progress.completed(false, outcome.as_ref().err().map(ToString::to_string));
+        ctx.progress
+            .completed(false, outcome.as_ref().err().map(ToString::to_string));
     }
     match outcome {
         Ok(map) => Answer::Map(solver_map(map)),
@@ -65,8 +70,16 @@ pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> An
 }
 
 fn solver_map(map: op::CacheMap) -> CacheMap {
-    let deps = map.deps.into_iter().map(|dep| Dep { selector: dep.selector, content: dep.content });
-    CacheMap { digests: map.digests, more: map.more, ephemeral: map.ephemeral, deps: deps.collect() }
+    let deps = map.deps.into_iter().map(|dep| Dep {
+        selector: dep.selector,
+        content: dep.content,
+    });
+    CacheMap {
+        digests: map.digests,
+        more: map.more,
+        ephemeral: map.ephemeral,
+        deps: deps.collect(),
+    }
 }
 
 /// Checksums what the op reads of an input. Shown only when it fails.
@@ -104,7 +117,8 @@ pub(crate) async fn exec(
     ctx.progress.started(false);
     let outcome = op.exec(&ctx, &inputs).await;
     drop(turn);
-    ctx.progress.completed(false, outcome.as_ref().err().map(ToString::to_string));
+    ctx.progress
+        .completed(false, outcome.as_ref().err().map(ToString::to_string));
     match outcome {
         Ok(outputs) => Answer::Executed(outputs),
         Err(error) => failed(name_op(error, &ctx, &inputs, None), &ctx.cancel),
@@ -131,7 +145,10 @@ pub(crate) enum LoadFrom {
 /// Loads a stored result; whatever goes wrong, it is as good as gone.
 pub(crate) async fn load_stored(from: LoadFrom, stored: StoredResult) -> Option<ResultRef> {
     match from {
-        LoadFrom::Local(records) => tokio::task::spawn_blocking(move || records.load(&stored)).await.ok().flatten(),
+        LoadFrom::Local(records) => tokio::task::spawn_blocking(move || records.load(&stored))
+            .await
+            .ok()
+            .flatten(),
         LoadFrom::Imported(mut slot, ctx) => {
             let cache = arrived(&mut slot).await?;
             let loaded = cache.load(&ctx, &stored).await;
@@ -155,7 +172,11 @@ pub(crate) async fn load(ctx: OpContext, from: LoadFrom, stored: StoredResult) -
 }
 
 /// Asks stores of which some are still on their way.
-pub(crate) async fn query(local: LocalRecords, slots: Vec<(StoreId, ImportSlot)>, queries: Vec<Query>) -> Answer {
+pub(crate) async fn query(
+    local: LocalRecords,
+    slots: Vec<(StoreId, ImportSlot)>,
+    queries: Vec<Query>,
+) -> Answer {
     let mut caches = Vec::with_capacity(slots.len());
     for (store, mut slot) in slots {
         caches.push((store, arrived(&mut slot).await));
@@ -163,7 +184,10 @@ pub(crate) async fn query(local: LocalRecords, slots: Vec<(StoreId, ImportSlot)>
     let answer = |query: &Query| match query.store() {
         StoreId::LOCAL => local.answer(query),
         store => {
-            let cache = caches.iter().find(|(known, _)| *known == store).and_then(|(_, cache)| cache.as_ref());
+            let cache = caches
+                .iter()
+                .find(|(known, _)| *known == store)
+                .and_then(|(_, cache)| cache.as_ref());
             cache.map(|cache| cache.answer(query)).unwrap_or_default()
         }
     };

@@ -9,7 +9,9 @@ use llb::sourcepolicy::Policy;
 use oci::Descriptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::bridge::{Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex};
+use crate::bridge::{
+    Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex,
+};
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
 use crate::error::{BuildError, ErrorKind};
@@ -17,8 +19,8 @@ use crate::job::{Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
 use crate::session::{SessionGroup, SessionId};
 use crate::solve::{
-    CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext, ExportSource,
-    Exported, ExporterInstance, InlineCache, StoredResults,
+    CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext,
+    ExportSource, Exported, ExporterInstance, InlineCache, StoredResults,
 };
 
 /// The attribute by which the frontend's build argument reaches exporters.
@@ -91,7 +93,10 @@ impl Engine {
     pub async fn solve(&self, mut request: SolveRequest) -> Result<SolveResponse, BuildError> {
         adjust(&mut request);
         let plan = Box::pin(self.plan(&request)).await?;
-        let open = self.0.open_job(JobId(request.id.clone()), plan.settings.clone()).await?;
+        let open = self
+            .0
+            .open_job(JobId(request.id.clone()), plan.settings.clone())
+            .await?;
         let bridge = Bridge::of_job(Arc::clone(&self.0), Arc::clone(&open.job));
         let mut result = Box::pin(self.build(&bridge, &open, &request)).await?;
         Box::pin(evaluate_all(&result)).await?;
@@ -116,8 +121,8 @@ impl Engine {
         let mut cache_exporters = Vec::new();
         for option in unique_cache_exports(&request.cache_exports)? {
             let factory = services.cache_exporters.get(&option.kind);
-            let factory =
-                factory.ok_or_else(|| BuildError::user(format!("unknown cache exporter: {:?}", option.kind)))?;
+            let factory = factory
+                .ok_or_else(|| BuildError::user(format!("unknown cache exporter: {:?}", option.kind)))?;
             let exporter = factory.resolve(&sessions, &option.attrs).await;
             let context = || format!("failed to configure {} cache exporter", option.kind);
             cache_exporters.extend(exporter.map_err(|error| error.context(context()))?);
@@ -129,7 +134,11 @@ impl Engine {
             policy_session: request.policy_session.clone(),
             is_internal: request.is_internal,
         };
-        Ok(Plan { exporters, cache_exporters, settings })
+        Ok(Plan {
+            exporters,
+            cache_exporters,
+            settings,
+        })
     }
 
     async fn build(
@@ -156,9 +165,18 @@ impl Engine {
         bridge.solve(request).await
     }
 
-    async fn export(&self, job: &Arc<Job>, plan: &Plan, result: BuildResult) -> Result<SolveResponse, BuildError> {
+    async fn export(
+        &self,
+        job: &Arc<Job>,
+        plan: &Plan,
+        result: BuildResult,
+    ) -> Result<SolveResponse, BuildError> {
         let wants_cache = !plan.cache_exporters.is_empty();
-        let cache = if wants_cache { Some(self.cache_source(job, &result).await?) } else { None };
+        let cache = if wants_cache {
+            Some(self.cache_source(job, &result).await?)
+        } else {
+            None
+        };
         let source = export_source(result).await?;
         let (inline, exports) = split_inline(plan, cache.as_ref());
         let sessions: Vec<SessionId> = job.session().cloned().into_iter().collect();
@@ -182,20 +200,36 @@ impl Engine {
         let cached = run.cache_exporters(&exports, cache.as_ref());
         let (finalized, cached) = Box::pin(futures_util::future::try_join(finalized, cached)).await?;
         response.extend(finalized.into_iter().flatten());
-        response.extend(cached.into_iter().flatten().filter(|(key, _)| key.starts_with("cache.")));
+        response.extend(
+            cached
+                .into_iter()
+                .flatten()
+                .filter(|(key, _)| key.starts_with("cache.")),
+        );
         for (key, value) in &source.metadata {
             if key.starts_with("frontend.") {
                 response.insert(key.clone(), String::from_utf8_lossy(value).into_owned());
             }
         }
-        Ok(SolveResponse { exporter_response: response, descriptors, metadata: source.metadata })
+        Ok(SolveResponse {
+            exporter_response: response,
+            descriptors,
+            metadata: source.metadata,
+        })
     }
 
     /// Collects the steps behind a result for cache exporters.
-    async fn cache_source(&self, job: &Arc<Job>, result: &BuildResult) -> Result<CacheExportSource, BuildError> {
+    async fn cache_source(
+        &self,
+        job: &Arc<Job>,
+        result: &BuildResult,
+    ) -> Result<CacheExportSource, BuildError> {
         let driver = self.0.driver()?;
         let single = result.single.iter().map(|reference| (String::new(), reference));
-        let keyed = result.refs.iter().filter_map(|(key, reference)| Some((key.clone(), reference.as_ref()?)));
+        let keyed = result
+            .refs
+            .iter()
+            .filter_map(|(key, reference)| Some((key.clone(), reference.as_ref()?)));
         let mut results = Vec::new();
         for (key, reference) in single.chain(keyed) {
             results.push((key, reference.evaluate().await?));
@@ -204,11 +238,15 @@ impl Engine {
         let exported = driver.export(edges).await?;
         let roots = exported.graph.roots.clone();
         let located = results.into_iter().zip(&roots);
-        let results = located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
+        let results =
+            located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
         Ok(CacheExportSource {
             results: results.collect(),
             graph: Arc::new(cache_graph(exported)),
-            stored: Arc::new(JobResults { driver: driver.clone(), job: Arc::clone(job) }),
+            stored: Arc::new(JobResults {
+                driver: driver.clone(),
+                job: Arc::clone(job),
+            }),
         })
     }
 }
@@ -255,16 +293,19 @@ impl Run<'_> {
         rests: Vec<(String, Option<Box<dyn crate::solve::Finalize>>)>,
     ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
         let jobs = std::slice::from_ref(self.job);
-        let runs = rests.into_iter().enumerate().filter_map(|(index, (name, finalize))| {
-            let finalize = finalize?;
-            let id = format!("{}-export-{index}", self.prefix);
-            Some(async move {
-                in_vertex(jobs, &name, &id, |progress, cancel| async move {
-                    finalize.finalize(&self.context(progress, cancel)).await
+        let runs = rests
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, (name, finalize))| {
+                let finalize = finalize?;
+                let id = format!("{}-export-{index}", self.prefix);
+                Some(async move {
+                    in_vertex(jobs, &name, &id, |progress, cancel| async move {
+                        finalize.finalize(&self.context(progress, cancel)).await
+                    })
+                    .await
                 })
-                .await
-            })
-        });
+            });
         futures_util::future::try_join_all(runs).await
     }
 
@@ -273,7 +314,9 @@ impl Run<'_> {
         exporters: &[Arc<dyn CacheExporter>],
         source: Option<&CacheExportSource>,
     ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
-        let Some(source) = source else { return Ok(Vec::new()) };
+        let Some(source) = source else {
+            return Ok(Vec::new());
+        };
         let jobs = std::slice::from_ref(self.job);
         let runs = exporters.iter().enumerate().map(|(index, exporter)| {
             let id = format!("{}-cache-{index}", self.prefix);
@@ -304,21 +347,33 @@ struct JobResults {
 #[async_trait::async_trait]
 impl StoredResults for JobResults {
     async fn load(&self, stored: &solver::StoredResult) -> Result<Option<ResultRef>, BuildError> {
-        self.driver.load_stored(stored.clone(), vec![Arc::clone(&self.job)]).await
+        self.driver
+            .load_stored(stored.clone(), vec![Arc::clone(&self.job)])
+            .await
     }
 }
 
 /// The same request in the form in which the engine knows it.
 fn adjust(request: &mut SolveRequest) {
     let named = |key: &String| key == "context:dockerfile.v0" || key.starts_with("context:dockerfile.v0::");
-    let builtin = request.frontend_opts.get("source").is_some_and(|source| source == "dockerfile.v0");
+    let builtin = request
+        .frontend_opts
+        .get("source")
+        .is_some_and(|source| source == "dockerfile.v0");
     if request.frontend == "gateway.v0" && builtin && !request.frontend_opts.keys().any(named) {
         request.frontend_opts.remove("source");
         "dockerfile.v0".clone_into(&mut request.frontend);
     }
-    if let Some(epoch) = request.frontend_opts.get(EPOCH_ARG).filter(|epoch| epoch.parse::<i64>().is_ok()) {
+    if let Some(epoch) = request
+        .frontend_opts
+        .get(EPOCH_ARG)
+        .filter(|epoch| epoch.parse::<i64>().is_ok())
+    {
         for exporter in &mut request.exporters {
-            exporter.attrs.entry(EPOCH_ATTR.to_owned()).or_insert_with(|| epoch.clone());
+            exporter
+                .attrs
+                .entry(EPOCH_ATTR.to_owned())
+                .or_insert_with(|| epoch.clone());
         }
     }
 }
@@ -334,11 +389,17 @@ fn unique_cache_exports(options: &[CacheOption]) -> Result<Vec<&CacheOption>, Bu
         }
         let reference = option.attrs.get("ref").filter(|_| option.kind == "registry");
         let identity = match reference {
-            Some(reference) => CacheOption { kind: reference.clone(), attrs: BTreeMap::new() },
+            Some(reference) => CacheOption {
+                kind: reference.clone(),
+                attrs: BTreeMap::new(),
+            },
             None => option.clone(),
         };
         if !seen.insert(identity) {
-            return Err(BuildError::user(format!("duplicate cache exports [{}]", option.kind)));
+            return Err(BuildError::user(format!(
+                "duplicate cache exports [{}]",
+                option.kind
+            )));
         }
         unique.push(option);
     }
@@ -350,7 +411,9 @@ fn unique_cache_exports(options: &[CacheOption]) -> Result<Vec<&CacheOption>, Bu
 /// # Errors
 /// [`ErrorKind::User`] for what is not known.
 pub fn parse_entitlement(text: &str) -> Result<Entitlement, BuildError> {
-    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    let (name, value) = text
+        .split_once('=')
+        .map_or((text, None), |(name, value)| (name, Some(value)));
     match (name, value) {
         ("network.host", None) => Ok(Entitlement::NetworkHost),
         ("security.insecure", None) => Ok(Entitlement::SecurityInsecure),
@@ -386,7 +449,10 @@ async fn result_of(reference: Option<BuildRef>) -> Result<Option<ResultRef>, Bui
 
 /// Turns a build's result into what exporters take: refs that are there.
 async fn export_source(result: BuildResult) -> Result<ExportSource, BuildError> {
-    let mut source = ExportSource { single: result_of(result.single).await?, ..ExportSource::default() };
+    let mut source = ExportSource {
+        single: result_of(result.single).await?,
+        ..ExportSource::default()
+    };
     for (key, reference) in result.refs {
         source.refs.insert(key, result_of(reference).await?);
     }
@@ -419,28 +485,41 @@ fn split_inline(plan: &Plan, source: Option<&CacheExportSource>) -> Split {
 
 fn cache_graph(exported: crate::driver::Exported) -> CacheGraph {
     let roots = exported.graph.roots.iter().copied().flatten().collect();
-    let entries = exported.graph.entries.into_iter().zip(exported.results).map(|(entry, result)| {
-        let link = |link: solver::ExportLink| CacheLink {
-            source: match link.source {
-                solver::ExportSource::Entry(index) => CacheLinkSource::Entry(index),
-                solver::ExportSource::Content(record) => CacheLinkSource::Content(record.0),
-            },
-            selector: link.selector,
-        };
-        let (result, created_at) = result.map_or((None, SystemTime::UNIX_EPOCH), |(result, at)| (Some(result), at));
-        CacheEntry {
-            vertex: entry.vertex,
-            output: entry.output,
-            digests: entry.digests.iter().map(|record| record.0).collect(),
-            inputs: entry.inputs.into_iter().map(|links| links.into_iter().map(link).collect()).collect(),
-            result,
-            stored: entry.stored,
-            records: entry.records,
-            created_at,
-            export: entry.export,
-        }
-    });
-    CacheGraph { entries: entries.collect(), roots }
+    let entries = exported
+        .graph
+        .entries
+        .into_iter()
+        .zip(exported.results)
+        .map(|(entry, result)| {
+            let link = |link: solver::ExportLink| CacheLink {
+                source: match link.source {
+                    solver::ExportSource::Entry(index) => CacheLinkSource::Entry(index),
+                    solver::ExportSource::Content(record) => CacheLinkSource::Content(record.0),
+                },
+                selector: link.selector,
+            };
+            let (result, created_at) =
+                result.map_or((None, SystemTime::UNIX_EPOCH), |(result, at)| (Some(result), at));
+            CacheEntry {
+                vertex: entry.vertex,
+                output: entry.output,
+                digests: entry.digests.iter().map(|record| record.0).collect(),
+                inputs: entry
+                    .inputs
+                    .into_iter()
+                    .map(|links| links.into_iter().map(link).collect())
+                    .collect(),
+                result,
+                stored: entry.stored,
+                records: entry.records,
+                created_at,
+                export: entry.export,
+            }
+        });
+    CacheGraph {
+        entries: entries.collect(),
+        roots,
+    }
 }
 
 #[cfg(test)]
@@ -453,7 +532,12 @@ mod tests {
             kind: kind.to_owned(),
             attrs: [("ref".to_owned(), reference.to_owned())].into(),
         };
-        let both = [option("registry", "a"), option("registry", "b"), option("inline", ""), option("inline", "x")];
+        let both = [
+            option("registry", "a"),
+            option("registry", "b"),
+            option("inline", ""),
+            option("inline", "x"),
+        ];
         assert_eq!(unique_cache_exports(&both).unwrap().len(), 3);
         assert!(unique_cache_exports(&[option("registry", "a"), option("registry", "a")]).is_err());
     }
@@ -463,7 +547,10 @@ mod tests {
         let wanted = ["network.host".to_owned(), "device=vendor.com/gpu".to_owned()];
         let allowed = [Entitlement::NetworkHost, Entitlement::Device(None)];
         assert_eq!(granted(&wanted, &allowed).unwrap().len(), 2);
-        assert_eq!(granted(&wanted, &allowed[..1]).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(
+            granted(&wanted, &allowed[..1]).unwrap_err().kind(),
+            ErrorKind::Denied
+        );
         let error = parse_entitlement("security.everything").unwrap_err();
         assert_eq!(error.to_string(), "unknown entitlement security.everything");
     }
