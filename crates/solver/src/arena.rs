@@ -57,7 +57,11 @@ pub(crate) struct Arena<I, T> {
 
 impl<I, T> Default for Arena<I, T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), name: PhantomData }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            name: PhantomData,
+        }
     }
 }
 
@@ -77,19 +81,28 @@ impl<I: Name + fmt::Debug, T> Arena<I, T> {
     /// Finds a value unless it was removed.
     pub(crate) fn get(&self, name: I) -> Option<&T> {
         let (index, generation) = name.parts();
-        self.slots.get(index as usize).filter(|slot| slot.0 == generation).and_then(|slot| slot.1.as_ref())
+        self.slots
+            .get(index as usize)
+            .filter(|slot| slot.0 == generation)
+            .and_then(|slot| slot.1.as_ref())
     }
 
     /// Finds a value unless it was removed.
     pub(crate) fn get_mut(&mut self, name: I) -> Option<&mut T> {
         let (index, generation) = name.parts();
-        self.slots.get_mut(index as usize).filter(|slot| slot.0 == generation).and_then(|slot| slot.1.as_mut())
+        self.slots
+            .get_mut(index as usize)
+            .filter(|slot| slot.0 == generation)
+            .and_then(|slot| slot.1.as_mut())
     }
 
     /// Takes a value out.
     pub(crate) fn remove(&mut self, name: I) -> Option<T> {
         let (index, generation) = name.parts();
-        let slot = self.slots.get_mut(index as usize).filter(|slot| slot.0 == generation)?;
+        let slot = self
+            .slots
+            .get_mut(index as usize)
+            .filter(|slot| slot.0 == generation)?;
         let value = slot.1.take()?;
         slot.0 = slot.0.wrapping_add(1);
         self.free.push(index);
@@ -98,10 +111,13 @@ impl<I: Name + fmt::Debug, T> Arena<I, T> {
 
     /// Walks all values in slot order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (I, &T)> {
-        self.slots.iter().enumerate().filter_map(|(index, (generation, value))| {
-            let index = u32::try_from(index).ok()?;
-            value.as_ref().map(|value| (I::new(index, *generation), value))
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (generation, value))| {
+                let index = u32::try_from(index).ok()?;
+                value.as_ref().map(|value| (I::new(index, *generation), value))
+            })
     }
 
     /// Counts the values.
@@ -119,6 +135,7 @@ impl<I: Name + fmt::Debug, T> Index<I> for Arena<I, T> {
 
 impl<I: Name + fmt::Debug, T> IndexMut<I> for Arena<I, T> {
     fn index_mut(&mut self, name: I) -> &mut T {
-        self.get_mut(name).unwrap_or_else(|| panic!("{name:?} is not active"))
+        self.get_mut(name)
+            .unwrap_or_else(|| panic!("{name:?} is not active"))
     }
 }

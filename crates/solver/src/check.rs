@@ -21,10 +21,16 @@ impl<E: Clone> Solver<E> {
                 assert!(self.jobs[job].vertices.contains(&id), "{job:?} knows {id:?}");
             }
             for (input, _) in &vertex.inputs {
-                assert!(vertex.jobs.is_subset(&self.vertices[*input].jobs), "{input:?} has all jobs of {id:?}");
+                assert!(
+                    vertex.jobs.is_subset(&self.vertices[*input].jobs),
+                    "{input:?} has all jobs of {id:?}"
+                );
             }
             for child in &vertex.children {
-                assert!(vertex.jobs.is_subset(&self.vertices[*child].jobs), "{child:?} has all jobs of {id:?}");
+                assert!(
+                    vertex.jobs.is_subset(&self.vertices[*child].jobs),
+                    "{child:?} has all jobs of {id:?}"
+                );
             }
             if let MapState::Asked(effect) = vertex.map {
                 assert!(matches!(self.pending[&effect].purpose, Purpose::Map(v) if v == id));
@@ -71,10 +77,16 @@ impl<E: Clone> Solver<E> {
                     assert!(!owned || results.insert(result), "{result:?} has one owner");
                 }
                 EdgeState::AwaitingTwin { record } => {
-                    assert!(self.running[&record].waiting.contains(&id), "{id:?} waits for what runs");
+                    assert!(
+                        self.running[&record].waiting.contains(&id),
+                        "{id:?} waits for what runs"
+                    );
                 }
                 EdgeState::Executing { .. } => {
-                    assert!(matches!(vertex.exec, ExecState::Running(_)), "{id:?} waits for what runs");
+                    assert!(
+                        matches!(vertex.exec, ExecState::Running(_)),
+                        "{id:?} waits for what runs"
+                    );
                 }
                 EdgeState::Loading { effect, .. } => assert!(self.pending.contains_key(&effect)),
                 EdgeState::Seeking => {
@@ -84,7 +96,10 @@ impl<E: Clone> Solver<E> {
                 }
             }
             if edge.demand() == Level::None {
-                assert!(edge.slots.iter().all(|slot| slot.want == Level::None), "{id:?} wants nothing unasked");
+                assert!(
+                    edge.slots.iter().all(|slot| slot.want == Level::None),
+                    "{id:?} wants nothing unasked"
+                );
             }
         }
     }
@@ -95,8 +110,17 @@ impl<E: Clone> Solver<E> {
         let vertex = &self.vertices[edge.vertex];
         let effect = edge.queries > 0
             || matches!(vertex.map, MapState::Asked(_))
-            || vertex.content.iter().any(|content| matches!(content, ContentState::Asked(_)));
-        let input = edge.slots.iter().any(|slot| slot.want > self.edges[slot.edge].reached);
-        assert!(effect || input, "{id:?} is wanted and waits for nothing: {edge:?}");
+            || vertex
+                .content
+                .iter()
+                .any(|content| matches!(content, ContentState::Asked(_)));
+        let input = edge
+            .slots
+            .iter()
+            .any(|slot| slot.want > self.edges[slot.edge].reached);
+        assert!(
+            effect || input,
+            "{id:?} is wanted and waits for nothing: {edge:?}"
+        );
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Digest;
 
+use crate::ResultId;
 use crate::arena::{EdgeId, VertexId};
 use crate::core::Solver;
 use crate::record::{RecordId, StoreId, StoredResult};
 use crate::vertex::MapState;
-use crate::ResultId;
 
 /// Steps, inputs before users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,7 +87,10 @@ impl<E: Clone> Solver<E> {
                 open.extend(edge.slots.iter().rev().map(|slot| (slot.edge, false)));
             }
         }
-        graph.roots = edges.iter().map(|edge| done.get(edge).copied().flatten()).collect();
+        graph.roots = edges
+            .iter()
+            .map(|edge| done.get(edge).copied().flatten())
+            .collect();
         graph
     }
 
@@ -103,19 +106,33 @@ impl<E: Clone> Solver<E> {
             let mut links = Vec::new();
             if let Some(index) = done.get(&slot.edge).copied().flatten() {
                 let selector = vertex.deps[number].selector;
-                links.push(ExportLink { source: ExportSource::Entry(index), selector });
+                links.push(ExportLink {
+                    source: ExportSource::Entry(index),
+                    selector,
+                });
             }
             if let Some(content) = vertex.content_of(number) {
                 let source = ExportSource::Content(RecordId::content(&content));
-                links.push(ExportLink { source, selector: None });
+                links.push(ExportLink {
+                    source,
+                    selector: None,
+                });
             }
             if links.is_empty() {
                 return None;
             }
             inputs.push(links);
         }
-        let digests = if inputs.is_empty() { vertex.digests.clone() } else { vec![vertex.op_digest()] };
-        let local = edge.keys.iter().filter(|key| key.store == StoreId::LOCAL).map(|key| key.record);
+        let digests = if inputs.is_empty() {
+            vertex.digests.clone()
+        } else {
+            vec![vertex.op_digest()]
+        };
+        let local = edge
+            .keys
+            .iter()
+            .filter(|key| key.store == StoreId::LOCAL)
+            .map(|key| key.record);
         let mut records: Vec<RecordId> = local.chain(edge.record).collect();
         records.sort_unstable();
         records.dedup();
@@ -124,7 +141,10 @@ impl<E: Clone> Solver<E> {
         Some(ExportEntry {
             vertex: vertex.digest,
             output: edge.output,
-            digests: digests.iter().map(|digest| RecordId::root(digest, edge.output)).collect(),
+            digests: digests
+                .iter()
+                .map(|digest| RecordId::root(digest, edge.output))
+                .collect(),
             inputs,
             records,
             result: edge.result(),
@@ -138,7 +158,9 @@ impl<E: Clone> Solver<E> {
 impl<E: Clone> Solver<E> {
     /// Lists the vertices behind an edge, inputs before users, itself last. Empty when its job is closed.
     pub fn vertices_behind(&self, edge: EdgeId) -> Vec<VertexId> {
-        let Some(edge) = self.edges.get(edge) else { return Vec::new() };
+        let Some(edge) = self.edges.get(edge) else {
+            return Vec::new();
+        };
         let mut order = Vec::new();
         let mut seen: BTreeSet<VertexId> = BTreeSet::new();
         let mut open = vec![(edge.vertex, false)];

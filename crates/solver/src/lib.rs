@@ -19,12 +19,16 @@
 //! described in [`record`].
 #![forbid(unsafe_code)]
 
+mod answers;
 mod arena;
 mod check;
 mod core;
 mod edge;
 mod export;
+mod finish;
+mod lifetime;
 mod plan;
+mod remember;
 mod vertex;
 
 pub mod record;

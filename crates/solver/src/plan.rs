@@ -5,29 +5,40 @@
 //! identifies it by content, for its result and checksum. Once an input can find nothing more, no record can match: the
 //! edge is executed and wants all inputs' results at once.
 
-use std::collections::BTreeSet;
-
 use oci::Digest;
 
+use crate::BuildId;
 use crate::arena::{EdgeId, VertexId};
-use crate::core::{Failure, Purpose, Running, Solver};
-use crate::edge::{Built, Edge, EdgeState, Effect, Level, Slot};
+use crate::core::{Purpose, Solver};
+use crate::edge::{Built, EdgeState, Effect, Level, Slot};
 use crate::record::{FoundKey, Key, Link, NewRecord, Query, RecordId, StoreId};
 use crate::vertex::{ContentState, ExecState, MapState};
-use crate::{BuildId, ResultId};
 
-/// What is known about the inputs of an edge.
+/// How many of an edge's inputs are how far.
+#[derive(Clone, Copy, Debug, Default)]
 struct Inputs {
-    /// All inputs gave the keys that follow from definitions.
-    all_fast: bool,
-    /// Some input found nothing although it gave those keys.
-    some_fast_unmatched: bool,
-    /// Some input found nothing so far.
-    some_unmatched: bool,
-    /// Some input found nothing and never will.
-    hopeless: bool,
-    /// No input can find anything more.
-    all_exhausted: bool,
+    total: usize,
+    /// Gave the keys that follow from definitions.
+    fast: usize,
+    /// Gave those and found nothing with them.
+    fast_unmatched: usize,
+    /// Found nothing so far.
+    unmatched: usize,
+    /// Can find nothing more.
+    exhausted: usize,
+    /// Found nothing and never will.
+    hopeless: usize,
+}
+
+impl Inputs {
+    fn all_fast(self) -> bool {
+        self.fast == self.total
+    }
+
+    /// No further record can match.
+    fn is_over(self) -> bool {
+        self.hopeless > 0 || self.exhausted == self.total
+    }
 }
 
 impl<E: Clone> Solver<E> {
@@ -96,10 +107,18 @@ impl<E: Clone> Solver<E> {
             }
         }
         let vertex = &self.vertices[vertex_id];
-        if vertex.edges.values().any(|edge| self.edges[*edge].demand() > Level::None) {
+        if vertex
+            .edges
+            .values()
+            .any(|edge| self.edges[*edge].demand() > Level::None)
+        {
             return;
         }
-        let map = if let MapState::Asked(effect) = vertex.map { Some(effect) } else { None };
+        let map = if let MapState::Asked(effect) = vertex.map {
+            Some(effect)
+        } else {
+            None
+        };
         let contents = vertex.content.iter().filter_map(|content| match content {
             ContentState::Asked(effect) => Some(*effect),
             _ => None,
@@ -117,9 +136,7 @@ impl<E: Clone> Solver<E> {
             let edge = &self.edges[*edge];
             matches!(edge.state, EdgeState::Executing { .. }) && edge.demand() == Level::Result
         });
-        if !waited_for
-            && let ExecState::Running(effect) = vertex.exec
-        {
+        if !waited_for && let ExecState::Running(effect) = vertex.exec {
             self.cancel(effect);
         }
     }
@@ -165,7 +182,11 @@ impl<E: Clone> Solver<E> {
         let effect = self.start(Purpose::Map(id));
         self.vertices[id].map = MapState::Asked(effect);
         let round = self.vertices[id].rounds;
-        self.emit(Effect::CacheMap { effect, vertex: id, round });
+        self.emit(Effect::CacheMap {
+            effect,
+            vertex: id,
+            round,
+        });
     }
 
     pub(crate) fn set_want(&mut self, id: EdgeId, input: usize, want: Level) {
@@ -181,7 +202,7 @@ impl<E: Clone> Solver<E> {
         self.mark(target);
     }
 
-    fn want_all(&mut self, id: EdgeId, want: Level) {
+    pub(crate) fn want_all(&mut self, id: EdgeId, want: Level) {
         for input in 0..self.edges[id].slots.len() {
             self.set_want(id, input, want);
         }
@@ -204,12 +225,18 @@ impl<E: Clone> Solver<E> {
         }
         let mut queries = Vec::new();
         let mut inputs = Vec::new();
-        let stores: Vec<StoreId> =
-            std::iter::once(StoreId::LOCAL).chain(vertex.stores.iter().copied()).collect();
+        let stores: Vec<StoreId> = std::iter::once(StoreId::LOCAL)
+            .chain(vertex.stores.iter().copied())
+            .collect();
         if vertex.inputs.is_empty() && !vertex.ephemeral {
             for digest in &vertex.digests[self.edges[id].digests_asked..] {
                 let record = RecordId::root(digest, self.edges[id].output);
-                queries.extend(stores.iter().map(|store| Query::Record(Key { store: *store, record })));
+                queries.extend(stores.iter().map(|store| {
+                    Query::Record(Key {
+                        store: *store,
+                        record,
+                    })
+                }));
             }
             inputs.resize(queries.len(), 0);
         }
@@ -219,10 +246,14 @@ impl<E: Clone> Solver<E> {
         }
         let digests = vertex.digests.len();
         let vertex_id = self.edges[id].vertex;
-        let contents: Vec<bool> =
-            (0..vertex.inputs.len()).map(|number| vertex.content_of(number).is_some()).collect();
-        let seen: Vec<usize> =
-            self.edges[id].slots.iter().map(|slot| self.edges[slot.edge].keys.len()).collect();
+        let contents: Vec<bool> = (0..vertex.inputs.len())
+            .map(|number| vertex.content_of(number).is_some())
+            .collect();
+        let seen: Vec<usize> = self.edges[id]
+            .slots
+            .iter()
+            .map(|slot| self.edges[slot.edge].keys.len())
+            .collect();
         let edge = &mut self.edges[id];
         edge.digests_asked = digests;
         for ((slot, content), seen) in edge.slots.iter_mut().zip(contents).zip(seen) {
@@ -232,7 +263,11 @@ impl<E: Clone> Solver<E> {
         if !queries.is_empty() {
             edge.queries += 1;
             let effect = self.start(Purpose::Query(id, inputs));
-            self.emit(Effect::Query { effect, vertex: vertex_id, queries });
+            self.emit(Effect::Query {
+                effect,
+                vertex: vertex_id,
+                queries,
+            });
         }
     }
 
@@ -253,7 +288,11 @@ impl<E: Clone> Solver<E> {
         }
         if let Some(content) = vertex.content_of(number).filter(|_| !slot.content_asked) {
             let parent = RecordId::content(&content);
-            queries.extend(stores.iter().map(|store| Query::Children(*store, link(parent, None))));
+            queries.extend(
+                stores
+                    .iter()
+                    .map(|store| Query::Children(*store, link(parent, None))),
+            );
         }
     }
 
@@ -298,21 +337,38 @@ impl<E: Clone> Solver<E> {
             }
         }
         if !links.is_empty() {
-            let record = NewRecord { record: key.record, links, result: None };
-            self.emit(Effect::Save { vertex: vertex_id, record });
+            let record = NewRecord {
+                record: key.record,
+                links,
+                result: None,
+            };
+            self.emit(Effect::Save {
+                vertex: vertex_id,
+                record,
+            });
         }
     }
 
     // ---- decisions -------------------------------------------------------------------------------------------------
 
     fn load_best(&mut self, id: EdgeId) -> bool {
-        let Some(stored) = self.edges[id].take_best() else { return false };
+        let Some(stored) = self.edges[id].take_best() else {
+            return false;
+        };
         self.want_all(id, Level::None);
         let effect = self.start(Purpose::Load(id));
         let edge = &mut self.edges[id];
-        edge.state = EdgeState::Loading { effect, stored: stored.clone() };
+        edge.state = EdgeState::Loading {
+            effect,
+            stored: stored.clone(),
+        };
         let (vertex, output) = (edge.vertex, edge.output);
-        self.emit(Effect::Load { effect, vertex, output, stored });
+        self.emit(Effect::Load {
+            effect,
+            vertex,
+            output,
+            stored,
+        });
         true
     }
 
@@ -330,21 +386,18 @@ impl<E: Clone> Solver<E> {
     fn look_at_inputs(&self, id: EdgeId) -> Inputs {
         let edge = &self.edges[id];
         let mut inputs = Inputs {
-            all_fast: true,
-            some_fast_unmatched: false,
-            some_unmatched: false,
-            hopeless: false,
-            all_exhausted: true,
+            total: edge.slots.len(),
+            ..Inputs::default()
         };
         for (number, slot) in edge.slots.iter().enumerate() {
             let fast = self.edges[slot.edge].reached >= Level::Fast;
             let exhausted = self.is_exhausted(id, number);
             let unmatched = slot.matched == 0;
-            inputs.all_fast &= fast;
-            inputs.some_fast_unmatched |= fast && unmatched;
-            inputs.some_unmatched |= unmatched;
-            inputs.hopeless |= exhausted && unmatched;
-            inputs.all_exhausted &= exhausted;
+            inputs.fast += usize::from(fast);
+            inputs.fast_unmatched += usize::from(fast && unmatched);
+            inputs.unmatched += usize::from(unmatched);
+            inputs.exhausted += usize::from(exhausted);
+            inputs.hopeless += usize::from(exhausted && unmatched);
         }
         inputs
     }
@@ -367,11 +420,11 @@ impl<E: Clone> Solver<E> {
             return;
         }
         let inputs = self.look_at_inputs(id);
-        let over = vertex.ignore_cache || inputs.hopeless || inputs.all_exhausted;
+        let over = vertex.ignore_cache || inputs.is_over();
         let found = !self.edges[id].results.is_empty();
-        let reached = if over || (found && inputs.all_fast && !self.has_open_matches(id)) {
+        let reached = if over || (found && inputs.all_fast() && !self.has_open_matches(id)) {
             Level::Slow
-        } else if inputs.all_fast || inputs.some_fast_unmatched {
+        } else if inputs.all_fast() || inputs.fast_unmatched > 0 {
             Level::Fast
         } else {
             Level::None
@@ -382,7 +435,7 @@ impl<E: Clone> Solver<E> {
         } else if over {
             self.execute(id);
         } else {
-            self.want_more(id, demand, &inputs);
+            self.want_more(id, demand, inputs);
         }
     }
 
@@ -400,19 +453,21 @@ impl<E: Clone> Solver<E> {
     }
 
     /// Wants more of those inputs that may lead to a record.
-    fn want_more(&mut self, id: EdgeId, demand: Level, inputs: &Inputs) {
+    fn want_more(&mut self, id: EdgeId, demand: Level, inputs: Inputs) {
         for number in 0..self.edges[id].slots.len() {
             let slot = &self.edges[id].slots[number];
             let reached = self.edges[slot.edge].reached;
-            let candidate = if inputs.some_unmatched { slot.matched == 0 } else { inputs.all_fast };
-            let want = if demand == Level::Fast || !candidate || self.is_exhausted(id, number) {
-                Level::Fast
-            } else if reached < Level::Fast {
-                Level::Fast
-            } else if reached < Level::Slow {
-                Level::Slow
+            let candidate = if inputs.unmatched > 0 {
+                slot.matched == 0
             } else {
-                Level::Result
+                inputs.all_fast()
+            };
+            let is_enough = demand == Level::Fast || !candidate || self.is_exhausted(id, number);
+            let want = match reached {
+                _ if is_enough => Level::Fast,
+                Level::None => Level::Fast,
+                Level::Fast => Level::Slow,
+                Level::Slow | Level::Result => Level::Result,
             };
             self.set_want(id, number, want);
             if want == Level::Result {
@@ -422,10 +477,12 @@ impl<E: Clone> Solver<E> {
     }
 
     /// Asks for the checksum of an input that has its result. `true`: nothing is left to ask.
-    fn ask_content(&mut self, id: EdgeId, number: usize) -> bool {
+    pub(crate) fn ask_content(&mut self, id: EdgeId, number: usize) -> bool {
         let edge = &self.edges[id];
         let (vertex_id, input) = (edge.vertex, edge.slots[number].edge);
-        let Some(result) = self.edges[input].result() else { return false };
+        let Some(result) = self.edges[input].result() else {
+            return false;
+        };
         let vertex = &self.vertices[vertex_id];
         if !vertex.deps[number].content {
             return true;
@@ -436,235 +493,14 @@ impl<E: Clone> Solver<E> {
             ContentState::Unknown => {
                 let effect = self.start(Purpose::Checksum(vertex_id, number));
                 self.vertices[vertex_id].content[number] = ContentState::Asked(effect);
-                self.emit(Effect::Checksum { effect, vertex: vertex_id, input: number, result });
+                self.emit(Effect::Checksum {
+                    effect,
+                    vertex: vertex_id,
+                    input: number,
+                    result,
+                });
                 false
             }
         }
-    }
-
-    // ---- execution -------------------------------------------------------------------------------------------------
-
-    /// Executes as soon as all inputs are there with their checksums, unless an equal step runs already.
-    fn execute(&mut self, id: EdgeId) {
-        self.want_all(id, Level::Result);
-        let mut ready = true;
-        for number in 0..self.edges[id].slots.len() {
-            ready &= self.ask_content(id, number);
-        }
-        if !ready {
-            return;
-        }
-        let vertex_id = self.edges[id].vertex;
-        match self.vertices[vertex_id].exec {
-            ExecState::Done(_) => self.take_output(id),
-            ExecState::Running(_) => self.edges[id].state = EdgeState::Executing { record: None },
-            ExecState::Idle => self.start_exec(id),
-        }
-    }
-
-    fn start_exec(&mut self, id: EdgeId) {
-        let vertex_id = self.edges[id].vertex;
-        let record = self.own_record(id);
-        let mut registered = None;
-        if let Some(record) = record {
-            let ignores = self.vertices[vertex_id].ignore_cache;
-            match self.running.get(&record).map(|running| running.vertex) {
-                None => {
-                    self.running.insert(record, Running { vertex: vertex_id, waiting: BTreeSet::new() });
-                    registered = Some(record);
-                }
-                Some(twin) if !ignores && twin != vertex_id && !self.ancestors(vertex_id).contains(&twin) => {
-                    self.edges[id].state = EdgeState::AwaitingTwin { record };
-                    if let Some(running) = self.running.get_mut(&record) {
-                        running.waiting.insert(id);
-                    }
-                    return;
-                }
-                Some(_) => {}
-            }
-        }
-        let effect = self.start(Purpose::Exec(vertex_id));
-        self.vertices[vertex_id].exec = ExecState::Running(effect);
-        self.edges[id].state = EdgeState::Executing { record: registered };
-        let edge = &self.edges[id];
-        let inputs: Vec<ResultId> =
-            edge.slots.iter().filter_map(|slot| self.edges[slot.edge].result()).collect();
-        assert_eq!(inputs.len(), edge.slots.len(), "{id:?} executes with all inputs");
-        self.emit(Effect::Exec { effect, vertex: vertex_id, inputs });
-    }
-
-    /// Takes an edge's output from its vertex's execution.
-    pub(crate) fn take_output(&mut self, id: EdgeId) {
-        let edge = &self.edges[id];
-        let (vertex_id, output) = (edge.vertex, edge.output);
-        let registered = if let EdgeState::Executing { record } = edge.state { record } else { None };
-        let ExecState::Done(outputs) = &self.vertices[vertex_id].exec else { return };
-        match outputs.get(output).copied().flatten() {
-            Some(result) => self.complete(id, result, false),
-            None => {
-                self.edges[id].state = EdgeState::Seeking;
-                let failure = Failure::NoOutput { vertex: self.vertices[vertex_id].digest, output };
-                self.fail_waiting(vec![id], &failure);
-            }
-        }
-        self.stop_running(registered, vertex_id);
-    }
-
-    /// Gives the edge its result and remembers it.
-    pub(crate) fn complete(&mut self, id: EdgeId, result: ResultId, owned: bool) {
-        self.want_all(id, Level::None);
-        self.edges[id].state = EdgeState::Done { result, owned };
-        self.remember(id, result);
-        self.edges[id].reached = Level::Result;
-        self.mark_users(id);
-        self.mark(id);
-    }
-
-    /// Stores a result under the edge's keys.
-    fn remember(&mut self, id: EdgeId, result: ResultId) {
-        let vertex_id = self.edges[id].vertex;
-        if let Some(stored) = &self.edges[id].loaded
-            && stored.key.store == StoreId::LOCAL
-        {
-            let record = stored.key.record;
-            self.edges[id].record = Some(record);
-            return;
-        }
-        let Some(record) = self.record_of(id) else { return };
-        let vertex = &self.vertices[vertex_id];
-        let ids: Vec<RecordId> = if vertex.inputs.is_empty() {
-            vertex.digests.iter().map(|digest| RecordId::root(digest, self.edges[id].output)).collect()
-        } else {
-            vec![record]
-        };
-        let ignores = vertex.ignore_cache;
-        let links = self.all_links(id).unwrap_or_default();
-        for record in ids {
-            let links = links.clone();
-            self.emit(Effect::Save { vertex: vertex_id, record: NewRecord { record, links, result: Some(result) } });
-            let key = Key { store: StoreId::LOCAL, record };
-            if !ignores && !self.edges[id].keys.contains(&key) {
-                self.edges[id].keys.push(key);
-            }
-        }
-    }
-
-    /// The ways in which an input's definition identifies it in the local store, as links to this edge.
-    fn definition_links(&self, id: EdgeId, number: usize) -> Vec<Link> {
-        let edge = &self.edges[id];
-        let vertex = &self.vertices[edge.vertex];
-        let selector = vertex.deps[number].selector;
-        let records = self.local_records(edge.slots[number].edge);
-        records
-            .into_iter()
-            .map(|parent| Link { parent, input: number, op: vertex.op_digest(), output: edge.output, selector })
-            .collect()
-    }
-
-    /// All local records that stand for an edge, as far as known.
-    fn local_records(&self, id: EdgeId) -> BTreeSet<RecordId> {
-        let edge = &self.edges[id];
-        let vertex = &self.vertices[edge.vertex];
-        let mut records: BTreeSet<RecordId> = edge.record.into_iter().collect();
-        records.extend(edge.keys.iter().filter(|key| key.store == StoreId::LOCAL).map(|key| key.record));
-        if edge.record.is_some() && vertex.inputs.is_empty() {
-            records.extend(vertex.digests.iter().map(|digest| RecordId::root(digest, edge.output)));
-        }
-        records
-    }
-
-    /// The links that lead to an edge; `None` if some input is not identified by anything.
-    fn all_links(&self, id: EdgeId) -> Option<Vec<Link>> {
-        let edge = &self.edges[id];
-        let vertex = &self.vertices[edge.vertex];
-        let mut links = Vec::new();
-        for number in 0..edge.slots.len() {
-            let before = links.len();
-            links.extend(self.definition_links(id, number));
-            if let Some(content) = vertex.content_of(number) {
-                let parent = RecordId::content(&content);
-                let (op, output) = (vertex.op_digest(), edge.output);
-                links.push(Link { parent, input: number, op, output, selector: None });
-            }
-            if links.len() == before {
-                return None;
-            }
-        }
-        Some(links)
-    }
-
-    /// The id under which an edge is remembered: that of a known record, else one that follows from its inputs.
-    fn own_record(&self, id: EdgeId) -> Option<RecordId> {
-        let edge = &self.edges[id];
-        let vertex = &self.vertices[edge.vertex];
-        if vertex.ephemeral || vertex.map != MapState::Known || edge.slots.len() != vertex.inputs.len() {
-            return None;
-        }
-        if vertex.inputs.is_empty() {
-            return Some(RecordId::root(&vertex.op_digest(), edge.output));
-        }
-        let known = edge.keys.iter().filter(|key| key.store == StoreId::LOCAL).map(|key| key.record).min();
-        let links = self.all_links(id)?;
-        known.or_else(|| Some(self.derive_record(edge, &links)))
-    }
-
-    fn derive_record(&self, edge: &Edge, links: &[Link]) -> RecordId {
-        let vertex = &self.vertices[edge.vertex];
-        let mut text = format!("cooper.record.v1\n{}\n{}\n", vertex.op_digest(), edge.output);
-        for number in 0..edge.slots.len() {
-            // Content alone, where it is known: however the input was made, the step is the same.
-            let content = vertex.content_of(number).map(|content| RecordId::content(&content));
-            let parents = links.iter().filter(|link| link.input == number);
-            for link in parents.filter(|link| content.is_none_or(|content| link.parent == content)) {
-                text.push_str(&link.parent.0.to_string());
-                if let Some(selector) = &link.selector {
-                    text.push(' ');
-                    text.push_str(&selector.to_string());
-                }
-                text.push('\n');
-            }
-            text.push_str("-\n");
-        }
-        RecordId(Digest::sha256(text.as_bytes()))
-    }
-
-    /// Gives the edge a record, and inputs that lack one, whose links are saved; its own are left to the caller.
-    fn record_of(&mut self, id: EdgeId) -> Option<RecordId> {
-        let mut unknown: BTreeSet<EdgeId> = BTreeSet::new();
-        let mut open = vec![id];
-        while let Some(&next) = open.last() {
-            let edge = &self.edges[next];
-            if edge.record.is_some() || unknown.contains(&next) {
-                open.pop();
-                continue;
-            }
-            let finished = edge.result().is_some() && next != id;
-            let inputs: Vec<EdgeId> = edge.slots.iter().map(|slot| slot.edge).collect();
-            let missing = inputs.into_iter().filter(|input| {
-                let has_record = !self.local_records(*input).is_empty();
-                !has_record && !unknown.contains(input)
-            });
-            let missing: Vec<EdgeId> = if finished { Vec::new() } else { missing.collect() };
-            if !missing.is_empty() {
-                open.extend(missing);
-                continue;
-            }
-            open.pop();
-            let record = if finished { None } else { self.own_record(next) };
-            match record {
-                Some(record) => {
-                    self.edges[next].record = Some(record);
-                    if next != id {
-                        let links = self.all_links(next).unwrap_or_default();
-                        let vertex = self.edges[next].vertex;
-                        self.emit(Effect::Save { vertex, record: NewRecord { record, links, result: None } });
-                    }
-                }
-                None => {
-                    unknown.insert(next);
-                }
-            }
-        }
-        self.edges[id].record
     }
 }

@@ -162,26 +162,38 @@ impl MemoryRecords {
     pub fn answer(&self, query: &Query) -> Vec<FoundKey> {
         let store = query.store();
         let found = |record: &RecordId| -> Option<FoundKey> {
-            let key = Key { store, record: *record };
+            let key = Key {
+                store,
+                record: *record,
+            };
             let results = self.records.get(record)?;
             let results = results.iter().map(|(result, at)| StoredResult {
                 key,
                 result: result.clone(),
                 created_at_ns: *at,
             });
-            Some(FoundKey { key, results: results.collect() })
+            Some(FoundKey {
+                key,
+                results: results.collect(),
+            })
         };
         match query {
             Query::Record(key) => found(&key.record).into_iter().collect(),
-            Query::Children(_, link) => {
-                self.links.get(link).into_iter().flatten().filter_map(found).collect()
-            }
+            Query::Children(_, link) => self
+                .links
+                .get(link)
+                .into_iter()
+                .flatten()
+                .filter_map(found)
+                .collect(),
         }
     }
 
     /// Walks all records with their results.
     pub fn iter(&self) -> impl Iterator<Item = (&RecordId, &[(String, i64)])> {
-        self.records.iter().map(|(record, results)| (record, results.as_slice()))
+        self.records
+            .iter()
+            .map(|(record, results)| (record, results.as_slice()))
     }
 
     /// Walks all links with the records that they lead to.

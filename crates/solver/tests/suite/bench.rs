@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use oci::Digest;
 use solver::{
-    BuildId, CacheMap, Dep, Effect, EffectId, Event, Input, JobId, MemoryRecords, Outcome, Owner, ResultId, Solver,
-    StoreId, VertexDef, VertexId,
+    BuildId, CacheMap, Dep, Effect, EffectId, Event, Input, JobId, MemoryRecords, Outcome, Owner, ResultId,
+    Solver, StoreId, VertexDef, VertexId,
 };
 
 pub fn digest(text: impl AsRef<str>) -> Digest {
@@ -13,7 +13,9 @@ pub fn digest(text: impl AsRef<str>) -> Digest {
 }
 
 pub fn mix(parts: &[u64]) -> u64 {
-    parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| (hash ^ part).wrapping_mul(0x0100_0000_01b3) ^ (hash >> 29))
+    parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| {
+        (hash ^ part).wrapping_mul(0x0100_0000_01b3) ^ (hash >> 29)
+    })
 }
 
 /// What part of an input a step reads when it is identified by content.
@@ -39,21 +41,33 @@ pub struct Spec {
 
 impl Spec {
     fn own_digest(&self) -> Digest {
-        let kinds: Vec<_> = self.inputs.iter().map(|(_, output, content)| (output, content)).collect();
+        let kinds: Vec<_> = self
+            .inputs
+            .iter()
+            .map(|(_, output, content)| (output, content))
+            .collect();
         let version = if self.inputs.is_empty() { self.version } else { 0 };
         digest(format!("op {} {version} {kinds:?}", self.name))
     }
 
     /// What a source contains: two versions each are equal.
     fn source_value(&self) -> u64 {
-        mix(&[u64::from(self.name.len() as u32), self.version / 2, u64::from(self.name.as_bytes()[0])])
+        mix(&[
+            self.name.len() as u64,
+            self.version / 2,
+            u64::from(self.name.as_bytes()[0]),
+        ])
     }
 
     pub fn output(&self, output: usize, inputs: &[u64]) -> u64 {
         if self.inputs.is_empty() {
             return mix(&[self.source_value(), output as u64]);
         }
-        let mut parts = vec![u64::from(self.name.as_bytes()[0]), self.name.len() as u64, output as u64];
+        let mut parts = vec![
+            u64::from(self.name.as_bytes()[0]),
+            self.name.len() as u64,
+            output as u64,
+        ];
         for ((_, _, content), value) in self.inputs.iter().zip(inputs) {
             parts.push(if *content { part(*value) } else { *value });
         }
@@ -72,7 +86,11 @@ impl Graph {
     pub fn new(specs: Vec<Spec>) -> Self {
         let mut digests: Vec<Digest> = Vec::new();
         for spec in &specs {
-            let inputs: Vec<_> = spec.inputs.iter().map(|(i, o, c)| (digests[*i].to_string(), o, c)).collect();
+            let inputs: Vec<_> = spec
+                .inputs
+                .iter()
+                .map(|(i, o, c)| (digests[*i].to_string(), o, c))
+                .collect();
             let version = (spec.version, spec.salt, spec.ephemeral, spec.rounds);
             digests.push(digest(format!("vertex {} {version:?} {inputs:?}", spec.name)));
         }
@@ -80,13 +98,21 @@ impl Graph {
     }
 
     pub fn defs(&self) -> Vec<VertexDef> {
-        let defs = self.specs.iter().zip(&self.digests).map(|(spec, digest)| VertexDef {
-            digest: *digest,
-            inputs: spec.inputs.iter().map(|(index, output, _)| (*index, *output)).collect(),
-            ignore_cache: spec.ignore_cache,
-            export: None,
-            stores: spec.stores.clone(),
-        });
+        let defs = self
+            .specs
+            .iter()
+            .zip(&self.digests)
+            .map(|(spec, digest)| VertexDef {
+                digest: *digest,
+                inputs: spec
+                    .inputs
+                    .iter()
+                    .map(|(index, output, _)| (*index, *output))
+                    .collect(),
+                ignore_cache: spec.ignore_cache,
+                export: None,
+                stores: spec.stores.clone(),
+            });
         defs.collect()
     }
 
@@ -101,7 +127,11 @@ impl Graph {
             return *value;
         }
         let spec = &self.specs[target];
-        let inputs: Vec<u64> = spec.inputs.iter().map(|(i, o, _)| self.value_of(*i, *o, memo)).collect();
+        let inputs: Vec<u64> = spec
+            .inputs
+            .iter()
+            .map(|(i, o, _)| self.value_of(*i, *o, memo))
+            .collect();
         let value = spec.output(output, &inputs);
         memo.insert((target, output), value);
         value
@@ -137,7 +167,12 @@ impl Bench {
             self.specs.insert(*digest, spec.clone());
         }
         let owner = Owner::Job(JobId(job));
-        self.tell(Input::Build { build: BuildId(build), owner, graph: graph.defs(), target });
+        self.tell(Input::Build {
+            build: BuildId(build),
+            owner,
+            graph: graph.defs(),
+            target,
+        });
     }
 
     pub fn tell(&mut self, input: Input<String>) {
@@ -153,7 +188,9 @@ impl Bench {
                     self.names.insert(vertex, digest);
                 }
             }
-            let Some(effect) = self.solver.poll_effect() else { return };
+            let Some(effect) = self.solver.poll_effect() else {
+                return;
+            };
             self.note(&effect);
             match effect {
                 Effect::Save { record, .. } => {
@@ -166,7 +203,10 @@ impl Bench {
                     }
                 }
                 Effect::Release { result } => {
-                    assert!(self.results.remove(&result).is_some(), "{result:?} is released once");
+                    assert!(
+                        self.results.remove(&result).is_some(),
+                        "{result:?} is released once"
+                    );
                 }
                 Effect::Finished { build, outcome } => {
                     let value = outcome.as_ref().ok().map(|built| self.results[&built.result]);
@@ -175,7 +215,9 @@ impl Bench {
                 other => {
                     let read = match &other {
                         Effect::Checksum { result, .. } => vec![self.results[result]],
-                        Effect::Exec { inputs, .. } => inputs.iter().map(|input| self.results[input]).collect(),
+                        Effect::Exec { inputs, .. } => {
+                            inputs.iter().map(|input| self.results[input]).collect()
+                        }
                         _ => Vec::new(),
                     };
                     if let Some(effect) = effect_id(&other) {
@@ -197,12 +239,19 @@ impl Bench {
                 0 => format!("map {}", self.name(*vertex)),
                 round => format!("map {} again {round}", self.name(*vertex)),
             },
-            Effect::Checksum { vertex, input, .. } => format!("checksum {} input {input}", self.name(*vertex)),
-            Effect::Load { vertex, output: 0, .. } => format!("load {}", self.name(*vertex)),
+            Effect::Checksum { vertex, input, .. } => {
+                format!("checksum {} input {input}", self.name(*vertex))
+            }
+            Effect::Load {
+                vertex, output: 0, ..
+            } => format!("load {}", self.name(*vertex)),
             Effect::Load { vertex, output, .. } => format!("load {} output {output}", self.name(*vertex)),
             Effect::Exec { vertex, .. } => format!("exec {}", self.name(*vertex)),
             Effect::Cancel { effect } => {
-                let canceled = self.waiting.iter().find(|waiting| effect_id(waiting) == Some(*effect));
+                let canceled = self
+                    .waiting
+                    .iter()
+                    .find(|waiting| effect_id(waiting) == Some(*effect));
                 let what = match canceled {
                     Some(Effect::CacheMap { vertex, .. }) => format!("map {}", self.name(*vertex)),
                     Some(Effect::Checksum { vertex, .. }) => format!("checksum {}", self.name(*vertex)),
@@ -214,7 +263,9 @@ impl Bench {
             }
             Effect::Finished { build, outcome } => match outcome {
                 Ok(_) => format!("build {} is done", build.0),
-                Err(failure) => format!("build {} failed: {failure:?}", build.0).replace(char::is_control, " "),
+                Err(failure) => {
+                    format!("build {} failed: {failure:?}", build.0).replace(char::is_control, " ")
+                }
             },
             Effect::Query { .. } | Effect::Save { .. } | Effect::Release { .. } => return,
         };
@@ -231,7 +282,11 @@ impl Bench {
     /// The right answer to an effect; `None` for cancellations.
     pub fn answer(&mut self, effect: Effect<String>) -> Option<Input<String>> {
         Some(match effect {
-            Effect::CacheMap { effect, vertex, round } => {
+            Effect::CacheMap {
+                effect,
+                vertex,
+                round,
+            } => {
                 let spec = self.specs[&self.names[&vertex]].clone();
                 let deps = spec.inputs.iter().map(|(_, _, content)| Dep {
                     selector: content.then(|| digest("part")),
@@ -242,30 +297,50 @@ impl Bench {
                     digests.push(digest(format!("contains {}", spec.source_value())));
                 }
                 let more = spec.rounds && round == 0;
-                let map = CacheMap { digests, more, ephemeral: spec.ephemeral, deps: deps.collect() };
+                let map = CacheMap {
+                    digests,
+                    more,
+                    ephemeral: spec.ephemeral,
+                    deps: deps.collect(),
+                };
                 Input::MapReady { effect, map }
             }
             Effect::Query { effect, queries, .. } => {
                 let found = queries.iter().map(|query| match query.store() {
                     StoreId::LOCAL => self.local.answer(query),
-                    store => self.imported.get(&store).map(|records| records.answer(query)).unwrap_or_default(),
+                    store => self
+                        .imported
+                        .get(&store)
+                        .map(|records| records.answer(query))
+                        .unwrap_or_default(),
                 });
-                Input::KeysFound { effect, found: found.collect() }
+                Input::KeysFound {
+                    effect,
+                    found: found.collect(),
+                }
             }
             Effect::Checksum { effect, .. } => {
                 let digest = digest(format!("content {}", part(self.read[&effect][0])));
-                Input::Checksummed { effect, digest: Some(digest) }
+                Input::Checksummed {
+                    effect,
+                    digest: Some(digest),
+                }
             }
             Effect::Load { effect, stored, .. } => {
                 self.loads += 1;
                 let value = self.stored.get(&stored.result).copied();
-                Input::Loaded { effect, result: value.map(|value| self.new_result(value)) }
+                Input::Loaded {
+                    effect,
+                    result: value.map(|value| self.new_result(value)),
+                }
             }
             Effect::Exec { effect, vertex, .. } => {
                 self.executed += 1;
                 let spec = self.specs[&self.names[&vertex]].clone();
                 let inputs = self.read[&effect].clone();
-                let outputs = (0..3).map(|output| Some(self.new_result(spec.output(output, &inputs)))).collect();
+                let outputs = (0..3)
+                    .map(|output| Some(self.new_result(spec.output(output, &inputs))))
+                    .collect();
                 Input::Executed { effect, outputs }
             }
             Effect::Cancel { .. } => return None,

@@ -14,7 +14,11 @@ fn graph(text: &str) -> Graph {
         let (name, rest) = line.split_once('=').unwrap();
         let mut words = rest.split_whitespace();
         let kind = words.next().unwrap();
-        let mut spec = Spec { name: name.trim().to_owned(), ephemeral: kind == "local", ..Spec::default() };
+        let mut spec = Spec {
+            name: name.trim().to_owned(),
+            ephemeral: kind == "local",
+            ..Spec::default()
+        };
         while let Some(word) = words.next() {
             if let Ok(version) = word.parse() {
                 spec.version = version;
@@ -55,7 +59,11 @@ fn build(bench: &mut Bench, number: u64, graph: &Graph) -> String {
 }
 
 fn lines(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 const DOCKERFILE: &str = "
@@ -117,7 +125,10 @@ fn equal_content_of_another_source_is_found_and_remembered() {
     assert_eq!(trace, lines(expected));
     // The new commit was linked to the old copy: no checkout any more.
     let trace = build(&mut bench, 3, &graph(&text(3)));
-    assert_eq!(trace, lines("map run\nmap copy\nmap git\nload run\nbuild 3 is done"));
+    assert_eq!(
+        trace,
+        lines("map run\nmap copy\nmap git\nload run\nbuild 3 is done")
+    );
 }
 
 #[test]
@@ -126,7 +137,10 @@ fn a_further_digest_is_asked_for_when_the_first_finds_nothing() {
     let mut bench = Bench::default();
     build(&mut bench, 1, &graph(&text(2)));
     let trace = build(&mut bench, 2, &graph(&text(3)));
-    assert_eq!(trace, lines("map run\nmap image\nmap image again 1\nload run\nbuild 2 is done"));
+    assert_eq!(
+        trace,
+        lines("map run\nmap image\nmap image again 1\nload run\nbuild 2 is done")
+    );
     let trace = build(&mut bench, 3, &graph(&text(2)));
     assert_eq!(trace, lines("map run\nmap image\nload run\nbuild 3 is done"));
 }
@@ -139,7 +153,10 @@ fn a_lost_result_is_a_miss() {
     let lost = bench.stored.keys().next_back().cloned().unwrap();
     bench.stored.remove(&lost);
     let trace = build(&mut bench, 2, &graph);
-    assert_eq!(trace, lines("map last\nmap run\nmap base\nload last\nload run\nexec last\nbuild 2 is done"));
+    assert_eq!(
+        trace,
+        lines("map last\nmap run\nmap base\nload last\nload run\nexec last\nbuild 2 is done")
+    );
 }
 
 #[test]
@@ -150,21 +167,36 @@ fn a_pruned_step_in_the_middle_does_no_harm() {
     bench.local.remove_result("r1");
     bench.local.remove_result("r2");
     let trace = build(&mut bench, 2, &graph);
-    assert_eq!(trace, lines("map last\nmap run\nmap base\nload last\nbuild 2 is done"));
+    assert_eq!(
+        trace,
+        lines("map last\nmap run\nmap base\nload last\nbuild 2 is done")
+    );
 }
 
 #[test]
 fn ignoring_the_cache_executes_and_lends_no_keys() {
     let mut bench = Bench::default();
-    build(&mut bench, 1, &graph("base = source 1\nrun = op base\nlast = op run"));
+    build(
+        &mut bench,
+        1,
+        &graph("base = source 1\nrun = op base\nlast = op run"),
+    );
     let strict = graph("base = source 1\nrun = op base !\nlast = op run");
     let trace = build(&mut bench, 2, &strict);
-    assert_eq!(trace, lines("map last\nmap run\nmap base\nload base\nexec run\nexec last\nbuild 2 is done"));
+    assert_eq!(
+        trace,
+        lines("map last\nmap run\nmap base\nload base\nexec run\nexec last\nbuild 2 is done")
+    );
     // But content that did not change is found.
-    build(&mut bench, 3, &graph("base = source 1\nrun = op base\ncopy = op run*"));
+    build(
+        &mut bench,
+        3,
+        &graph("base = source 1\nrun = op base\ncopy = op run*"),
+    );
     let strict = graph("base = source 1\nrun = op base !\ncopy = op run*");
     let trace = build(&mut bench, 4, &strict);
-    let expected = "map copy\nmap run\nmap base\nload base\nexec run\nchecksum copy input 0\nload copy\nbuild 4 is done";
+    let expected =
+        "map copy\nmap run\nmap base\nload base\nexec run\nchecksum copy input 0\nload copy\nbuild 4 is done";
     assert_eq!(trace, lines(expected));
 }
 
@@ -181,7 +213,10 @@ fn two_jobs_share_one_execution_and_one_may_leave() {
     }
     bench.close(1);
     bench.run();
-    assert_eq!(bench.take_trace(), lines("map run\nmap base\nexec base\nexec run\nbuild 2 is done"));
+    assert_eq!(
+        bench.take_trace(),
+        lines("map run\nmap base\nexec base\nbuild 1 failed: Canceled\nexec run\nbuild 2 is done")
+    );
     bench.close(2);
     assert!(bench.results.is_empty());
 }
@@ -203,7 +238,9 @@ fn the_last_to_leave_cancels() {
     assert_eq!(bench.take_trace(), "cancel exec base");
     // It is wanted again before the cancellation is answered: the work is done anew.
     bench.build(3, 2, &graph, last(&graph));
-    let Effect::Exec { effect, .. } = bench.waiting.remove(0) else { panic!() };
+    let Effect::Exec { effect, .. } = bench.waiting.remove(0) else {
+        panic!()
+    };
     bench.waiting.clear();
     bench.tell(Input::Canceled { effect });
     bench.run();
@@ -217,7 +254,10 @@ fn fail_execs(bench: &mut Bench, name: &str) {
             && bench.name(*vertex) == name
         {
             let effect = effect_id(&effect).unwrap();
-            bench.tell(Input::Failed { effect, error: "exit code: 1".to_owned() });
+            bench.tell(Input::Failed {
+                effect,
+                error: "exit code: 1".to_owned(),
+            });
         } else if let Some(answer) = bench.answer(effect) {
             bench.tell(answer);
         }
@@ -234,7 +274,10 @@ fn a_failure_is_told_again_to_its_job_and_tried_again_by_another() {
     bench.run();
     for build in [1, 2] {
         let (outcome, _) = &bench.finished[&BuildId(build)];
-        assert!(matches!(outcome, Err(Failure::Op { error, .. }) if error == "exit code: 1"), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(Failure::Op { error, .. }) if error == "exit code: 1"),
+            "{outcome:?}"
+        );
     }
     bench.take_trace();
     bench.build(3, 2, &graph, last(&graph));
@@ -264,7 +307,10 @@ fn several_outputs_come_of_one_execution() {
     assert_eq!(trace.matches("exec run").count(), 1, "{trace}");
     let second = graph("base = source 1\nrun = op base\nother = op run.1");
     let trace = build(&mut bench, 2, &second);
-    assert_eq!(trace, lines("map other\nmap run\nmap base\nload run output 1\nexec other\nbuild 2 is done"));
+    assert_eq!(
+        trace,
+        lines("map other\nmap run\nmap base\nload run output 1\nexec other\nbuild 2 is done")
+    );
 }
 
 #[test]
@@ -274,7 +320,10 @@ fn an_output_that_does_not_exist_fails_the_build() {
     bench.build(1, 1, &graph, last(&graph));
     bench.run();
     let (outcome, _) = &bench.finished[&BuildId(1)];
-    assert!(matches!(outcome, Err(Failure::NoOutput { output: 9, .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(Failure::NoOutput { output: 9, .. })),
+        "{outcome:?}"
+    );
 }
 
 #[test]
@@ -288,17 +337,29 @@ fn an_op_builds_within_the_lifetime_of_its_vertex() {
         let answer = bench.answer(effect).unwrap();
         bench.tell(answer);
     }
-    let Effect::Exec { vertex, .. } = bench.waiting[0].clone() else { panic!() };
+    let Effect::Exec { vertex, .. } = bench.waiting[0].clone() else {
+        panic!()
+    };
     let exec = bench.waiting.remove(0);
     for (spec, digest) in inner.specs.iter().zip(&inner.digests) {
         bench.specs.insert(*digest, spec.clone());
     }
     let (owner, graph) = (Owner::Vertex(vertex), inner.defs());
-    bench.tell(Input::Build { build: BuildId(2), owner, graph, target: last(&inner) });
+    bench.tell(Input::Build {
+        build: BuildId(2),
+        owner,
+        graph,
+        target: last(&inner),
+    });
     bench.run();
     assert!(bench.finished[&BuildId(2)].0.is_ok());
     // An op that builds itself would wait for itself.
-    bench.tell(Input::Build { build: BuildId(3), owner, graph: outer.defs(), target: last(&outer) });
+    bench.tell(Input::Build {
+        build: BuildId(3),
+        owner,
+        graph: outer.defs(),
+        target: last(&outer),
+    });
     assert_eq!(bench.finished[&BuildId(3)].0, Err(Failure::Recursive));
     bench.waiting.push(exec);
     bench.run();
@@ -336,9 +397,16 @@ fn the_steps_behind_a_result_can_be_exported() {
 
 #[test]
 fn a_chain_of_ten_thousand_steps_takes_linear_work() {
-    let mut specs = vec![Spec { name: "base".to_owned(), ..Spec::default() }];
+    let mut specs = vec![Spec {
+        name: "base".to_owned(),
+        ..Spec::default()
+    }];
     for index in 0..10_000 {
-        specs.push(Spec { name: format!("step{index}"), inputs: vec![(index, 0, false)], ..Spec::default() });
+        specs.push(Spec {
+            name: format!("step{index}"),
+            inputs: vec![(index, 0, false)],
+            ..Spec::default()
+        });
     }
     let graph = Graph::new(specs);
     let mut solver = solver::Solver::<String>::new();
@@ -347,8 +415,12 @@ fn a_chain_of_ten_thousand_steps_takes_linear_work() {
         bench.specs.insert(*digest, spec.clone());
     }
     let owner = Owner::Job(solver::JobId(1));
-    let mut inputs =
-        vec![Input::Build { build: BuildId(1), owner, graph: graph.defs(), target: last(&graph) }];
+    let mut inputs = vec![Input::Build {
+        build: BuildId(1),
+        owner,
+        graph: graph.defs(),
+        target: last(&graph),
+    }];
     let mut handled = 0;
     while let Some(input) = inputs.pop() {
         solver.handle(input);
@@ -363,7 +435,10 @@ fn a_chain_of_ten_thousand_steps_takes_linear_work() {
                 Effect::Save { .. } | Effect::Finished { .. } => {}
                 Effect::Exec { effect, .. } => {
                     let output = Some(bench.new_result(0));
-                    inputs.push(Input::Executed { effect, outputs: vec![output] });
+                    inputs.push(Input::Executed {
+                        effect,
+                        outputs: vec![output],
+                    });
                 }
                 other => inputs.push(bench.answer(other).unwrap()),
             }

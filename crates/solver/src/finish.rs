@@ -1,0 +1,109 @@
+//! How an edge comes to its result: execution, or the execution of an equal step.
+
+use std::collections::BTreeSet;
+
+use crate::ResultId;
+use crate::arena::EdgeId;
+use crate::core::{Failure, Purpose, Running, Solver};
+use crate::edge::{EdgeState, Effect, Level};
+use crate::vertex::ExecState;
+
+impl<E: Clone> Solver<E> {
+    /// Executes as soon as all inputs are there with their checksums, unless an equal step runs already.
+    pub(crate) fn execute(&mut self, id: EdgeId) {
+        self.want_all(id, Level::Result);
+        let mut ready = true;
+        for number in 0..self.edges[id].slots.len() {
+            ready &= self.ask_content(id, number);
+        }
+        if !ready {
+            return;
+        }
+        let vertex_id = self.edges[id].vertex;
+        match self.vertices[vertex_id].exec {
+            ExecState::Done(_) => self.take_output(id),
+            ExecState::Running(_) => self.edges[id].state = EdgeState::Executing { record: None },
+            ExecState::Idle => self.start_exec(id),
+        }
+    }
+
+    fn start_exec(&mut self, id: EdgeId) {
+        let vertex_id = self.edges[id].vertex;
+        let record = self.own_record(id);
+        let mut registered = None;
+        if let Some(record) = record {
+            let ignores = self.vertices[vertex_id].ignore_cache;
+            match self.running.get(&record).map(|running| running.vertex) {
+                None => {
+                    self.running.insert(
+                        record,
+                        Running {
+                            vertex: vertex_id,
+                            waiting: BTreeSet::new(),
+                        },
+                    );
+                    registered = Some(record);
+                }
+                Some(twin) if !ignores && twin != vertex_id && !self.ancestors(vertex_id).contains(&twin) => {
+                    self.edges[id].state = EdgeState::AwaitingTwin { record };
+                    if let Some(running) = self.running.get_mut(&record) {
+                        running.waiting.insert(id);
+                    }
+                    return;
+                }
+                Some(_) => {}
+            }
+        }
+        let effect = self.start(Purpose::Exec(vertex_id));
+        self.vertices[vertex_id].exec = ExecState::Running(effect);
+        self.edges[id].state = EdgeState::Executing { record: registered };
+        let edge = &self.edges[id];
+        let inputs: Vec<ResultId> = edge
+            .slots
+            .iter()
+            .filter_map(|slot| self.edges[slot.edge].result())
+            .collect();
+        assert_eq!(inputs.len(), edge.slots.len(), "{id:?} executes with all inputs");
+        self.emit(Effect::Exec {
+            effect,
+            vertex: vertex_id,
+            inputs,
+        });
+    }
+
+    /// Takes an edge's output from its vertex's execution.
+    pub(crate) fn take_output(&mut self, id: EdgeId) {
+        let edge = &self.edges[id];
+        let (vertex_id, output) = (edge.vertex, edge.output);
+        let registered = if let EdgeState::Executing { record } = edge.state {
+            record
+        } else {
+            None
+        };
+        let ExecState::Done(outputs) = &self.vertices[vertex_id].exec else {
+            return;
+        };
+        match outputs.get(output).copied().flatten() {
+            Some(result) => self.complete(id, result, false),
+            None => {
+                self.edges[id].state = EdgeState::Seeking;
+                let failure = Failure::NoOutput {
+                    vertex: self.vertices[vertex_id].digest,
+                    output,
+                };
+                self.fail_waiting(vec![id], &failure);
+            }
+        }
+        self.stop_running(registered, vertex_id);
+    }
+
+    /// Gives the edge its result and remembers it.
+    pub(crate) fn complete(&mut self, id: EdgeId, result: ResultId, owned: bool) {
+        self.want_all(id, Level::None);
+        self.edges[id].state = EdgeState::Done { result, owned };
+        self.remember(id, result);
+        self.edges[id].reached = Level::Result;
+        self.mark_users(id);
+        self.mark(id);
+    }
+}
