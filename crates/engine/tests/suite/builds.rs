@@ -51,7 +51,12 @@ impl Script {
     }
 
     fn count(&self, event: &str) -> usize {
-        self.events.lock().unwrap().iter().filter(|known| *known == event).count()
+        self.events
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|known| *known == event)
+            .count()
     }
 }
 
@@ -66,10 +71,19 @@ struct ScriptedOp {
 impl Op for ScriptedOp {
     async fn cache_map(&self, _: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
         let digest = Digest::sha256(self.name.as_bytes());
-        Ok(CacheMap { digests: vec![digest], deps: vec![Dep::default(); self.inputs], ..CacheMap::default() })
+        Ok(CacheMap {
+            digests: vec![digest],
+            deps: vec![Dep::default(); self.inputs],
+            ..CacheMap::default()
+        })
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
@@ -80,7 +94,8 @@ impl Op for ScriptedOp {
             running.0 += 1;
             running.1 = running.1.max(running.0);
         }
-        ctx.progress().log(LogStream::Stdout, format!("running {}\n", self.name));
+        ctx.progress()
+            .log(LogStream::Stdout, format!("running {}\n", self.name));
         let outcome = if self.name.contains("fail") {
             Err(BuildError::user("exit code: 1").with_exit_code(1))
         } else if self.name.contains("panic") {
@@ -120,7 +135,11 @@ impl OpFactory for Ops {
             },
             other => format!("{other:?}"),
         };
-        Ok(Arc::new(ScriptedOp { script: Arc::clone(&self.0), name, inputs: vertex.inputs.len() }))
+        Ok(Arc::new(ScriptedOp {
+            script: Arc::clone(&self.0),
+            name,
+            inputs: vertex.inputs.len(),
+        }))
     }
 }
 
@@ -130,7 +149,10 @@ struct Nothing;
 #[async_trait]
 impl Sessions for Nothing {
     async fn get(&self, id: &SessionId) -> Result<Arc<dyn Session>, SessionError> {
-        Err(SessionError::NoSession { id: id.to_string(), reason: "there are none".to_owned() })
+        Err(SessionError::NoSession {
+            id: id.to_string(),
+            reason: "there are none".to_owned(),
+        })
     }
 
     fn try_get(&self, _: &SessionId) -> Option<Arc<dyn Session>> {
@@ -146,7 +168,10 @@ impl SourceResolver for Nothing {
         op: pb::SourceOp,
         _: &MetaRequest,
     ) -> Result<SourceMeta, BuildError> {
-        Ok(SourceMeta { op, ..SourceMeta::default() })
+        Ok(SourceMeta {
+            op,
+            ..SourceMeta::default()
+        })
     }
 }
 
@@ -173,9 +198,18 @@ impl Frontend for Fixed {
         }
         bridge.warn(Digest::sha256(b"warned"), "careful", WarnOptions::default());
         let definition = Some(definition(&step(&source("base"), "/frontend")));
-        let mut result = bridge.solve(BridgeRequest { definition, ..BridgeRequest::default() }).await?;
-        result.metadata.insert("frontend.answer".to_owned(), Bytes::from_static(b"42"));
-        result.metadata.insert("other".to_owned(), Bytes::from_static(b"hidden"));
+        let mut result = bridge
+            .solve(BridgeRequest {
+                definition,
+                ..BridgeRequest::default()
+            })
+            .await?;
+        result
+            .metadata
+            .insert("frontend.answer".to_owned(), Bytes::from_static(b"42"));
+        result
+            .metadata
+            .insert("other".to_owned(), Bytes::from_static(b"hidden"));
         Ok(result)
     }
 }
@@ -229,7 +263,8 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let content = content::Store::open(&dir.path().join("content")).unwrap();
         let snapshotter = Arc::new(snapshot::Native::open(&dir.path().join("snapshots")).unwrap());
-        let store = cache::Store::open(dir.path(), content, snapshotter, cache::StoreOptions::default()).unwrap();
+        let store =
+            cache::Store::open(dir.path(), content, snapshotter, cache::StoreOptions::default()).unwrap();
         let script = Arc::new(Script::default());
         let engine = Engine::start(Services {
             store,
@@ -239,13 +274,21 @@ impl Bench {
             unlazy: Arc::new(Nothing),
             frontends: [("fixed".to_owned(), Arc::new(Fixed) as Arc<dyn Frontend>)].into(),
             exporters: BTreeMap::new(),
-            cache_importers: [("memory".to_owned(), Arc::new(Memory(imported)) as Arc<dyn CacheImporter>)].into(),
+            cache_importers: [(
+                "memory".to_owned(),
+                Arc::new(Memory(imported)) as Arc<dyn CacheImporter>,
+            )]
+            .into(),
             cache_exporters: BTreeMap::new(),
             processors: Vec::new(),
             allowed_entitlements: Vec::new(),
             max_parallelism,
         });
-        Self { engine, script, _dir: dir }
+        Self {
+            engine,
+            script,
+            _dir: dir,
+        }
     }
 
     async fn solve(&self, id: &str, state: &State) -> Result<SolveResponse, BuildError> {
@@ -262,7 +305,12 @@ impl Bench {
         let mut status = self.engine.status(&JobId(id.to_owned())).await.unwrap();
         let mut vertices: BTreeMap<String, Vertex> = BTreeMap::new();
         while let Some(batch) = status.next().await {
-            vertices.extend(batch.vertices.into_iter().map(|vertex| (vertex.name.clone(), vertex)));
+            vertices.extend(
+                batch
+                    .vertices
+                    .into_iter()
+                    .map(|vertex| (vertex.name.clone(), vertex)),
+            );
         }
         vertices.into_values().collect()
     }
@@ -274,7 +322,10 @@ fn source(name: &str) -> State {
 
 fn step(state: &State, path: &str) -> State {
     let options = MkfileOptions::default();
-    state.file(FileActions::new().mkfile(path, 0o644, Bytes::new(), options), &Constraints::new())
+    state.file(
+        FileActions::new().mkfile(path, 0o644, Bytes::new(), options),
+        &Constraints::new(),
+    )
 }
 
 fn definition(state: &State) -> pb::Definition {
@@ -282,7 +333,11 @@ fn definition(state: &State) -> pb::Definition {
 }
 
 fn request(id: &str, state: &State) -> SolveRequest {
-    SolveRequest { id: id.to_owned(), definition: Some(definition(state)), ..SolveRequest::default() }
+    SolveRequest {
+        id: id.to_owned(),
+        definition: Some(definition(state)),
+        ..SolveRequest::default()
+    }
 }
 
 #[tokio::test]
@@ -291,11 +346,17 @@ async fn a_second_build_executes_nothing_and_shows_everything_as_cached() {
     let state = step(&step(&source("base"), "/one"), "/two");
     bench.solve("first", &state).await.unwrap();
     bench.solve("second", &state).await.unwrap();
-    assert_eq!((bench.script.count("exec /one"), bench.script.count("exec /two")), (1, 1));
+    assert_eq!(
+        (bench.script.count("exec /one"), bench.script.count("exec /two")),
+        (1, 1)
+    );
     let vertices = bench.vertices("second").await;
     assert_eq!(vertices.len(), 3);
     for vertex in vertices {
-        assert!(vertex.completed.is_some() && vertex.error.is_empty(), "{vertex:?}");
+        assert!(
+            vertex.completed.is_some() && vertex.error.is_empty(),
+            "{vertex:?}"
+        );
         // The source was asked for its identity, which is work.
         assert_eq!(vertex.cached, vertex.name.contains("mkfile"), "{vertex:?}");
     }
@@ -320,7 +381,13 @@ async fn builds_share_work_and_one_may_leave() {
     assert!(first.await.unwrap_err().is_cancelled());
     bench.script.gate.add_permits(1);
     second.await.unwrap().unwrap();
-    assert_eq!((bench.script.count("exec /wait"), bench.script.count("canceled /wait")), (1, 0));
+    assert_eq!(
+        (
+            bench.script.count("exec /wait"),
+            bench.script.count("canceled /wait")
+        ),
+        (1, 0)
+    );
 }
 
 #[tokio::test]
@@ -334,7 +401,10 @@ async fn the_last_to_leave_cancels_and_the_engine_drains() {
     bench.engine.drain().await;
     assert_eq!(bench.script.count("canceled /wait"), 1);
     let vertices = bench.vertices("only").await;
-    assert!(vertices.iter().any(|vertex| vertex.error == "context canceled"), "{vertices:?}");
+    assert!(
+        vertices.iter().any(|vertex| vertex.error == "context canceled"),
+        "{vertices:?}"
+    );
     assert!(bench.engine.job(&JobId("only".to_owned())).is_none());
 }
 
@@ -343,30 +413,57 @@ async fn a_failure_names_its_step_and_does_not_poison_others() {
     let bench = Bench::new();
     let state = step(&step(&source("base"), "/fail"), "/after");
     let error = bench.solve("first", &state).await.unwrap_err();
-    assert_eq!((error.kind(), error.exit_code(), error.to_string().as_str()), (ErrorKind::User, Some(1), "exit code: 1"));
+    assert_eq!(
+        (error.kind(), error.exit_code(), error.to_string().as_str()),
+        (ErrorKind::User, Some(1), "exit code: 1")
+    );
     assert!(error.vertex().is_some());
     assert_eq!(error.failed_op().unwrap().inputs.len(), 1);
     let vertices = bench.vertices("first").await;
-    let failed: Vec<_> = vertices.iter().filter(|vertex| !vertex.error.is_empty()).collect();
+    let failed: Vec<_> = vertices
+        .iter()
+        .filter(|vertex| !vertex.error.is_empty())
+        .collect();
     assert_eq!((failed.len(), failed[0].error.as_str()), (1, "exit code: 1"));
     bench.solve("second", &state).await.unwrap_err();
-    assert_eq!((bench.script.count("exec /fail"), bench.script.count("exec /after")), (2, 0));
-    bench.solve("third", &step(&source("base"), "/fine")).await.unwrap();
+    assert_eq!(
+        (
+            bench.script.count("exec /fail"),
+            bench.script.count("exec /after")
+        ),
+        (2, 0)
+    );
+    bench
+        .solve("third", &step(&source("base"), "/fine"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_panic_is_an_error_of_its_build_alone() {
     let bench = Bench::new();
-    let error = bench.solve("first", &step(&source("base"), "/panic")).await.unwrap_err();
+    let error = bench
+        .solve("first", &step(&source("base"), "/panic"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
-    bench.solve("second", &step(&source("base"), "/fine")).await.unwrap();
+    bench
+        .solve("second", &step(&source("base"), "/fine"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn at_most_so_many_steps_run_at_once() {
     let bench = Bench::with(NonZeroUsize::new(2), MemoryRecords::default());
-    let builds: Vec<_> =
-        (0..5).map(|index| bench.start(&format!("b{index}"), &step(&source("base"), &format!("/wait{index}")))).collect();
+    let builds: Vec<_> = (0..5)
+        .map(|index| {
+            bench.start(
+                &format!("b{index}"),
+                &step(&source("base"), &format!("/wait{index}")),
+            )
+        })
+        .collect();
     bench.script.started.acquire_many(2).await.unwrap().forget();
     bench.script.gate.add_permits(5);
     for build in builds {
@@ -381,7 +478,10 @@ async fn a_name_is_taken_while_its_build_runs() {
     let build = bench.start("name", &step(&source("base"), "/wait"));
     bench.script.started.acquire().await.unwrap().forget();
     let error = bench.solve("name", &source("base")).await.unwrap_err();
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Conflict, "job ID name exists"));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::Conflict, "job ID name exists")
+    );
     bench.script.gate.add_permits(1);
     build.await.unwrap().unwrap();
 }
@@ -399,19 +499,43 @@ async fn a_status_may_be_asked_for_before_its_build() {
 #[tokio::test]
 async fn a_frontend_builds_lazily_and_its_metadata_is_told() {
     let bench = Bench::new();
-    let frontend = SolveRequest { id: "one".to_owned(), frontend: "fixed".to_owned(), ..SolveRequest::default() };
+    let frontend = SolveRequest {
+        id: "one".to_owned(),
+        frontend: "fixed".to_owned(),
+        ..SolveRequest::default()
+    };
     let response = bench.engine.solve(frontend.clone()).await.unwrap();
-    assert_eq!(response.exporter_response, [("frontend.answer".to_owned(), "42".to_owned())].into());
+    assert_eq!(
+        response.exporter_response,
+        [("frontend.answer".to_owned(), "42".to_owned())].into()
+    );
     assert_eq!(bench.script.count("exec /frontend"), 1);
-    let job = bench.engine.status(&JobId("one".to_owned())).await.unwrap().next().await.unwrap();
+    let job = bench
+        .engine
+        .status(&JobId("one".to_owned()))
+        .await
+        .unwrap()
+        .next()
+        .await
+        .unwrap();
     assert_eq!(job.warnings[0].short, "careful");
 
-    let mut refused = SolveRequest { id: "two".to_owned(), ..frontend.clone() };
+    let mut refused = SolveRequest {
+        id: "two".to_owned(),
+        ..frontend.clone()
+    };
     refused.frontend_opts.insert("refuse".to_owned(), String::new());
     let error = bench.engine.solve(refused).await.unwrap_err();
-    assert_eq!((error.to_string().as_str(), error.frontend()), ("refused", Some(("fixed", ""))));
+    assert_eq!(
+        (error.to_string().as_str(), error.frontend()),
+        ("refused", Some(("fixed", "")))
+    );
 
-    let unknown = SolveRequest { id: "three".to_owned(), frontend: "unknown".to_owned(), ..frontend };
+    let unknown = SolveRequest {
+        id: "three".to_owned(),
+        frontend: "unknown".to_owned(),
+        ..frontend
+    };
     let error = bench.engine.solve(unknown).await.unwrap_err();
     assert_eq!(error.to_string(), "invalid frontend: unknown");
 }
@@ -423,23 +547,35 @@ async fn a_client_can_be_its_own_frontend() {
     let client = tokio::spawn(async move {
         let forwarder = engine.bridge(&JobId("own".to_owned())).await?;
         let definition = Some(definition(&step(&source("base"), "/own")));
-        let request = BridgeRequest { definition, evaluate: true, ..BridgeRequest::default() };
+        let request = BridgeRequest {
+            definition,
+            evaluate: true,
+            ..BridgeRequest::default()
+        };
         let mut result = forwarder.bridge().solve(request).await?;
         let reference = result.single.clone().unwrap();
         forwarder.keep(&reference);
         assert!(forwarder.find(reference.id()).is_some());
         // Scratch has no files, but it is a directory.
         assert!(reference.read_dir("/", "").await?.is_empty());
-        let missing = reference.read_file("/missing", Default::default()).await.unwrap_err();
-        assert_eq!((missing.kind(), missing.to_string().as_str()), (
-            ErrorKind::NotFound,
-            "open /missing: no such file or directory"
-        ));
-        result.metadata.insert("frontend.mine".to_owned(), Bytes::from_static(b"yes"));
+        let missing = reference
+            .read_file("/missing", Default::default())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (missing.kind(), missing.to_string().as_str()),
+            (ErrorKind::NotFound, "open /missing: no such file or directory")
+        );
+        result
+            .metadata
+            .insert("frontend.mine".to_owned(), Bytes::from_static(b"yes"));
         forwarder.return_result(Ok(result));
         Ok::<_, BuildError>(())
     });
-    let request = SolveRequest { id: "own".to_owned(), ..SolveRequest::default() };
+    let request = SolveRequest {
+        id: "own".to_owned(),
+        ..SolveRequest::default()
+    };
     let response = bench.engine.solve(request).await.unwrap();
     client.await.unwrap().unwrap();
     assert_eq!(response.exporter_response["frontend.mine"], "yes");
@@ -456,15 +592,28 @@ async fn an_empty_definition_is_scratch() {
 #[tokio::test]
 async fn what_a_build_must_not_do_is_refused() {
     let bench = Bench::new();
-    let run = source("base").security(pb::SecurityMode::Insecure).run(["true"]).done().root();
+    let run = source("base")
+        .security(pb::SecurityMode::Insecure)
+        .run(["true"])
+        .done()
+        .root();
     let error = bench.solve("one", &run).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
-    assert!(error.to_string().contains("security.insecure is not allowed"), "{error}");
+    assert!(
+        error.to_string().contains("security.insecure is not allowed"),
+        "{error}"
+    );
     let mut wants = request("two", &source("base"));
     wants.entitlements.push("network.host".to_owned());
-    assert_eq!(bench.engine.solve(wants).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        bench.engine.solve(wants).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
     let mut exports = request("three", &source("base"));
-    exports.exporters.push(engine::solve::ExporterRequest { kind: "moby".to_owned(), attrs: BTreeMap::new() });
+    exports.exporters.push(engine::solve::ExporterRequest {
+        kind: "moby".to_owned(),
+        attrs: BTreeMap::new(),
+    });
     let error = bench.engine.solve(exports).await.unwrap_err();
     assert_eq!(error.to_string(), "exporter \"moby\" could not be found");
 }
@@ -478,7 +627,16 @@ async fn an_imported_cache_is_used_and_a_broken_one_is_no_harm() {
     let mut records = MemoryRecords::default();
     let child = solver::RecordId(Digest::sha256(b"child"));
     let op = Digest::sha256(b"/imported");
-    records.add(child, [solver::Link { parent: root, input: 0, op, output: 0, selector: None }]);
+    records.add(
+        child,
+        [solver::Link {
+            parent: root,
+            input: 0,
+            op,
+            output: 0,
+            selector: None,
+        }],
+    );
     records.add_result(child, "layer", 1);
     let bench = Bench::with(None, records);
     let import = |attr: &str| CacheOption {
@@ -488,9 +646,18 @@ async fn an_imported_cache_is_used_and_a_broken_one_is_no_harm() {
     let mut with_cache = request("one", &state);
     with_cache.cache_imports = vec![import("broken"), import("fine")];
     bench.engine.solve(with_cache).await.unwrap();
-    assert_eq!(bench.script.count("exec /imported"), 0, "{:?} {:?}", bench.script.events, graph.vertices());
+    assert_eq!(
+        bench.script.count("exec /imported"),
+        0,
+        "{:?} {:?}",
+        bench.script.events,
+        graph.vertices()
+    );
     let vertices = bench.vertices("one").await;
-    let imports: Vec<_> = vertices.iter().filter(|vertex| vertex.name.starts_with("importing cache")).collect();
+    let imports: Vec<_> = vertices
+        .iter()
+        .filter(|vertex| vertex.name.starts_with("importing cache"))
+        .collect();
     assert!(!imports.is_empty());
     // What was imported is known locally now.
     bench.solve("two", &state).await.unwrap();
