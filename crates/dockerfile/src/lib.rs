@@ -12,15 +12,33 @@
 //! Start at [`Conversion`].
 #![forbid(unsafe_code)]
 
+mod ask;
+mod chmod;
+mod context;
 mod conversion;
+mod convert;
+mod convert_llb;
 mod csv;
+mod env;
+mod error;
+mod frontend;
+mod git_ref;
+mod image;
 mod instruction;
 mod lint;
+mod options;
+mod os_path;
+mod outline;
 mod parser;
 mod position;
+mod print_source;
 mod request;
+mod sbom;
+mod signal;
 mod size;
+mod subrequest;
 mod suggest;
+mod table;
 mod text;
 mod word;
 

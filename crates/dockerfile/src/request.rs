@@ -31,6 +31,9 @@ pub enum Need {
     Files(FilesNeed),
     /// What is known about a source without fetching it; answered by [`Answer::Source`].
     SourceMetadata(SourceMetadataNeed),
+    /// The newest modification time of the regular files in a tar archive, compressed or not, which is the one path
+    /// of the need; answered by [`Answer::Time`], with nothing if the file is no archive or has no regular files.
+    NewestInArchive(FilesNeed),
 }
 
 /// Asks for an image's configuration.
@@ -93,6 +96,8 @@ pub enum Answer {
     Files(Vec<Result<Vec<u8>, AnswerError>>),
     /// What is known about the source.
     Source(SourceAnswer),
+    /// A time, seconds since 1970.
+    Time(Option<i64>),
     /// The need could not be met.
     Failed(AnswerError),
 }

@@ -23,11 +23,6 @@ pub(crate) fn search<S: AsRef<str>>(value: &str, options: impl IntoIterator<Item
     best.filter(|found| !found.is_empty())
 }
 
-/// Words the suffix of an error, or nothing.
-pub(crate) fn suffix<S: AsRef<str>>(value: &str, options: impl IntoIterator<Item = S>, fold: bool) -> String {
-    search(value, options, fold).map_or_else(String::new, |found| format!(" (did you mean {found}?)"))
-}
-
 fn match_case(found: &str, original: &str) -> String {
     if original == original.to_lowercase() {
         found.to_lowercase()
@@ -79,7 +74,6 @@ mod tests {
         assert_eq!(search("bsuybox", ["alpine", "busybox"], false).as_deref(), Some("busybox"));
         assert_eq!(search("alpine", ["alpine", "alpin"], false), None);
         assert_eq!(search("nothing", ["alpine"], false), None);
-        assert_eq!(suffix("chmo", ["chmod", "chown"], false), " (did you mean chmod?)");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use oci::Healthcheck;
 pub(crate) use expose::{PortError, parse_port};
 pub(crate) use mount::{Mount, MountKind, Sharing, parse_mount};
 pub(crate) use parse::{InstructionError, LocatedInstructionError, Parsed, parse, parse_trigger};
-pub(crate) use run::{Device, Network, Run};
+pub(crate) use run::{Network, Run};
 
 use crate::position::Range;
 

@@ -112,6 +112,11 @@ impl Linter {
         self.findings.as_ref().map(|findings| findings.borrow().clone()).unwrap_or_default()
     }
 
+    /// Counts what was found so far.
+    pub(crate) fn count(&self) -> usize {
+        self.findings.as_ref().map_or(0, |findings| findings.borrow().len())
+    }
+
     /// Notes a finding if its rule is wanted.
     pub(crate) fn run(&self, rule: &'static Rule, location: &[Range], message: impl FnOnce() -> String) {
         let Some(findings) = &self.findings else { return };
@@ -122,7 +127,8 @@ impl Linter {
             !config.skip_all && !config.skip.contains(rule.name)
         };
         if wanted {
-            findings.borrow_mut().push(Finding { rule, message: message(), location: location.to_vec() });
+            let finding = Finding { rule, message: message(), location: location.to_vec() };
+            findings.borrow_mut().push(finding);
         }
     }
 

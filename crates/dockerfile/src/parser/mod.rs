@@ -8,7 +8,7 @@ mod heredoc;
 mod lines;
 mod words;
 
-pub(crate) use directive::{Directive, check_directive, detect_syntax, directive};
+pub(crate) use directive::{check_directive, detect_syntax, directive};
 pub(crate) use heredoc::{Heredoc, parse_heredoc, trim_leading_tabs};
 
 use crate::position::{Range, line_ranges};

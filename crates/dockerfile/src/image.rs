@@ -1,0 +1,70 @@
+//! Image configurations as the frontend reads, changes and prints them.
+
+use oci::{ImageConfig, Platform, json};
+use serde_json::{Map, Value};
+
+use crate::error::{ConvertError, Progress};
+
+/// Reads a configuration. What the frontend does not know is dropped, as it is not inherited.
+pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
+    let mut image: ImageConfig =
+        serde_json::from_slice(bytes).map_err(|err| ConvertError::Json(format!("invalid image config: {err}")))?;
+    let config = &mut image.config;
+    image.extra.clear();
+    config.extra.clear();
+    let maps = [&mut config.exposed_ports, &mut config.volumes];
+    maps.into_iter().flat_map(|map| map.values_mut()).for_each(|value| *value = Value::Object(Map::new()));
+    for history in &mut image.history {
+        history.created = history.created.take().map(|time| trim_fraction(&time));
+    }
+    image.created = image.created.take().map(|time| trim_fraction(&time));
+    Ok(image)
+}
+
+/// Removes zeros at the end of a time's fraction, and an empty fraction.
+fn trim_fraction(time: &str) -> String {
+    let Some((seconds, rest)) = time.split_once('.') else { return time.to_owned() };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let (fraction, zone) = rest.split_at(digits);
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() { format!("{seconds}{zone}") } else { format!("{seconds}.{fraction}{zone}") }
+}
+
+/// Prints a configuration.
+pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
+    let text = json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()))?;
+    // An image without layers has never had a list of them. Quotes are escaped within texts, so this cannot be one.
+    Ok(text.replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1).into_bytes())
+}
+
+/// Returns the configuration a build from nothing starts with.
+pub(crate) fn empty(platform: &Platform) -> ImageConfig {
+    let mut image = ImageConfig::default();
+    image.set_platform(platform.clone());
+    "/".clone_into(&mut image.config.working_dir);
+    if platform.os != "windows" {
+        image.config.env.push(format!("PATH={}", llb::default_path(&platform.os)));
+    }
+    image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_prints_as_buildkit_does() {
+        let image = read(
+            br#"{"architecture":"amd64","os":"linux","x":1,"history":[{"created":"2024-01-02T03:04:05.120000000Z"}],
+                "config":{"Env":["A=b"],"OnBuild":null,"Hostname":"h","ExposedPorts":{"80/tcp":null}}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            String::from_utf8(print(&image).unwrap()).unwrap(),
+            concat!(
+                r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null},"#,
+                r#""history":[{"created":"2024-01-02T03:04:05.12Z"}],"config":{"ExposedPorts":{"80/tcp":{}},"Env":["A=b"]}}"#
+            )
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Digests, names, images, errors and warnings that BuildKit's frontend produces, as facts.
+//!
+//! Each directory of `tests/golden` holds a Dockerfile, perhaps `options.json` and other files of the context, and in
+//! `expected.json` what BuildKit made of them with the images of `images.json`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dockerfile::{Failure, Outcome, Range, Warning};
+use llb::pb::{Definition, OpMetadata};
+use serde_json::{Map, Value, json};
+
+use crate::drive::{Driver, files_of, request};
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn read_json(path: &Path) -> Value {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap(),
+        Err(_) => Value::Null,
+    }
+}
+
+#[test]
+fn matches_buildkit() {
+    let images = read_json(&golden_dir().join("images.json"));
+    let only = std::env::var("GOLDEN").ok();
+    let mut names: Vec<String> = fs::read_dir(golden_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| only.as_ref().is_none_or(|only| name == only))
+        .collect();
+    names.sort();
+    assert!(!names.is_empty());
+    let mut problems = Vec::new();
+    for name in &names {
+        let dir = golden_dir().join(name);
+        let expected = read_json(&dir.join("expected.json"));
+        let actual = run(&dir, &images);
+        let before = problems.len();
+        compare(name, &expected, &actual, &mut problems);
+        if problems.len() > before && only.is_some() {
+            problems.push(serde_json::to_string_pretty(&actual).unwrap());
+        }
+    }
+    let count = problems.len();
+    assert!(problems.is_empty(), "{count} differences in {} cases:\n{}", names.len(), problems.join("\n"));
+}
+
+fn compare(path: &str, expected: &Value, actual: &Value, problems: &mut Vec<String>) {
+    match (expected, actual) {
+        (Value::Object(one), Value::Object(two)) => {
+            let mut keys: Vec<&String> = one.keys().chain(two.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let null = Value::Null;
+                let (one, two) = (one.get(key).unwrap_or(&null), two.get(key).unwrap_or(&null));
+                compare(&format!("{path} / {key}"), one, two, problems);
+            }
+        }
+        _ if expected == actual => {}
+        _ => problems.push(format!("{path}:\n    expected {expected}\n    actual   {actual}")),
+    }
+}
+
+fn run(dir: &Path, images: &Value) -> Value {
+    let options = read_json(&dir.join("options.json"));
+    let texts = |value: &Value| -> Vec<String> {
+        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let platforms = texts(&options["platforms"]);
+    let platforms: Vec<&str> =
+        if platforms.is_empty() { vec!["linux/amd64"] } else { platforms.iter().map(String::as_str).collect() };
+    let without = texts(&options["missing"]);
+    let without: Vec<&str> = without.iter().map(String::as_str).collect();
+    let given: BTreeMap<String, String> = serde_json::from_value(options["options"].clone()).unwrap_or_default();
+    let files = files_of(dir);
+    let mut driver =
+        Driver { files: &files, images, sources: &options["sources"], solved: Vec::new(), asked: Vec::new() };
+    let result = driver.run(request(given, &platforms, &without));
+    let Driver { mut solved, mut asked, .. } = driver;
+    asked.sort();
+    let mut out = json!({});
+    let mut warnings = Vec::new();
+    match result {
+        Ok(Outcome::Build(build)) => {
+            let mut refs = Vec::new();
+            for found in build.results {
+                let id = if build.multi_platform { found.id.clone() } else { String::new() };
+                refs.push(format!("{id}={}", root(&found.definition)));
+                solved.push(found.definition);
+                for attestation in found.attestations {
+                    refs.push(format!("attestation {}={}", found.id, root(&attestation.definition)));
+                    solved.push(attestation.definition);
+                }
+            }
+            refs.sort();
+            out["refs"] = json!(refs);
+            out["metadata"] = texts_of(&build.metadata);
+            warnings = build.warnings;
+        }
+        Ok(Outcome::Metadata(metadata)) => out["metadata"] = texts_of(&metadata),
+        Ok(Outcome::Forward(forward)) => out["forward"] = json!(forward.options),
+        Err(failure) => {
+            out["error"] = failure_json(&failure);
+            warnings = failure.warnings;
+        }
+    }
+    if !asked.is_empty() {
+        out["asked"] = json!(asked);
+    }
+    if !warnings.is_empty() {
+        out["warnings"] = warnings.iter().map(warning_json).collect();
+    }
+    let solves: Map<String, Value> = solved.iter().map(|found| (root(found), vertices(found))).collect();
+    if !solves.is_empty() {
+        out["solves"] = Value::Object(solves);
+    }
+    out
+}
+
+fn texts_of(metadata: &BTreeMap<String, Vec<u8>>) -> Value {
+    metadata.iter().map(|(key, value)| (key.clone(), json!(String::from_utf8_lossy(value)))).collect()
+}
+
+fn lines(ranges: &[Range]) -> Value {
+    let mut lines = Vec::new();
+    for range in ranges {
+        lines.push(i64::from(range.start.line));
+        if range.end.line != range.start.line {
+            lines.push(-i64::from(range.end.line));
+        }
+    }
+    json!(lines)
+}
+
+fn failure_json(failure: &Failure) -> Value {
+    let sources: Vec<Value> = failure.sources.iter().map(|source| lines(&source.ranges)).collect();
+    json!({ "message": failure.message, "sources": sources })
+}
+
+fn warning_json(warning: &Warning) -> Value {
+    json!({
+        "message": warning.short,
+        "detail": warning.detail,
+        "url": warning.url,
+        "lines": lines(&warning.source.ranges),
+    })
+}
+
+fn root(definition: &Definition) -> String {
+    if definition.def.is_empty() {
+        return "scratch".into();
+    }
+    let graph = llb::Graph::load(definition).unwrap();
+    graph.vertex(graph.root()).digest.to_string()
+}
+
+fn vertices(definition: &Definition) -> Value {
+    let digests = definition.def.iter().map(|raw| oci::Digest::sha256(raw).to_string());
+    let empty = OpMetadata::default();
+    let vertex = |digest: String| {
+        let metadata = definition.metadata.get(&digest).unwrap_or(&empty);
+        let mut out = json!({});
+        for (key, name) in [("name", "llb.customname"), ("command", "com.docker.dockerfile.v1.command")] {
+            if let Some(text) = metadata.description.get(name).filter(|text| !text.is_empty()) {
+                out[key] = json!(text);
+            }
+        }
+        if metadata.ignore_cache {
+            out["ignore_cache"] = json!(true);
+        }
+        if let Some(group) = &metadata.progress_group {
+            out["group"] = json!(format!("{} {}", group.name, group.weak));
+        }
+        if !metadata.caps.is_empty() {
+            out["caps"] = json!(metadata.caps.keys().collect::<Vec<_>>());
+        }
+        if let Some(resources) = &metadata.linux_resources {
+            out["resources"] = json!(serde_json::to_string(resources).unwrap());
+        }
+        let source = definition.source.as_ref().and_then(|source| source.locations.get(&digest));
+        let found = source.map(|found| found.locations.as_slice()).unwrap_or_default();
+        if !found.is_empty() {
+            out["lines"] = found.iter().map(|place| json!(wire_lines(&place.ranges))).collect();
+        }
+        (digest, out)
+    };
+    Value::Object(digests.map(vertex).collect())
+}
+
+fn wire_lines(ranges: &[llb::pb::Range]) -> Vec<i32> {
+    let line = |at: Option<llb::pb::Position>| at.unwrap_or_default().line;
+    let mut lines = Vec::new();
+    for range in ranges {
+        lines.push(line(range.start));
+        if line(range.end) != line(range.start) {
+            lines.push(-line(range.end));
+        }
+    }
+    lines
+}
