@@ -23,6 +23,7 @@ pub mod job;
 pub mod op;
 pub mod progress;
 pub mod session;
+pub mod setup;
 pub mod solve;
 pub mod source;
 pub mod unlazy;

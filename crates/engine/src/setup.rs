@@ -1,0 +1,193 @@
+//! Setting an engine up on a state directory: stores, sources, ops, exporters, frontends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cache::{Store, StoreOptions};
+use executor::{Executor, ExecutorConfig, ExecutorError};
+use oci::Platform;
+use registry::HostsConfig;
+use snapshot::Snapshotter;
+
+use crate::bridge::Frontend;
+use crate::engine::{Engine, Services};
+use crate::error::{BuildError, ErrorKind};
+use crate::export::image::layers::LayerExporter;
+use crate::export::image::ImageExporter;
+use crate::export::local::LocalExporter;
+use crate::export::oci::{ArchiveExporter, Variant};
+use crate::export::tar::TarExporter;
+use crate::frontend::dockerfile::{self, DockerfileFrontend};
+use crate::job::Entitlement;
+use crate::session::Sessions;
+use crate::solve::Exporter;
+use crate::source::http::HttpFiles;
+use crate::source::image::fetch::BlobFetcher;
+use crate::source::image::{Images, providers};
+use crate::unlazy::Unlazy;
+use crate::worker::{Worker, WorkerParts};
+
+/// How snapshots are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotterChoice {
+    /// Overlays where they can be mounted, else copies.
+    #[default]
+    Auto,
+    /// Overlays, or a failure to start.
+    Overlay,
+    /// Copies.
+    Native,
+}
+
+/// What an engine is set up with.
+#[derive(Debug)]
+pub struct EngineConfig {
+    /// The state directory.
+    pub root: PathBuf,
+    /// How long to wait for another process to let the state directory go; `None`: not at all.
+    pub lock_timeout: Option<Duration>,
+    /// How snapshots are kept.
+    pub snapshotter: SnapshotterChoice,
+    /// How containers are run; its directory is set here.
+    pub executor: ExecutorConfig,
+    /// How registries are reached.
+    pub registries: HostsConfig,
+    /// The clients.
+    pub sessions: Arc<dyn Sessions>,
+    /// Platforms whose programs run here, the preferred one first.
+    pub platforms: Vec<Platform>,
+    /// What definitions may contain.
+    pub capabilities: BTreeSet<String>,
+    /// Rights that builds may be granted.
+    pub allowed_entitlements: Vec<Entitlement>,
+    /// Steps that may run at once; `None`: no limit.
+    pub max_parallelism: Option<NonZeroUsize>,
+    /// Frontends that are switched off, by name.
+    pub disabled_frontends: BTreeSet<String>,
+}
+
+/// What came of setting up.
+#[derive(Debug)]
+pub struct Ready {
+    /// The engine.
+    pub engine: Engine,
+    /// The snapshotter's name, as clients know it: `overlayfs` or `native`.
+    pub snapshotter: &'static str,
+    /// Why no containers can be run, if so.
+    pub without_containers: Option<String>,
+}
+
+/// Opens the state directory and starts the engine. Called on a tokio runtime; blocks for as long as opening takes.
+///
+/// # Errors
+/// With the cause and the path: the state directory is in use, of a newer version, not writable, damaged.
+pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
+    std::fs::create_dir_all(&config.root).map_err(|error| {
+        BuildError::from_source(ErrorKind::Internal, error).context(format!("create {}", config.root.display()))
+    })?;
+    let (store, snapshotter) = open_store(&config)?;
+    let (executor, without_containers) = start_executor(&config)?;
+    let client = registry::Client::new(config.registries.clone());
+    let images = Images::new(client, store.clone());
+    let fetcher = BlobFetcher::new(store.clone(), providers(&images));
+    let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher.clone());
+    let web = registry::web_client().map_err(internal)?;
+    let worker = Worker::new(WorkerParts {
+        store: store.clone(),
+        images: Arc::clone(&images),
+        http: HttpFiles::new(web, store.clone()),
+        unlazy: Arc::clone(&unlazy),
+        executor,
+        dir: config.root.join("worker"),
+    })?;
+    let worker = Arc::new(worker);
+    let engine = Engine::start(Services {
+        store: store.clone(),
+        sessions: config.sessions,
+        ops: Arc::clone(&worker) as _,
+        sources: worker,
+        frontends: frontends(config.platforms, config.capabilities, &config.disabled_frontends),
+        exporters: exporters(images, LayerExporter::new(store, fetcher), &unlazy),
+        unlazy,
+        cache_importers: BTreeMap::new(),
+        cache_exporters: BTreeMap::new(),
+        processors: Vec::new(),
+        allowed_entitlements: config.allowed_entitlements,
+        max_parallelism: config.max_parallelism,
+    });
+    Ok(Ready { engine, snapshotter, without_containers })
+}
+
+fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError {
+    BuildError::from_source(ErrorKind::Internal, error)
+}
+
+fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError> {
+    // The version is checked before anything of a newer layout is touched, so the lock and it come from the store.
+    let content = content::Store::open(&config.root.join("content")).map_err(internal)?;
+    let (snapshotter, name) = open_snapshotter(config.snapshotter, &config.root.join("snapshots"))?;
+    let options = StoreOptions { lock_timeout: config.lock_timeout, ..StoreOptions::default() };
+    let store = Store::open(&config.root, content, snapshotter, options).map_err(internal)?;
+    Ok((store, name))
+}
+
+fn open_snapshotter(
+    choice: SnapshotterChoice,
+    root: &Path,
+) -> Result<(Arc<dyn Snapshotter>, &'static str), BuildError> {
+    let native = || -> Result<(Arc<dyn Snapshotter>, &'static str), BuildError> {
+        Ok((Arc::new(snapshot::Native::open(&root.join("native")).map_err(internal)?), "native"))
+    };
+    if choice == SnapshotterChoice::Native {
+        return native();
+    }
+    match snapshot::Overlay::open(&root.join("overlayfs"), snapshot::OverlayOptions::default()) {
+        Ok(overlay) => Ok((Arc::new(overlay), "overlayfs")),
+        Err(error) if choice == SnapshotterChoice::Overlay => Err(internal(error)),
+        Err(error) => {
+            tracing::warn!(%error, "overlays cannot be mounted here, trees are copied instead");
+            native()
+        }
+    }
+}
+
+fn start_executor(config: &EngineConfig) -> Result<(Option<Executor>, Option<String>), BuildError> {
+    let state_dir = config.root.join("executor");
+    let parts = ExecutorConfig { state_dir, ..config.executor.clone() };
+    match Executor::new(parts) {
+        Ok(executor) => Ok((Some(executor), None)),
+        // Everything but containers works without root.
+        Err(error @ ExecutorError::Unprivileged { .. }) => Ok((None, Some(error.to_string()))),
+        Err(error) => Err(internal(error)),
+    }
+}
+
+fn frontends(
+    platforms: Vec<Platform>,
+    capabilities: BTreeSet<String>,
+    disabled: &BTreeSet<String>,
+) -> BTreeMap<String, Arc<dyn Frontend>> {
+    let mut frontends: BTreeMap<String, Arc<dyn Frontend>> = BTreeMap::new();
+    let dockerfile = DockerfileFrontend::new(platforms, capabilities);
+    frontends.insert(dockerfile::NAME.to_owned(), Arc::new(dockerfile));
+    frontends.retain(|name, _| !disabled.contains(name));
+    frontends
+}
+
+fn exporters(
+    images: Arc<Images>,
+    layers: LayerExporter,
+    unlazy: &Arc<dyn Unlazy>,
+) -> BTreeMap<String, Arc<dyn Exporter>> {
+    let named = |name: &str, exporter: Arc<dyn Exporter>| (name.to_owned(), exporter);
+    BTreeMap::from([
+        named("image", Arc::new(ImageExporter::new(images, layers.clone()))),
+        named("oci", Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci))),
+        named("docker", Arc::new(ArchiveExporter::new(layers, Variant::Docker))),
+        named("local", Arc::new(LocalExporter::new(Arc::clone(unlazy)))),
+        named("tar", Arc::new(TarExporter::new(Arc::clone(unlazy)))),
+    ])
+}
