@@ -40,6 +40,7 @@ mod verify;
 pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 pub use handle::{ImmutableRef, MutableRef};
+pub use open::StateLock;
 pub use pin::Pin;
 pub use record::{Batch, CacheResult, Link, RecordDescription, Records};
 pub use store::{Backend, Store, StoreOptions, Ticket};

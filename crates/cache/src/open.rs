@@ -38,8 +38,10 @@ pub(crate) fn open(
     };
     let markers = root.join("writing");
     fs::create_dir_all(&markers).map_err(failed("create", &markers))?;
-    let lock = lock(root, options.lock_timeout)?;
-    check_version(root)?;
+    let StateLock(lock) = match options.lock {
+        Some(lock) => lock,
+        None => StateLock::acquire(root, options.lock_timeout)?,
+    };
     let database_error = |source| OpenError::Database {
         root: root.to_owned(),
         source,
@@ -92,6 +94,21 @@ pub(crate) fn open(
     Ok(Store {
         shared: Arc::new(shared),
     })
+}
+
+/// The right to use a state directory, held against other processes until it is dropped. Whoever opens a content store or
+/// a snapshotter in a state directory needs it before: opening sweeps.
+#[derive(Debug)]
+pub struct StateLock(File);
+
+impl StateLock {
+    /// Takes the lock of an existing directory, waiting at most `timeout`, and checks that this program knows the
+    /// directory's version.
+    pub fn acquire(root: &Path, timeout: Option<Duration>) -> Result<Self, OpenError> {
+        let lock = lock(root, timeout)?;
+        check_version(root)?;
+        Ok(Self(lock))
+    }
 }
 
 /// Takes the lock file, waiting at most `timeout`.

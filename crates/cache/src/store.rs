@@ -12,6 +12,7 @@ use snapshot::{SnapshotKey, Snapshotter};
 use crate::db::{After, Change, Db, NAMES, Sequence, Transaction};
 use crate::error::{OpenError, StoreError};
 use crate::gc::DiskStat;
+use crate::open::StateLock;
 use crate::pin::Pin;
 use crate::record::Records;
 use crate::state::State;
@@ -30,6 +31,8 @@ pub enum Backend {
 /// How to open a store.
 #[derive(Debug)]
 pub struct StoreOptions {
+    /// The lock of the directory, when it is held already.
+    pub lock: Option<StateLock>,
     /// Waits so long for another process to let the directory go; `None` does not wait.
     pub lock_timeout: Option<Duration>,
     /// Changes become durable after at most about this time.
@@ -44,6 +47,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         let flush_interval = Duration::from_millis(500);
         Self {
+            lock: None,
             lock_timeout: None,
             flush_interval,
             backend: Backend::File,

@@ -115,7 +115,12 @@ impl Store {
             }
             match self.content().verify(digest) {
                 Err(content::VerifyError::Corrupt { digest, actual }) => {
-                    if found(Finding::CorruptBlob { digest, actual: *actual }).is_break() {
+                    if found(Finding::CorruptBlob {
+                        digest,
+                        actual: *actual,
+                    })
+                    .is_break()
+                    {
                         return Ok(ControlFlow::Break(()));
                     }
                 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cache::{Store, StoreOptions};
+use cache::{StateLock, Store, StoreOptions};
 use executor::{Executor, ExecutorConfig, ExecutorError};
 use oci::Platform;
 use registry::HostsConfig;
@@ -126,10 +126,11 @@ fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError
 }
 
 fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError> {
-    // The version is checked before anything of a newer layout is touched, so the lock and it come from the store.
+    // Opening sweeps, so nothing is opened that another process uses or a newer version made.
+    let lock = StateLock::acquire(&config.root, config.lock_timeout).map_err(internal)?;
     let content = content::Store::open(&config.root.join("content")).map_err(internal)?;
     let (snapshotter, name) = open_snapshotter(config.snapshotter, &config.root.join("snapshots"))?;
-    let options = StoreOptions { lock_timeout: config.lock_timeout, ..StoreOptions::default() };
+    let options = StoreOptions { lock: Some(lock), ..StoreOptions::default() };
     let store = Store::open(&config.root, content, snapshotter, options).map_err(internal)?;
     Ok((store, name))
 }
