@@ -5,12 +5,18 @@ use serde_json::{Map, Value};
 
 use crate::error::{ConvertError, Progress};
 
+/// Marks an image that has a list of layers, if an empty one; others without layers have none. Never printed.
+const EMPTY_LIST: &str = "empty diff_ids";
+
 /// Reads a configuration. What the frontend does not know is dropped, as it is not inherited.
 pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
     let mut image: ImageConfig =
         serde_json::from_slice(bytes).map_err(|err| ConvertError::Json(format!("invalid image config: {err}")))?;
-    let config = &mut image.config;
     image.extra.clear();
+    if image.rootfs.diff_ids.is_empty() && has_empty_list(bytes) {
+        image.extra.insert(EMPTY_LIST.to_owned(), Value::Null);
+    }
+    let config = &mut image.config;
     config.extra.clear();
     let maps = [&mut config.exposed_ports, &mut config.volumes];
     maps.into_iter().flat_map(|map| map.values_mut()).for_each(|value| *value = Value::Object(Map::new()));
@@ -19,6 +25,12 @@ pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
     }
     image.created = image.created.take().map(|time| trim_fraction(&time));
     Ok(image)
+}
+
+/// Tells whether the list of layers is there and empty, not `null`.
+fn has_empty_list(bytes: &[u8]) -> bool {
+    let value: Option<Value> = serde_json::from_slice(bytes).ok();
+    value.is_some_and(|value| value.pointer("/rootfs/diff_ids").is_some_and(Value::is_array))
 }
 
 /// Removes zeros at the end of a time's fraction, and an empty fraction.
@@ -32,9 +44,14 @@ fn trim_fraction(time: &str) -> String {
 
 /// Prints a configuration.
 pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
-    let text = json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()))?;
-    // An image without layers has never had a list of them. Quotes are escaped within texts, so this cannot be one.
-    Ok(text.replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1).into_bytes())
+    let to_text = |image: &ImageConfig| json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()));
+    if image.extra.contains_key(EMPTY_LIST) {
+        let mut image = image.clone();
+        image.extra.clear();
+        return Ok(to_text(&image)?.into_bytes());
+    }
+    // Quotes are escaped within texts, so this cannot be found in one.
+    Ok(to_text(image)?.replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1).into_bytes())
 }
 
 /// Returns the configuration a build from nothing starts with.

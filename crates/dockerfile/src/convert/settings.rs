@@ -10,13 +10,16 @@ use super::name::shown;
 use super::stages::{StageId, StageState};
 use super::{Converter, NON_ENV_ARGS, validate, wire_ranges};
 use crate::error::{ConvertError, Progress};
-use crate::instruction::{Argument, CommandLine, KeyValue, parse_port};
+use crate::instruction::{Argument, CommandLine, KeyValue, split_port};
 use crate::lint::rules;
 use crate::os_path;
 use crate::outline::ArgSeen;
 use crate::signal;
 use crate::text;
 use crate::word::Variables;
+
+/// How many ports one instruction may name: each of the three protocols' ports, and some of them twice.
+const MAX_PORTS: usize = 1 << 18;
 
 impl Converter<'_> {
     fn expand_pairs(&self, step: &Step<'_>, pairs: &[KeyValue]) -> Progress<Vec<KeyValue>> {
@@ -159,15 +162,18 @@ impl Converter<'_> {
         let mut exposed = Vec::new();
         for written in ports {
             for word in self.lexer.words(written, &self.stages[step.id.0].env)? {
-                let port = parse_port(&word)?;
+                let port = split_port(&word)?;
                 let location = &step.instruction.location;
                 if port.odd_casing {
                     step.linter.run(&rules::EXPOSE_PROTO_CASING, location, || rules::expose_proto_casing(&word));
                 }
-                if port.has_host {
+                if port.has_host() {
                     step.linter.run(&rules::EXPOSE_INVALID_FORMAT, location, || rules::expose_invalid_format(&word));
                 }
-                exposed.extend(port.exposed);
+                exposed.extend(port.exposed()?);
+                if exposed.len() > MAX_PORTS {
+                    return Err(ConvertError::TooLarge.into());
+                }
             }
         }
         let message = format!("EXPOSE {}", text::list(&exposed));

@@ -23,19 +23,19 @@ pub(crate) enum PortError {
     Ranges { container: String, host: String },
 }
 
-/// A port, or a range of them.
+/// A port, or a range of them, split but not yet understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Port {
-    /// As in the image configuration: `80/tcp`.
-    pub(crate) exposed: Vec<String>,
+    address: String,
+    host: String,
+    container: String,
+    protocol: String,
     /// The protocol is not in lower case.
     pub(crate) odd_casing: bool,
-    /// There is an address or a host port, neither of which means anything here.
-    pub(crate) has_host: bool,
 }
 
-/// Parses `[[address:]host:]port[-port][/protocol]`. The lint of a refused port is lost with it.
-pub(crate) fn parse_port(text: &str) -> Result<Port, PortError> {
+/// Splits `[[address:]host:]port[-port][/protocol]`.
+pub(crate) fn split_port(text: &str) -> Result<Port, PortError> {
     let parts: Vec<&str> = text.split(':').collect();
     let (address, host, container) = match parts[..] {
         [container] => (String::new(), "", container),
@@ -53,19 +53,34 @@ pub(crate) fn parse_port(text: &str) -> Result<Port, PortError> {
         "tcp" | "udp" | "sctp" => lower.as_str(),
         _ => return Err(PortError::Protocol { port: text.to_owned(), protocol: protocol.to_owned() }),
     };
-    check_address(&address)?;
-    let (start, end) = range(container).ok_or_else(|| PortError::ContainerPort(container.to_owned()))?;
-    if !host.is_empty() {
-        let (host_start, host_end) = range(host).ok_or_else(|| PortError::HostPort(host.to_owned()))?;
-        if end - start != host_end - host_start && end != start {
-            return Err(PortError::Ranges { container: container.to_owned(), host: host.to_owned() });
-        }
-    }
     Ok(Port {
-        exposed: (start..=end).map(|port| format!("{port}/{lower}")).collect(),
         odd_casing: protocol != protocol.to_lowercase(),
-        has_host: !address.is_empty() || !host.is_empty(),
+        address,
+        host: host.to_owned(),
+        container: container.to_owned(),
+        protocol: lower.to_owned(),
     })
+}
+
+impl Port {
+    /// There is an address or a host port, neither of which means anything here.
+    pub(crate) fn has_host(&self) -> bool {
+        !self.address.is_empty() || !self.host.is_empty()
+    }
+
+    /// Lists the ports as the image configuration has them: `80/tcp`.
+    pub(crate) fn exposed(&self) -> Result<Vec<String>, PortError> {
+        let (host, container) = (self.host.as_str(), self.container.as_str());
+        check_address(&self.address)?;
+        let (start, end) = range(container).ok_or_else(|| PortError::ContainerPort(container.to_owned()))?;
+        if !host.is_empty() {
+            let (host_start, host_end) = range(host).ok_or_else(|| PortError::HostPort(host.to_owned()))?;
+            if end - start != host_end - host_start && end != start {
+                return Err(PortError::Ranges { container: container.to_owned(), host: host.to_owned() });
+            }
+        }
+        Ok((start..=end).map(|port| format!("{port}/{}", self.protocol)).collect())
+    }
 }
 
 fn check_address(address: &str) -> Result<(), PortError> {
@@ -91,14 +106,18 @@ fn range(text: &str) -> Option<(u16, u16)> {
 mod tests {
     use super::*;
 
+    fn exposed(text: &str) -> Result<Vec<String>, String> {
+        split_port(text).and_then(|port| port.exposed()).map_err(|err| err.to_string())
+    }
+
     #[test]
     fn parses_ports() {
-        assert_eq!(parse_port("80").unwrap().exposed, ["80/tcp"]);
-        assert_eq!(parse_port("80-82/UDP").unwrap().exposed, ["80/udp", "81/udp", "82/udp"]);
-        assert!(parse_port("[::1]:80:80").unwrap().has_host);
-        assert_eq!(parse_port("x").unwrap_err().to_string(), "invalid containerPort: x");
-        assert_eq!(parse_port("80/x").unwrap_err().to_string(), "invalid port: \"80/x\": invalid proto: x");
-        assert_eq!(parse_port("/tcp").unwrap_err().to_string(), "invalid port: \"/tcp\": no port specified");
-        assert_eq!(parse_port("80-79").unwrap_err().to_string(), "invalid containerPort: 80-79");
+        assert_eq!(exposed("80").unwrap(), ["80/tcp"]);
+        assert_eq!(exposed("80-82/UDP").unwrap(), ["80/udp", "81/udp", "82/udp"]);
+        assert!(split_port("[::1]:80:80").unwrap().has_host());
+        assert_eq!(exposed("x").unwrap_err(), "invalid containerPort: x");
+        assert_eq!(exposed("80/x").unwrap_err(), "invalid port: \"80/x\": invalid proto: x");
+        assert_eq!(exposed("/tcp").unwrap_err(), "invalid port: \"/tcp\": no port specified");
+        assert_eq!(exposed("80-79").unwrap_err(), "invalid containerPort: 80-79");
     }
 }

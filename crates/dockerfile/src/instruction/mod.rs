@@ -10,7 +10,7 @@ mod run;
 
 use oci::Healthcheck;
 
-pub(crate) use expose::{PortError, parse_port};
+pub(crate) use expose::{PortError, split_port};
 pub(crate) use mount::{Mount, MountKind, Sharing, parse_mount};
 pub(crate) use parse::{InstructionError, LocatedInstructionError, Parsed, parse, parse_trigger};
 pub(crate) use run::{Network, Run};
