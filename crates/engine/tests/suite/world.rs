@@ -34,7 +34,6 @@ use tokio_util::sync::CancellationToken;
 /// Everything a build needs.
 pub struct World {
     pub engine: Engine,
-    pub store: cache::Store,
     pub client: Arc<TestClient>,
     next: AtomicU64,
     _dir: TempDir,
@@ -69,7 +68,7 @@ impl World {
         ]);
         let ops = Ops { images: Arc::clone(&images), store: store.clone(), unlazy: Arc::clone(&unlazy) };
         let engine = Engine::start(Services {
-            store: store.clone(),
+            store,
             sessions: Arc::clone(&client) as _,
             ops: Arc::new(ops),
             sources: Arc::new(Resolver(images)),
@@ -82,7 +81,7 @@ impl World {
             allowed_entitlements: Vec::new(),
             max_parallelism: None,
         });
-        Self { engine, store, client, next: AtomicU64::new(0), _dir: dir }
+        Self { engine, client, next: AtomicU64::new(0), _dir: dir }
     }
 
     /// Builds a definition and exports it.
@@ -126,7 +125,7 @@ pub fn image(reference: impl std::fmt::Display) -> State {
 /// Adds a file to a state.
 pub fn with_file(state: &State, path: &str, content: &str) -> State {
     let made = MkfileOptions {
-        created_time: Some(std::time::UNIX_EPOCH + Duration::from_secs(1000)),
+        created_ns: Some(1_000_000_000_000),
         ..MkfileOptions::default()
     };
     let actions = FileActions::new().mkfile(path, 0o644, Bytes::copy_from_slice(content.as_bytes()), made);
@@ -197,23 +196,37 @@ impl Frontend for Platforms {
     }
 }
 
-/// A client that offers credentials, a content store, and takes one file.
+/// A client that offers credentials and a content store, and takes one file. Clones are the same client.
+#[derive(Clone, Debug)]
+pub struct TestClient(Arc<ClientState>);
+
 #[derive(Debug)]
-pub struct TestClient {
+pub struct ClientState {
     id: SessionId,
+    /// Its account at all registries.
     pub account: Mutex<Option<Credentials>>,
+    /// The file it was sent last.
     pub file: Mutex<Vec<u8>>,
-    pub content: Arc<TestContent>,
+    /// Its content stores, all in one.
+    pub blobs: Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>,
+}
+
+impl std::ops::Deref for TestClient {
+    type Target = ClientState;
+
+    fn deref(&self) -> &ClientState {
+        &self.0
+    }
 }
 
 impl TestClient {
     fn new() -> Self {
-        Self {
+        Self(Arc::new(ClientState {
             id: SessionId("client".to_owned()),
             account: Mutex::default(),
             file: Mutex::default(),
-            content: Arc::default(),
-        }
+            blobs: Arc::default(),
+        }))
     }
 
     fn unsupported<T>(&self, method: &'static str) -> Result<T, SessionError> {
@@ -228,14 +241,139 @@ impl Sessions for TestClient {
     }
 
     fn try_get(&self, id: &SessionId) -> Option<Arc<dyn Session>> {
-        let session = TestSession {
-            id: self.id.clone(),
-            account: self.account.lock().unwrap().clone(),
-            file: Arc::new(Mutex::default()),
-            content: Arc::clone(&self.content),
-        };
-        *LAST_FILE.lock().unwrap() = Some(Arc::clone(&session.file));
-        (*id == self.id).then(|| Arc::new(session) as _)
+        (*id == self.id).then(|| Arc::new(self.clone()) as _)
     }
 }
 
+#[async_trait]
+impl Session for TestClient {
+    fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    fn shared_key(&self) -> &str {
+        "key"
+    }
+
+    fn supports(&self, _: &str) -> bool {
+        true
+    }
+
+    fn closed(&self) -> CancellationToken {
+        CancellationToken::new()
+    }
+
+    async fn sync_dir(&self, _: SyncRequest) -> Result<FileStream, SessionError> {
+        self.unsupported("sync_dir")
+    }
+
+    async fn send_tree(&self, _: &str, _: &BTreeMap<String, String>) -> Result<FileStream, SessionError> {
+        self.unsupported("send_tree")
+    }
+
+    async fn send_file(&self, _: &str, _: &BTreeMap<String, String>) -> Result<ByteStream, SessionError> {
+        let (outgoing, mut sent) = mpsc::channel::<Bytes>(4);
+        let (answer, incoming) = mpsc::channel(1);
+        let client = self.clone();
+        tokio::spawn(async move {
+            let mut file = Vec::new();
+            while let Some(piece) = sent.recv().await {
+                file.extend_from_slice(&piece);
+            }
+            *client.file.lock().unwrap() = file;
+            drop(answer);
+        });
+        Ok(ByteStream { incoming, outgoing })
+    }
+
+    async fn pull_upload(&self, _: &str) -> Result<ByteStream, SessionError> {
+        self.unsupported("pull_upload")
+    }
+
+    async fn credentials(&self, _: &str) -> Result<Credentials, SessionError> {
+        Ok(self.account.lock().unwrap().clone().unwrap_or_default())
+    }
+
+    async fn fetch_token(&self, _: TokenRequest) -> Result<Token, SessionError> {
+        self.unsupported("fetch_token")
+    }
+
+    async fn token_authority(&self, _: &str, _: &[u8]) -> Result<Bytes, SessionError> {
+        self.unsupported("token_authority")
+    }
+
+    async fn secret(&self, _: &str) -> Result<Bytes, SessionError> {
+        self.unsupported("secret")
+    }
+
+    async fn check_agent(&self, _: &str) -> Result<(), SessionError> {
+        self.unsupported("check_agent")
+    }
+
+    async fn forward_agent(&self, _: &str) -> Result<ByteStream, SessionError> {
+        self.unsupported("forward_agent")
+    }
+
+    async fn content_store(&self, _: &str) -> Result<Arc<dyn ClientContent>, SessionError> {
+        Ok(Arc::new(TestContent(Arc::clone(&self.blobs))))
+    }
+}
+
+#[derive(Debug)]
+struct TestContent(Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>);
+
+impl TestContent {
+    fn find(&self, digest: &oci::Digest) -> Result<Bytes, SessionError> {
+        let found = self.0.lock().unwrap().get(digest).cloned();
+        found.ok_or_else(|| SessionError::NotFound { what: digest.to_string() })
+    }
+}
+
+#[async_trait]
+impl ClientContent for TestContent {
+    async fn info(&self, digest: &oci::Digest) -> Result<ClientBlob, SessionError> {
+        let size_bytes = self.find(digest)?.len() as u64;
+        Ok(ClientBlob { size_bytes, labels: BTreeMap::new() })
+    }
+
+    async fn read(
+        &self,
+        digest: &oci::Digest,
+        offset: u64,
+    ) -> Result<mpsc::Receiver<Result<Bytes, SessionError>>, SessionError> {
+        let bytes = self.find(digest)?.slice(usize::try_from(offset).unwrap()..);
+        let (to, from) = mpsc::channel(1);
+        to.try_send(Ok(bytes)).unwrap();
+        Ok(from)
+    }
+
+    async fn write(&self, _: &str, expected: &oci::Descriptor) -> Result<Box<dyn ClientBlobWriter>, SessionError> {
+        Ok(Box::new(TestWriter { to: Arc::clone(&self.0), expected: expected.clone(), bytes: Vec::new() }))
+    }
+
+    async fn set_labels(&self, _: &oci::Digest, _: &BTreeMap<String, String>) -> Result<(), SessionError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct TestWriter {
+    to: Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>,
+    expected: oci::Descriptor,
+    bytes: Vec<u8>,
+}
+
+#[async_trait]
+impl ClientBlobWriter for TestWriter {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), SessionError> {
+        self.bytes.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<(), SessionError> {
+        assert_eq!(oci::Digest::sha256(&self.bytes), self.expected.digest);
+        assert_eq!(self.bytes.len() as u64, self.expected.size);
+        self.to.lock().unwrap().insert(self.expected.digest, self.bytes.into());
+        Ok(())
+    }
+}
