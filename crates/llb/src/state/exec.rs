@@ -294,7 +294,8 @@ impl Run {
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         let platform = self.constraints.platform.clone();
         let exec = ExecVertex {
-            base: self.base,
+            // The root mount has the filesystem. A second way to it would make dropping a chain recursive.
+            base: State { output: None, settings: self.base.settings },
             mounts,
             proxy: self.proxy,
             secrets: self.secrets,

@@ -100,11 +100,9 @@ impl State {
         let root = graph.root();
         let set = Arc::new(Imported { vertices });
         let index = i64::try_from(root.output).unwrap_or(i64::MAX);
-        Ok(Self::new(Some(Imported::output(
-            &set,
-            graph.vertex(root).digest,
-            index,
-        ))))
+        // As in the Go client, what is done on the result does not take over its platform.
+        let output = Imported::output(&set, graph.vertex(root).digest, index);
+        Ok(Self::new(Some(Output { platform: None, ..output })))
     }
 }
 
