@@ -4,7 +4,7 @@ use oci::Digest;
 
 use crate::arena::{EdgeId, VertexId};
 use crate::core::{Failure, Purpose, Solver};
-use crate::edge::{EdgeState, Level};
+use crate::edge::{EdgeState, Effect, Level};
 use crate::record::FoundKey;
 use crate::vertex::{CacheMap, ContentState, ExecState, MapState};
 use crate::{BuildId, EffectId, ResultId};
@@ -45,7 +45,7 @@ impl<E: Clone> Solver<E> {
     }
 
     pub(crate) fn checksummed(&mut self, effect: EffectId, digest: Option<Digest>) {
-        let Purpose::Checksum(id, input) = self.answered(effect).purpose else {
+        let Purpose::Checksum(id, input, _) = self.answered(effect).purpose else {
             panic!("{effect:?} asked for no checksum")
         };
         if let Some(vertex) = self.vertices.get_mut(id) {
@@ -80,7 +80,7 @@ impl<E: Clone> Solver<E> {
     }
 
     pub(crate) fn executed(&mut self, effect: EffectId, outputs: Vec<Option<ResultId>>) {
-        let Purpose::Exec(id) = self.answered(effect).purpose else {
+        let Purpose::Exec(id, _) = self.answered(effect).purpose else {
             panic!("{effect:?} executes nothing")
         };
         for result in outputs.iter().flatten() {
@@ -101,11 +101,51 @@ impl<E: Clone> Solver<E> {
         }
     }
 
-    pub(crate) fn failed(&mut self, effect: EffectId, error: Option<E>) {
+    pub(crate) fn lost(&mut self, effect: EffectId, inputs: &[usize], error: E) {
+        let purpose = self.pending.get(&effect).map(|pending| pending.purpose.clone());
+        let (id, given) = match purpose {
+            Some(Purpose::Exec(id, results)) => (id, results.into_iter().enumerate().collect()),
+            Some(Purpose::Checksum(id, input, result)) => (id, vec![(input, result)]),
+            other => panic!("{effect:?} has no inputs to lose: {other:?}"),
+        };
+        let mut any = false;
+        for (number, result) in given.into_iter().filter(|(number, _)| inputs.contains(number)) {
+            any |= self.lose(id, number, result);
+        }
+        self.failed(effect, Some(error).filter(|_| !any), any);
+    }
+
+    /// Takes a loaded result from an input's edge. `false`: it was made in this run and cannot be made again.
+    fn lose(&mut self, vertex: VertexId, number: usize, result: ResultId) -> bool {
+        let Some(vertex) = self.vertices.get(vertex) else {
+            return true;
+        };
+        let (input, output) = vertex.inputs[number];
+        let id = self.edge(input, output);
+        let edge = &mut self.edges[id];
+        if edge.result() != Some(result) {
+            // Somebody else noticed before.
+            return true;
+        }
+        let EdgeState::Done { owned: true, .. } = edge.state else {
+            return false;
+        };
+        edge.state = EdgeState::Seeking;
+        edge.reached = Level::Slow;
+        if let Some(stored) = edge.loaded.take() {
+            self.emit(Effect::Forget { stored });
+        }
+        self.release(result);
+        self.mark(id);
+        self.mark_users(id);
+        true
+    }
+
+    pub(crate) fn failed(&mut self, effect: EffectId, error: Option<E>, retry: bool) {
         let pending = self.answered(effect);
         // A failure after the cancellation is most likely its consequence; whoever wants the work again retries it.
         let error = error.filter(|_| !pending.canceled);
-        let own_end = error.is_none() && !pending.canceled;
+        let own_end = error.is_none() && !pending.canceled && !retry;
         let vertex = match pending.purpose {
             Purpose::Query(..) => panic!("{effect:?} is a query and cannot fail"),
             Purpose::Load(id) => {
@@ -131,14 +171,14 @@ impl<E: Clone> Solver<E> {
                 };
                 id
             }
-            Purpose::Checksum(id, input) => {
+            Purpose::Checksum(id, input, _) => {
                 let Some(vertex) = self.vertices.get_mut(id) else {
                     return;
                 };
                 vertex.content[input] = ContentState::Unknown;
                 id
             }
-            Purpose::Exec(id) => {
+            Purpose::Exec(id, _) => {
                 if self.vertices.get(id).is_none() {
                     return;
                 }

@@ -37,13 +37,13 @@ impl<E: Clone> Solver<E> {
             }
             for content in &vertex.content {
                 if let ContentState::Asked(effect) = content {
-                    assert!(matches!(self.pending[effect].purpose, Purpose::Checksum(v, _) if v == id));
+                    assert!(matches!(self.pending[effect].purpose, Purpose::Checksum(v, ..) if v == id));
                 }
             }
             match &vertex.exec {
                 ExecState::Idle => {}
                 ExecState::Running(effect) => {
-                    assert!(matches!(self.pending[effect].purpose, Purpose::Exec(v) if v == id));
+                    assert!(matches!(self.pending[effect].purpose, Purpose::Exec(v, _) if v == id));
                 }
                 ExecState::Done(outputs) => {
                     for result in outputs.iter().flatten() {

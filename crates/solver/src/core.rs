@@ -100,6 +100,16 @@ pub enum Input<E> {
         /// Why.
         error: E,
     },
+    /// Answers `Exec` and `Checksum`: results that were loaded for it turned out to be gone. They are forgotten, made
+    /// anew, and the work is tried again; when none of them was loaded, it failed.
+    Lost {
+        /// The effect.
+        effect: EffectId,
+        /// Numbers of the inputs.
+        inputs: Vec<usize>,
+        /// What went wrong.
+        error: E,
+    },
     /// Answers any effect but `Query`: it ended without an answer, because it was cancelled or for reasons of its own.
     Canceled {
         /// The effect.
@@ -175,9 +185,10 @@ pub(crate) enum Purpose {
     Map(VertexId),
     /// With the input's number of each query.
     Query(EdgeId, Vec<usize>),
-    Checksum(VertexId, usize),
+    Checksum(VertexId, usize, ResultId),
     Load(EdgeId),
-    Exec(VertexId),
+    /// With the inputs' results.
+    Exec(VertexId, Vec<ResultId>),
 }
 
 #[derive(Clone, Debug)]
@@ -268,8 +279,13 @@ impl<E: Clone> Solver<E> {
             Input::Checksummed { effect, digest } => self.checksummed(effect, digest),
             Input::Loaded { effect, result } => self.loaded(effect, result),
             Input::Executed { effect, outputs } => self.executed(effect, outputs),
-            Input::Failed { effect, error } => self.failed(effect, Some(error)),
-            Input::Canceled { effect } => self.failed(effect, None),
+            Input::Failed { effect, error } => self.failed(effect, Some(error), false),
+            Input::Lost {
+                effect,
+                inputs,
+                error,
+            } => self.lost(effect, &inputs, error),
+            Input::Canceled { effect } => self.failed(effect, None, false),
         }
         loop {
             while let Some(edge) = self.worklist.pop_front() {

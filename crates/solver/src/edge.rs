@@ -80,6 +80,11 @@ pub enum Effect<E> {
         /// The record.
         record: NewRecord,
     },
+    /// Forget a stored result: it cannot be had any more.
+    Forget {
+        /// What is gone.
+        stored: StoredResult,
+    },
     /// Nobody needs the answer of this effect any more. It is answered nevertheless.
     Cancel {
         /// The effect.

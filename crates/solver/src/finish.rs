@@ -54,9 +54,6 @@ impl<E: Clone> Solver<E> {
                 Some(_) => {}
             }
         }
-        let effect = self.start(Purpose::Exec(vertex_id));
-        self.vertices[vertex_id].exec = ExecState::Running(effect);
-        self.edges[id].state = EdgeState::Executing { record: registered };
         let edge = &self.edges[id];
         let inputs: Vec<ResultId> = edge
             .slots
@@ -64,6 +61,9 @@ impl<E: Clone> Solver<E> {
             .filter_map(|slot| self.edges[slot.edge].result())
             .collect();
         assert_eq!(inputs.len(), edge.slots.len(), "{id:?} executes with all inputs");
+        let effect = self.start(Purpose::Exec(vertex_id, inputs.clone()));
+        self.vertices[vertex_id].exec = ExecState::Running(effect);
+        self.edges[id].state = EdgeState::Executing { record: registered };
         self.emit(Effect::Exec {
             effect,
             vertex: vertex_id,

@@ -491,7 +491,7 @@ impl<E: Clone> Solver<E> {
             ContentState::Known(_) => true,
             ContentState::Asked(_) => false,
             ContentState::Unknown => {
-                let effect = self.start(Purpose::Checksum(vertex_id, number));
+                let effect = self.start(Purpose::Checksum(vertex_id, number, result));
                 self.vertices[vertex_id].content[number] = ContentState::Asked(effect);
                 self.emit(Effect::Checksum {
                     effect,

@@ -146,6 +146,8 @@ pub struct Bench {
     pub imported: BTreeMap<StoreId, MemoryRecords>,
     /// What stored results contain.
     pub stored: BTreeMap<String, u64>,
+    /// Results that were loaded, not made.
+    pub loaded: std::collections::BTreeSet<ResultId>,
     /// Results that the solver owns.
     pub results: BTreeMap<ResultId, u64>,
     pub specs: BTreeMap<Digest, Spec>,
@@ -201,6 +203,10 @@ impl Bench {
                         self.stored.insert(id.clone(), self.results[&result]);
                         self.local.add_result(record.record, id, self.clock);
                     }
+                }
+                Effect::Forget { stored } => {
+                    self.stored.remove(&stored.result);
+                    self.local.remove_result(&stored.result);
                 }
                 Effect::Release { result } => {
                     assert!(
@@ -267,6 +273,7 @@ impl Bench {
                     format!("build {} failed: {failure:?}", build.0).replace(char::is_control, " ")
                 }
             },
+            Effect::Forget { .. } => "forget".to_owned(),
             Effect::Query { .. } | Effect::Save { .. } | Effect::Release { .. } => return,
         };
         self.trace.push(line);

@@ -160,6 +160,44 @@ fn a_lost_result_is_a_miss() {
 }
 
 #[test]
+fn a_loaded_input_that_is_gone_is_made_again() {
+    let mut bench = Bench::default();
+    build(
+        &mut bench,
+        1,
+        &graph("base = source 1\nrun = op base\nlast = op run"),
+    );
+    let changed = graph("base = source 1\nrun = op base\nother = op run");
+    bench.build(2, 2, &changed, last(&changed));
+    while !matches!(&bench.waiting[0], Effect::Exec { .. }) {
+        let effect = bench.waiting.remove(0);
+        let answer = bench.answer(effect).unwrap();
+        bench.tell(answer);
+    }
+    let effect = effect_id(&bench.waiting.remove(0)).unwrap();
+    bench.tell(Input::Lost {
+        effect,
+        inputs: vec![0],
+        error: "gone".to_owned(),
+    });
+    bench.run();
+    let expected = "
+        map other
+        map run
+        map base
+        load run
+        exec other
+        forget
+        load base
+        exec run
+        exec other
+        build 2 is done";
+    assert_eq!(bench.take_trace(), lines(expected));
+    bench.close(2);
+    assert!(bench.results.is_empty());
+}
+
+#[test]
 fn a_pruned_step_in_the_middle_does_no_harm() {
     let mut bench = Bench::default();
     let graph = graph("base = source 1\nrun = op base\nlast = op run");

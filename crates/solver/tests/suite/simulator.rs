@@ -90,8 +90,38 @@ fn answer_one(bench: &mut Bench, random: &mut Random, chances: &Chances) {
         });
         return;
     }
+    if let Some(inputs) = lost_inputs(bench, random, chances, &effect) {
+        bench.tell(Input::Lost {
+            effect: id,
+            inputs,
+            error: "lost".to_owned(),
+        });
+        return;
+    }
     let answer = bench.answer(effect).unwrap();
     bench.tell(answer);
+}
+
+/// Which of an effect's loaded inputs turn out to be gone, if any.
+fn lost_inputs(
+    bench: &Bench,
+    random: &mut Random,
+    chances: &Chances,
+    effect: &Effect<String>,
+) -> Option<Vec<usize>> {
+    let given: Vec<_> = match effect {
+        Effect::Exec { inputs, .. } => inputs.iter().copied().enumerate().collect(),
+        Effect::Checksum { input, result, .. } => vec![(*input, *result)],
+        _ => return None,
+    };
+    let loaded = given
+        .into_iter()
+        .filter(|(_, result)| bench.loaded.contains(result));
+    let lost: Vec<usize> = loaded
+        .map(|(number, _)| number)
+        .filter(|_| random.chance(chances.lose))
+        .collect();
+    (!lost.is_empty()).then_some(lost)
 }
 
 fn settle(bench: &mut Bench, random: &mut Random, chances: &Chances) {
