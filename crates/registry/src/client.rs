@@ -295,6 +295,14 @@ pub(crate) fn verify(body: &Bytes, expected: Digest, what: &str) -> Result<Diges
     })
 }
 
+pub(crate) fn mismatch(what: &str, expected: Digest, actual: Digest) -> RegistryError {
+    RegistryError::DigestMismatch {
+        what: what.to_owned(),
+        expected: Box::new(expected),
+        actual: Box::new(actual),
+    }
+}
+
 fn accept_manifests() -> String {
     [
         media_type::DOCKER_MANIFEST,

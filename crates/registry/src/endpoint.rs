@@ -54,8 +54,10 @@ pub(crate) struct Endpoints {
     options: Arc<ClientOptions>,
     default_http: Arc<Mutex<Option<reqwest::Client>>>,
     configured: Mutex<BTreeMap<String, Arc<[Endpoint]>>>,
-    slots: Arc<Mutex<BTreeMap<(String, Direction), Arc<Semaphore>>>>,
+    slots: Arc<Mutex<Slots>>,
 }
+
+type Slots = BTreeMap<(String, Direction), Arc<Semaphore>>;
 
 /// Which way bytes go. Pulls and pushes have slots of their own: a push may feed from a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -166,9 +166,9 @@ pub enum RegistryError {
         /// What was fetched.
         what: String,
         /// Asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// Received.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// More or fewer bytes than announced.
     #[error("unexpected size of {what}: expected {expected_bytes}, got {actual_bytes}")]

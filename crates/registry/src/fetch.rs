@@ -12,7 +12,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use oci::{Descriptor, Digester, Reference};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::client::{Client, FirstError, verify};
+use crate::client::{Client, FirstError, mismatch, verify};
 use crate::endpoint::Direction;
 use crate::error::RegistryError;
 use crate::request::{Backoff, Call, Method, display_url, next_chunk, send_once};
@@ -216,11 +216,7 @@ impl Fetching {
         if let Some(digester) = self.digester.take() {
             let (expected, actual) = (self.descriptor.digest, digester.finish());
             if actual != expected {
-                return Err(RegistryError::DigestMismatch {
-                    what: expected.to_string(),
-                    expected,
-                    actual,
-                });
+                return Err(mismatch(&expected.to_string(), expected, actual));
             }
         }
         Ok(None)

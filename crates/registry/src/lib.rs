@@ -34,5 +34,5 @@ pub use config::{ClientOptions, HostConfig, HostsConfig, KeyPair};
 pub use credentials::{Anonymous, BasicCredentials, Credentials, CredentialsError, Token, TokenRequest};
 pub use error::{ConfigError, RegistryError, ServerMessage};
 pub use fetch::BlobStream;
-pub use web::web_client;
 pub use push::{BlobSource, ByteStream, BytesSource, PushBlob, PushOutcome};
+pub use web::web_client;

@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use oci::{Descriptor, Reference};
 
-use crate::client::{Client, header_digest};
+use crate::client::{Client, header_digest, mismatch};
 use crate::endpoint::{Direction, Endpoint};
 use crate::error::RegistryError;
 use crate::request::{Call, Method, Repository, status_error};
@@ -127,11 +127,11 @@ impl Client {
             _ => return Err(status_error(response, "PUT", &self.options).await),
         }
         match header_digest(&response)? {
-            Some(actual) if actual != descriptor.digest => Err(RegistryError::DigestMismatch {
-                what: format!("{}:{object}", reference.name()),
-                expected: descriptor.digest,
+            Some(actual) if actual != descriptor.digest => Err(mismatch(
+                &format!("{}:{object}", reference.name()),
+                descriptor.digest,
                 actual,
-            }),
+            )),
             _ => Ok(()),
         }
     }

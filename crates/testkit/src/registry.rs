@@ -22,16 +22,33 @@ use crate::image::{Image, index};
 pub struct Options {
     /// Who may do what; `None`: everybody everything.
     pub accounts: Option<Accounts>,
-    /// Ignores `Range` in GET.
-    pub without_ranges: bool,
-    /// Leaves `Docker-Content-Digest` out.
-    pub without_digest_header: bool,
-    /// Answers HEAD of manifests with 405.
-    pub without_head: bool,
+    /// What it lacks.
+    pub quirks: BTreeSet<Quirk>,
     /// Refuses uploads in one PUT that are larger than this, with 413.
     pub max_put_bytes: Option<usize>,
+}
+
+impl Options {
+    /// A registry with one quirk.
+    pub fn quirk(quirk: Quirk) -> Self {
+        Self {
+            quirks: BTreeSet::from([quirk]),
+            ..Self::default()
+        }
+    }
+}
+
+/// Something that a registry may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Quirk {
+    /// Ignores `Range` in GET.
+    NoRanges,
+    /// Leaves `Docker-Content-Digest` out.
+    NoDigestHeader,
+    /// Answers HEAD of manifests with 405.
+    NoHead,
     /// Does not know the referrers API.
-    pub without_referrers: bool,
+    NoReferrers,
 }
 
 /// Accounts of a registry with a token server at `/token`, or with basic authentication.

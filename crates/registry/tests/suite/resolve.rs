@@ -3,7 +3,7 @@
 use oci::{Descriptor, Digest, media_type};
 use registry::RegistryError;
 use testkit::image::{ImageBuilder, LayerBuilder};
-use testkit::registry::{Action, Options, Registry};
+use testkit::registry::{Action, Options, Quirk, Registry};
 
 use super::client;
 
@@ -45,11 +45,7 @@ async fn a_digest_is_kept_and_its_manifest_verified() {
 
 #[tokio::test]
 async fn without_digest_header_the_manifest_is_fetched() {
-    let options = Options {
-        without_digest_header: true,
-        ..Options::default()
-    };
-    let server = Registry::start_with(options).await;
+    let server = Registry::start_with(Options::quirk(Quirk::NoDigestHeader)).await;
     let stored = server.add_image("x", "t", &image());
     let found = client().resolve(&server.reference("x:t")).await.unwrap();
     assert_eq!(found.digest, stored.digest);
@@ -58,11 +54,7 @@ async fn without_digest_header_the_manifest_is_fetched() {
 
 #[tokio::test]
 async fn without_head_the_manifest_is_fetched() {
-    let server = Registry::start_with(Options {
-        without_head: true,
-        ..Options::default()
-    })
-    .await;
+    let server = Registry::start_with(Options::quirk(Quirk::NoHead)).await;
     let stored = server.add_image("x", "t", &image());
     assert_eq!(
         client().resolve(&server.reference("x:t")).await.unwrap().digest,
@@ -195,11 +187,12 @@ async fn a_server_that_wants_an_hour_is_an_error() {
 #[tokio::test]
 async fn referrers_are_listed_and_filtered() {
     for without_referrers in [false, true] {
-        let server = Registry::start_with(Options {
-            without_referrers,
-            ..Options::default()
-        })
-        .await;
+        let options = if without_referrers {
+            Options::quirk(Quirk::NoReferrers)
+        } else {
+            Options::default()
+        };
+        let server = Registry::start_with(options).await;
         let subject = server.add_image("x", "t", &image());
         let config = Descriptor::of_bytes(media_type::OCI_EMPTY, b"{}");
         let mut manifest = oci::Manifest::new(config, Vec::new());

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use oci::{Descriptor, Digest, Index, Manifest, media_type};
 
 use super::http::{Request, Response};
-use super::{Contents, Repository, Shared, token};
+use super::{Contents, Quirk, Repository, Shared, token};
 
 /// Answers a request.
 pub(super) fn answer(shared: &Shared, request: &Request) -> Response {
@@ -50,7 +50,7 @@ fn manifests(
     if request.method == "PUT" {
         return put_manifest(contents, request, repository, object);
     }
-    if request.method == "HEAD" && shared.options.without_head {
+    if request.method == "HEAD" && shared.options.quirks.contains(&Quirk::NoHead) {
         return Response::new(405);
     }
     let found = contents.repositories.get(repository).and_then(|stored| {
@@ -64,7 +64,7 @@ fn manifests(
         return Response::error(404, "MANIFEST_UNKNOWN", "manifest unknown");
     };
     let response = Response::new(200).header("Content-Type", media_type).body(bytes);
-    if shared.options.without_digest_header {
+    if shared.options.quirks.contains(&Quirk::NoDigestHeader) {
         return response;
     }
     response.header("Docker-Content-Digest", digest.to_string())
@@ -126,7 +126,7 @@ fn blobs(
         .strip_prefix("bytes=")
         .and_then(|range| range.strip_suffix('-'));
     let start: usize = match range {
-        Some(start) if !shared.options.without_ranges => start.parse().unwrap_or(0),
+        Some(start) if !shared.options.quirks.contains(&Quirk::NoRanges) => start.parse().unwrap_or(0),
         _ => 0,
     };
     if start == 0 {
@@ -237,7 +237,7 @@ fn referrers(
     repository: &str,
     object: &str,
 ) -> Response {
-    if shared.options.without_referrers {
+    if shared.options.quirks.contains(&Quirk::NoReferrers) {
         return Response::new(404);
     }
     let subject: Option<Digest> = object.parse().ok();
