@@ -288,11 +288,7 @@ pub(crate) fn verify(body: &Bytes, expected: Digest, what: &str) -> Result<Diges
     if actual == expected {
         return Ok(actual);
     }
-    Err(RegistryError::DigestMismatch {
-        what: what.to_owned(),
-        expected,
-        actual,
-    })
+    Err(mismatch(what, expected, actual))
 }
 
 pub(crate) fn mismatch(what: &str, expected: Digest, actual: Digest) -> RegistryError {
