@@ -4,7 +4,8 @@ mod entry;
 mod whiteout;
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use oci::{Digest, Digester};
 
@@ -93,54 +94,120 @@ pub enum ApplyError {
 
 /// Unpacks `layer`, compressed or not (found out by its first bytes), onto the directory `root`.
 ///
-/// Reads the stream to its end, so that the returned diffID covers it all. Names are resolved within `root`; absolute
-/// names and `..` stay inside. Attributes of the root directory itself are not touched, as in containerd. On failure the
-/// tree is left half unpacked: throw it away.
-pub fn apply(layer: impl Read, root: impl AsFd, options: &ApplyOptions) -> Result<Applied, ApplyError> {
-    let (_, input) = compress::decompress(layer).map_err(ApplyError::Decompress)?;
-    apply_archive(input, root, options)
+/// Reads the stream to its end, so that the returned diffID covers it all; a second thread reads, decompresses and digests
+/// while this one writes. Names are resolved within `root`; absolute names and `..` stay inside. Attributes of the root
+/// directory itself are not touched, as in containerd. On failure the tree is left half unpacked: throw it away.
+pub fn apply(
+    layer: impl Read + Send,
+    root: impl AsFd,
+    options: &ApplyOptions,
+) -> Result<Applied, ApplyError> {
+    let root = root.as_fd();
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(CHUNKS);
+        let ahead = scope.spawn(move || read_ahead(layer, &sender));
+        let mut input = Chunks {
+            receiver,
+            chunk: Vec::new(),
+            at: 0,
+        };
+        let unpacked = unpack(&mut input, root, options);
+        // Ends the other thread if this one failed.
+        drop(input);
+        let (digester, archive_bytes) = ahead
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (size_bytes, ignored_xattrs) = unpacked?;
+        Ok(Applied {
+            diff_id: digester.finish(),
+            archive_bytes,
+            size_bytes,
+            ignored_xattrs,
+        })
+    })
 }
 
-/// Unpacks an archive that is not compressed (any more).
+/// Unpacks an archive that is not compressed (any more), up to its end mark.
 pub(crate) fn apply_archive(
     input: impl Read,
     root: impl AsFd,
     options: &ApplyOptions,
-) -> Result<Applied, ApplyError> {
-    let mut hashing = Hashing {
-        inner: input,
-        digester: Digester::sha256(),
-        count: 0,
-    };
-    let mut reader = Reader::new(&mut hashing);
+) -> Result<(), ApplyError> {
+    let mut reader = Reader::new(input);
     let mut unpacker = entry::Unpacker::new(root.as_fd(), options);
     while let Some(header) = reader.next_entry()? {
         unpacker.entry(&header, &mut reader)?;
     }
+    unpacker.finish().map(drop)
+}
+
+fn unpack(
+    input: &mut Chunks,
+    root: BorrowedFd<'_>,
+    options: &ApplyOptions,
+) -> Result<(u64, Vec<String>), ApplyError> {
+    let mut reader = Reader::new(&mut *input);
+    let mut unpacker = entry::Unpacker::new(root, options);
+    while let Some(header) = reader.next_entry()? {
+        unpacker.entry(&header, &mut reader)?;
+    }
     drop(reader);
-    io::copy(&mut hashing, &mut io::sink()).map_err(ApplyError::Decompress)?;
-    let (size_bytes, ignored_xattrs) = unpacker.finish()?;
-    let (diff_id, archive_bytes) = (hashing.digester.finish(), hashing.count);
-    Ok(Applied {
-        diff_id,
-        archive_bytes,
-        size_bytes,
-        ignored_xattrs,
-    })
+    // The diffID covers what follows the end mark, too.
+    io::copy(input, &mut io::sink()).map_err(ApplyError::Decompress)?;
+    unpacker.finish()
 }
 
-/// Digests what is read through it.
-struct Hashing<R> {
-    inner: R,
-    digester: Digester,
-    count: u64,
+/// Bytes read ahead at once, and how many times over.
+const CHUNK: usize = 256 * 1024;
+const CHUNKS: usize = 8;
+
+/// Decompresses and digests until the end, a failure, or until nobody listens.
+fn read_ahead(layer: impl Read, sender: &SyncSender<io::Result<Vec<u8>>>) -> (Digester, u64) {
+    let mut digester = Digester::sha256();
+    let mut count = 0;
+    let mut input = match compress::decompress(layer) {
+        Ok((_, input)) => input,
+        Err(error) => {
+            // When nobody listens, nobody misses it.
+            let _ = sender.send(Err(error));
+            return (digester, count);
+        }
+    };
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let done = (&mut input).take(CHUNK as u64).read_to_end(&mut chunk);
+        digester.update(&chunk);
+        count += chunk.len() as u64;
+        let is_end = chunk.is_empty();
+        if !is_end && sender.send(Ok(chunk)).is_err() || is_end && done.is_ok() {
+            return (digester, count);
+        }
+        if let Err(error) = done {
+            let _ = sender.send(Err(error));
+            return (digester, count);
+        }
+    }
 }
 
-impl<R: Read> Read for Hashing<R> {
+/// Reads what the other thread has ready.
+struct Chunks {
+    receiver: Receiver<io::Result<Vec<u8>>>,
+    chunk: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Chunks {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buf)?;
-        self.digester.update(&buf[..count]);
-        self.count += count as u64;
+        if self.at == self.chunk.len() {
+            match self.receiver.recv() {
+                Ok(chunk) => (self.chunk, self.at) = (chunk?, 0),
+                // The other thread is through.
+                Err(_) => return Ok(0),
+            }
+        }
+        let count = buf.len().min(self.chunk.len() - self.at);
+        buf[..count].copy_from_slice(&self.chunk[self.at..self.at + count]);
+        self.at += count;
         Ok(count)
     }
 }

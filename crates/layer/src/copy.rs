@@ -137,18 +137,26 @@ pub fn copy(
     } else {
         vec![lexical(source)]
     };
+    // `dir/.` is the directory without its name, unless it came from a pattern.
+    let has_name = options.allow_wildcard || !source.as_os_str().as_encoded_bytes().ends_with(b"/.");
     for source in sources {
         if options.unpack && unpack(from, &source, to, dest, options)? {
             continue;
         }
         // Each source is a copy of its own, as hard links between sources are not kept either.
         let mut copier = copier::Copier::new(from, to, options)?;
-        copy_one(&mut copier, &source, dest)?;
+        copy_one(&mut copier, &source, dest, has_name)?;
     }
     Ok(())
 }
 
-fn copy_one(copier: &mut copier::Copier<'_>, source: &Path, dest: &Path) -> Result<(), CopyError> {
+/// Copies one source. Without `has_name` a directory goes to where a file of its name would be put.
+fn copy_one(
+    copier: &mut copier::Copier<'_>,
+    source: &Path,
+    dest: &Path,
+    has_name: bool,
+) -> Result<(), CopyError> {
     let (from, to, options) = (copier.from, copier.to, copier.options);
     let clean = lexical(dest);
     let needed = if ends_as_dir(dest) {
@@ -183,7 +191,7 @@ fn copy_one(copier: &mut copier::Copier<'_>, source: &Path, dest: &Path) -> Resu
     let existing_dir = existing.as_ref().is_some_and(crate::tree::Stat::is_dir);
     if !options.dir_contents && is_dir && existing.is_some() || !is_dir && existing_dir {
         // The root as a source has no name, so its contents go there.
-        if let Some(name) = source.file_name() {
+        if let Some(name) = source.file_name().filter(|_| has_name) {
             target.push(name);
         }
     }

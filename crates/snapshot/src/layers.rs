@@ -53,7 +53,7 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, SnapshotError> {
 pub fn apply_layer(
     snapshotter: &dyn Snapshotter,
     key: &SnapshotKey,
-    layer: impl Read,
+    layer: impl Read + Send,
     options: ApplyOptions,
 ) -> Result<Applied, LayerError> {
     let stat = snapshotter.stat(key)?;
