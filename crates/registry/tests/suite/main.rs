@@ -1,4 +1,9 @@
 //! The client against the registry of `testkit`, and against a real one where it is installed.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says why it is skipped"
+)]
 
 mod auth;
 mod fetch;

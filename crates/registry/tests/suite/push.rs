@@ -23,7 +23,7 @@ struct Chunks {
 
 impl Chunks {
     fn new(size: usize) -> Self {
-        let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..=250_u8).cycle().take(size).collect();
         Self {
             bytes: bytes.into(),
             opened: Mutex::default(),
