@@ -22,14 +22,21 @@ pub(crate) struct Asker<'a> {
 
 impl<'a> Asker<'a> {
     pub(crate) fn new(known: &'a Known) -> Self {
-        Self { known, missing: RefCell::default(), order: RefCell::default() }
+        Self {
+            known,
+            missing: RefCell::default(),
+            order: RefCell::default(),
+        }
     }
 
     /// Returns what was asked for in vain, in order.
     pub(crate) fn into_missing(self) -> Vec<(String, Need)> {
         let mut missing = self.missing.into_inner();
         let order = self.order.into_inner();
-        order.into_iter().filter_map(|key| missing.remove(&key).map(|need| (key, need))).collect()
+        order
+            .into_iter()
+            .filter_map(|key| missing.remove(&key).map(|need| (key, need)))
+            .collect()
     }
 
     fn ask(&self, need: Need) -> Progress<&'a Answer> {
@@ -63,7 +70,11 @@ impl<'a> Asker<'a> {
     ) -> Progress<&'a [Result<Vec<u8>, AnswerError>]> {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
         let count = paths.len();
-        let need = FilesNeed { definition: definition.clone(), paths, limit };
+        let need = FilesNeed {
+            definition: definition.clone(),
+            paths,
+            limit,
+        };
         match self.ask(Need::Files(need))? {
             Answer::Files(files) if files.len() == count => Ok(files),
             other => Err(failed(other, "files".to_owned())),
@@ -81,7 +92,11 @@ impl<'a> Asker<'a> {
 
     /// Asks for the newest time of a file in an archive.
     pub(crate) fn newest_in_archive(&self, definition: &pb::Definition, path: &str) -> Progress<Option<i64>> {
-        let need = FilesNeed { definition: definition.clone(), paths: vec![path.to_owned()], limit: None };
+        let need = FilesNeed {
+            definition: definition.clone(),
+            paths: vec![path.to_owned()],
+            limit: None,
+        };
         match self.ask(Need::NewestInArchive(need))? {
             Answer::Time(seconds) => Ok(*seconds),
             other => Err(failed(other, path.to_owned())),
@@ -101,12 +116,20 @@ fn key(need: &Need) -> String {
         Need::ImageConfig(need) => format!(
             "image {} {} {} {:?} {}",
             need.reference,
-            need.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
+            need.platform
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             need.resolve_mode,
             need.store,
             need.log_name
         ),
-        Need::Files(need) => format!("files {} {:?} {:?}", root(&need.definition), need.paths, need.limit),
+        Need::Files(need) => format!(
+            "files {} {:?} {:?}",
+            root(&need.definition),
+            need.paths,
+            need.limit
+        ),
         Need::NewestInArchive(need) => format!("archive {} {:?}", root(&need.definition), need.paths),
         Need::SourceMetadata(need) => format!("source {} {:?}", need.source.identifier, need.source.attrs),
     }
@@ -114,5 +137,8 @@ fn key(need: &Need) -> String {
 
 /// Identifies what a definition makes.
 fn root(definition: &pb::Definition) -> String {
-    definition.def.last().map_or_else(String::new, |op| oci::Digest::sha256(op).to_string())
+    definition
+        .def
+        .last()
+        .map_or_else(String::new, |op| oci::Digest::sha256(op).to_string())
 }

@@ -20,7 +20,11 @@ pub(crate) enum ChmodError {
 /// Parses an octal number up to 07777, or a symbolic mode.
 pub(crate) fn parse_chmod(text: &str) -> Result<Chmod, ChmodError> {
     let not_octal = || ChmodError::NotOctal(text.to_owned());
-    let number = if text.starts_with('+') { None } else { u32::from_str_radix(text, 8).ok() };
+    let number = if text.starts_with('+') {
+        None
+    } else {
+        u32::from_str_radix(text, 8).ok()
+    };
     if let Some(bits) = number {
         return match i32::try_from(bits) {
             Ok(bits) if bits <= 0o7777 => Ok(Chmod::Bits(bits)),

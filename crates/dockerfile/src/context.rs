@@ -135,7 +135,9 @@ impl<'a> Contexts<'a> {
             source: None,
             http_archive: false,
         };
-        let context = options.get(options.get("contextkey").unwrap_or(CONTEXT)).unwrap_or_default();
+        let context = options
+            .get(options.get("contextkey").unwrap_or(CONTEXT))
+            .unwrap_or_default();
         if let Some(found) = GitRef::parse(context) {
             let state = git_context(context, &found?, options, true);
             main.source = Some(state.clone());
@@ -153,7 +155,13 @@ impl<'a> Contexts<'a> {
         if let (Some(context), Some(subdir)) = (&main.context, options.get("contextsubdir")) {
             main.context = Some(subdir_of(context, subdir));
         }
-        Ok(Self { options, inputs, asker, main, dockerignore: None })
+        Ok(Self {
+            options,
+            inputs,
+            asker,
+            main,
+            dockerignore: None,
+        })
     }
 
     /// Reads the Dockerfile.
@@ -182,7 +190,11 @@ impl<'a> Contexts<'a> {
         if let Ok(content) = &files[1] {
             self.dockerignore = Some((content.clone(), ignore));
         }
-        Ok(Entrypoint { data, filename, definition })
+        Ok(Entrypoint {
+            data,
+            filename,
+            definition,
+        })
     }
 
     fn local_dockerfile(&self, filename: &str, ignore: &str, lower: Option<&str>) -> State {
@@ -226,7 +238,10 @@ impl<'a> Contexts<'a> {
     fn read_ignore(&self, state: &State) -> Progress<Vec<String>> {
         let files = self.asker.files(&marshal(state)?, &[DOCKERIGNORE], None)?;
         // Without the file there are no patterns, whatever the reason.
-        Ok(files[0].as_ref().map(|content| read_ignore_file(content)).unwrap_or_default())
+        Ok(files[0]
+            .as_ref()
+            .map(|content| read_ignore_file(content))
+            .unwrap_or_default())
     }
 
     /// Returns the main context; of the client's directory only `used` is sent.
@@ -235,7 +250,8 @@ impl<'a> Contexts<'a> {
             return Ok(context.clone());
         }
         let patterns = self.ignore_patterns();
-        let exclude_patterns = patterns.map_err(|stop| stop.context("failed to read dockerignore patterns"))?;
+        let exclude_patterns =
+            patterns.map_err(|stop| stop.context("failed to read dockerignore patterns"))?;
         Ok(State::local(
             CONTEXT,
             LocalOptions {
@@ -251,7 +267,10 @@ impl<'a> Contexts<'a> {
 
     /// Returns the main context as it is fetched, and whether it is an archive that gets unpacked.
     pub(crate) fn main_source(&self) -> Option<(&State, bool)> {
-        self.main.source.as_ref().map(|state| (state, self.main.http_archive))
+        self.main
+            .source
+            .as_ref()
+            .map(|state| (state, self.main.http_archive))
     }
 
     /// Looks for a named context, first one for the platform.
@@ -268,16 +287,21 @@ impl<'a> Contexts<'a> {
         let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
         let shown = platform.cloned().unwrap_or_else(Platform::host).normalized();
         let with_platform = format!("{name}::{}", shown.format_all());
-        let found = [with_platform.as_str(), name].into_iter().find_map(|name_with_platform| {
-            let input = self.options.get(&format!("context:{name_with_platform}"))?.to_owned();
-            Some(NamedContext {
-                input,
-                name: name.to_owned(),
-                name_with_platform: name_with_platform.to_owned(),
-                platform: platform.cloned(),
-                resolve_mode: resolve_mode.to_owned(),
-            })
-        });
+        let found = [with_platform.as_str(), name]
+            .into_iter()
+            .find_map(|name_with_platform| {
+                let input = self
+                    .options
+                    .get(&format!("context:{name_with_platform}"))?
+                    .to_owned();
+                Some(NamedContext {
+                    input,
+                    name: name.to_owned(),
+                    name_with_platform: name_with_platform.to_owned(),
+                    platform: platform.cloned(),
+                    resolve_mode: resolve_mode.to_owned(),
+                })
+            });
         Ok(found)
     }
 
@@ -290,10 +314,13 @@ impl<'a> Contexts<'a> {
     ) -> Progress<Loaded> {
         let mut context = context.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let (kind, rest) = context.input.split_once(':').ok_or_else(|| ConvertError::ContextForm {
-                input: context.input.clone(),
-                name: context.name_with_platform.clone(),
-            })?;
+            let (kind, rest) = context
+                .input
+                .split_once(':')
+                .ok_or_else(|| ConvertError::ContextForm {
+                    input: context.input.clone(),
+                    name: context.name_with_platform.clone(),
+                })?;
             let kind = if kind.starts_with("git@") { "git" } else { kind };
             let loaded = match kind {
                 "docker-image" => match self.load_image(&context, rest)? {
@@ -337,14 +364,21 @@ impl<'a> Contexts<'a> {
         let answer = match self.asker.image(need)? {
             Ok(answer) => answer,
             Err(updated) => {
-                let (kind, rest) =
-                    updated.split_once("://").ok_or_else(|| ConvertError::Redirect(updated.to_owned()))?;
+                let (kind, rest) = updated
+                    .split_once("://")
+                    .ok_or_else(|| ConvertError::Redirect(updated.to_owned()))?;
                 return Ok(Err(format!("{kind}:{rest}")));
             }
         };
         let mut constraints = Constraints::new().custom_name(format!("[context {name}] {written}"));
         constraints.platform.clone_from(&context.platform);
-        let state = State::image(&answer.reference, ImageOptions { constraints, ..ImageOptions::default() });
+        let state = State::image(
+            &answer.reference,
+            ImageOptions {
+                constraints,
+                ..ImageOptions::default()
+            },
+        );
         with_config(&state, &answer.config).map(Ok)
     }
 
@@ -368,10 +402,15 @@ impl<'a> Contexts<'a> {
         let no_digest = || ConvertError::LayoutDigest(written.to_owned());
         let (tagged, digest) = written.split_once('@').ok_or_else(no_digest)?;
         let digest = digest.parse().map_err(ConvertError::Digest).map_err(|error| {
-            error.context(format!("could not parse oci-layout reference {}", text::quote(written)))
+            error.context(format!(
+                "could not parse oci-layout reference {}",
+                text::quote(written)
+            ))
         })?;
         let name_start = tagged.rfind('/').map_or(0, |at| at + 1);
-        let store_id = tagged[name_start..].find(':').map_or(tagged, |at| &tagged[..name_start + at]);
+        let store_id = tagged[name_start..]
+            .find(':')
+            .map_or(tagged, |at| &tagged[..name_start + at]);
         let reference = Reference::parse(&context.name)?.with_digest(digest).to_string();
         let session_id = self.options.session_id.clone();
         let shown = &context.name_with_platform;
@@ -380,13 +419,24 @@ impl<'a> Contexts<'a> {
             platform: context.platform.clone(),
             resolve_mode: String::new(),
             log_name: format!("[context {shown}] load metadata for {reference}"),
-            store: Some(LayoutStore { session_id: session_id.clone(), store_id: store_id.to_owned() }),
+            store: Some(LayoutStore {
+                session_id: session_id.clone(),
+                store_id: store_id.to_owned(),
+            }),
         };
-        let answer = self.asker.image(need)?.map_err(|updated| ConvertError::Redirect(updated.to_owned()))?;
-        let mut constraints = Constraints::new().custom_name(format!("[context {shown}] OCI load from client"));
+        let answer = self
+            .asker
+            .image(need)?
+            .map_err(|updated| ConvertError::Redirect(updated.to_owned()))?;
+        let mut constraints =
+            Constraints::new().custom_name(format!("[context {shown}] OCI load from client"));
         constraints.platform.clone_from(&context.platform);
-        let options =
-            OciLayoutOptions { session_id, store_id: store_id.to_owned(), layer_limit: None, constraints };
+        let options = OciLayoutOptions {
+            session_id,
+            store_id: store_id.to_owned(),
+            layer_limit: None,
+            constraints,
+        };
         let mut loaded = with_config(&State::oci_layout(&reference, options), &answer.config)?;
         loaded.image = Some(image::read(&answer.config)?);
         Ok(loaded)
@@ -413,7 +463,10 @@ impl<'a> Contexts<'a> {
             },
         );
         let exclude_patterns = self.read_ignore(&ignore)?;
-        let shared_key = self.options.get(&format!("sharedkey:localdir:{shown}")).unwrap_or_default();
+        let shared_key = self
+            .options
+            .get(&format!("sharedkey:localdir:{shown}"))
+            .unwrap_or_default();
         let (state, slot) = State::deferred();
         let options = LocalOptions {
             session_id,
@@ -422,7 +475,12 @@ impl<'a> Contexts<'a> {
             constraints: Constraints::new().custom_name(format!("[context {shown}] load from client")),
             ..LocalOptions::default()
         };
-        locals.push(PendingLocal { slot, name: name.to_owned(), options, paths });
+        locals.push(PendingLocal {
+            slot,
+            name: name.to_owned(),
+            options,
+            paths,
+        });
         Ok(plain(state))
     }
 
@@ -432,15 +490,22 @@ impl<'a> Contexts<'a> {
             name: context.name_with_platform.clone(),
         })?;
         let state = State::from_definition(definition)?;
-        let Some(metadata) = self.options.get(&format!("input-metadata:{input}")) else { return Ok(plain(state)) };
+        let Some(metadata) = self.options.get(&format!("input-metadata:{input}")) else {
+            return Ok(plain(state));
+        };
         let parsed: BTreeMap<String, String> = serde_json::from_str(metadata).map_err(|error| {
-            ConvertError::Json(error.to_string()).context(format!("failed to parse input metadata {metadata}"))
+            ConvertError::Json(error.to_string())
+                .context(format!("failed to parse input metadata {metadata}"))
         })?;
-        let Some(config) = parsed.get("containerimage.config") else { return Ok(plain(state)) };
-        let config = base64::engine::general_purpose::STANDARD.decode(config).map_err(|error| {
-            let context = format!("failed to parse image config for {}", context.name_with_platform);
-            ConvertError::Json(error.to_string()).context(context)
-        })?;
+        let Some(config) = parsed.get("containerimage.config") else {
+            return Ok(plain(state));
+        };
+        let config = base64::engine::general_purpose::STANDARD
+            .decode(config)
+            .map_err(|error| {
+                let context = format!("failed to parse image config for {}", context.name_with_platform);
+                ConvertError::Json(error.to_string()).context(context)
+            })?;
         let mut loaded = with_config(&state, &config)?;
         loaded.image = Some(image::read(&config)?);
         Ok(loaded)
@@ -454,16 +519,28 @@ fn plain(state: State) -> Loaded {
 fn with_config(state: &State, config: &[u8]) -> Progress<Loaded> {
     let mut image = image::read(config)?;
     image.created = None;
-    Ok(Loaded { state: state.image_config(&image), image: Some(image) })
+    Ok(Loaded {
+        state: state.image_config(&image),
+        image: Some(image),
+    })
 }
 
 /// Makes the state of a context in a Git repository.
 fn git_context(written: &str, found: &GitRef, options: &Options, is_main: bool) -> State {
     let keep = is_main
-        && options.get("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(text::parse_bool).unwrap_or_default();
-    let has_epoch = options.get("build-arg:SOURCE_DATE_EPOCH").is_some_and(|epoch| !epoch.is_empty());
+        && options
+            .get("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR")
+            .and_then(text::parse_bool)
+            .unwrap_or_default();
+    let has_epoch = options
+        .get("build-arg:SOURCE_DATE_EPOCH")
+        .is_some_and(|epoch| !epoch.is_empty());
     let default_mtime = if is_main && has_epoch { "commit" } else { "" };
-    let mtime = if found.mtime.is_empty() { default_mtime } else { &found.mtime };
+    let mtime = if found.mtime.is_empty() {
+        default_mtime
+    } else {
+        &found.mtime
+    };
     State::git(
         &found.remote,
         "",
@@ -497,7 +574,10 @@ fn http_context(main: &mut Main, url: &str, asker: &Asker<'_>) -> Progress<()> {
     };
     main.source = Some(state.clone());
     if is_archive(header) {
-        let unpack = CopyOptions { attempt_unpack: true, ..CopyOptions::default() };
+        let unpack = CopyOptions {
+            attempt_unpack: true,
+            ..CopyOptions::default()
+        };
         let actions = FileActions::new().copy(&state, format!("/{HTTP_FILE}"), "/", unpack);
         main.context = Some(State::scratch().file(actions, &Constraints::new()));
         main.http_archive = true;
@@ -510,8 +590,14 @@ fn http_context(main: &mut Main, url: &str, asker: &Asker<'_>) -> Progress<()> {
 }
 
 fn subdir_of(context: &State, subdir: &str) -> State {
-    let options = CopyOptions { copy_dir_contents_only: true, ..CopyOptions::default() };
-    State::scratch().file(FileActions::new().copy(context, subdir, "/", options), &Constraints::new())
+    let options = CopyOptions {
+        copy_dir_contents_only: true,
+        ..CopyOptions::default()
+    };
+    State::scratch().file(
+        FileActions::new().copy(context, subdir, "/", options),
+        &Constraints::new(),
+    )
 }
 
 /// Tells whether bytes begin an archive: bzip2, gzip, xz or tar.
@@ -524,14 +610,22 @@ const TAR_BLOCK_BYTES: usize = 512;
 
 /// Tells whether bytes begin with a whole entry of a tar. Long names go on behind the bytes looked at.
 fn is_tar(header: &[u8]) -> bool {
-    let Some(block) = header.get(..TAR_BLOCK_BYTES) else { return false };
+    let Some(block) = header.get(..TAR_BLOCK_BYTES) else {
+        return false;
+    };
     if matches!(block[156], b'x' | b'L' | b'K') {
         return false;
     }
-    let (unsigned, signed) = block.iter().enumerate().fold((0i64, 0i64), |(unsigned, signed), (at, byte)| {
-        let byte = if (148..156).contains(&at) { b' ' } else { *byte };
-        (unsigned + i64::from(byte), signed + i64::from(i8::from_ne_bytes([byte])))
-    });
+    let (unsigned, signed) = block
+        .iter()
+        .enumerate()
+        .fold((0i64, 0i64), |(unsigned, signed), (at, byte)| {
+            let byte = if (148..156).contains(&at) { b' ' } else { *byte };
+            (
+                unsigned + i64::from(byte),
+                signed + i64::from(i8::from_ne_bytes([byte])),
+            )
+        });
     let text = std::str::from_utf8(&block[148..156]).unwrap_or_default();
     let stated = i64::from_str_radix(text.trim_matches(['\0', ' ']), 8);
     stated.is_ok_and(|stated| stated == unsigned || stated == signed) && block.iter().any(|byte| *byte != 0)

@@ -21,7 +21,11 @@ pub struct Conversion {
 impl Conversion {
     /// Prepares the conversion of a request; nothing is looked at yet.
     pub fn new(request: Request) -> Self {
-        Self { request, known: Known::new(), asked: Vec::new() }
+        Self {
+            request,
+            known: Known::new(),
+            asked: Vec::new(),
+        }
     }
 
     /// Goes on as far as the answers allow.
@@ -31,7 +35,11 @@ impl Conversion {
     pub fn step(&mut self, answers: Vec<Answer>) -> Result<Step, Box<Failure>> {
         if answers.len() != self.asked.len() {
             return Err(Box::new(Failure {
-                message: format!("{} needs were answered by {} answers", self.asked.len(), answers.len()),
+                message: format!(
+                    "{} needs were answered by {} answers",
+                    self.asked.len(),
+                    answers.len()
+                ),
                 kind: FailureKind::User,
                 sources: Vec::new(),
                 cause: None,

@@ -17,11 +17,23 @@ pub(crate) fn print(definition: &Definition) -> Progress<Vec<u8>> {
         if let Some(raw) = definition.def.last() {
             let root = graph.root();
             let output = i64::try_from(root.output).unwrap_or_default();
-            let input = pb::Input { digest: graph.vertex(root).digest.to_string(), index: output };
-            def.insert(oci::Digest::sha256(raw).to_string(), op_json(&pb::Op { inputs: vec![input], ..pb::Op::default() }));
+            let input = pb::Input {
+                digest: graph.vertex(root).digest.to_string(),
+                index: output,
+            };
+            def.insert(
+                oci::Digest::sha256(raw).to_string(),
+                op_json(&pb::Op {
+                    inputs: vec![input],
+                    ..pb::Op::default()
+                }),
+            );
         }
     }
-    let source = definition.source.as_ref().map_or(Ok(json!({})), serde_json::to_value);
+    let source = definition
+        .source
+        .as_ref()
+        .map_or(Ok(json!({})), serde_json::to_value);
     let to_error = |error: serde_json::Error| ConvertError::Json(error.to_string());
     let metadata = serde_json::to_value(&definition.metadata).map_err(to_error)?;
     let all = json!({ "def": def, "metadata": metadata, "source": source.map_err(to_error)? });
@@ -53,15 +65,26 @@ fn texts(values: &[String]) -> Value {
 
 /// A map; nothing if it is empty.
 fn texts_by_name(values: &std::collections::BTreeMap<String, String>) -> Value {
-    if values.is_empty() { Value::Null } else { json!(values) }
+    if values.is_empty() {
+        Value::Null
+    } else {
+        json!(values)
+    }
 }
 
 fn enumeration(name: &str, default: &str) -> Value {
-    if name == default { Value::Null } else { Value::String(name.to_owned()) }
+    if name == default {
+        Value::Null
+    } else {
+        Value::String(name.to_owned())
+    }
 }
 
 fn op_json(op: &pb::Op) -> Value {
-    let inputs = op.inputs.iter().map(|input| object([("digest", json!(input.digest)), ("index", number(input.index))]));
+    let inputs = op
+        .inputs
+        .iter()
+        .map(|input| object([("digest", json!(input.digest)), ("index", number(input.index))]));
     let platform = op.platform.as_ref().map_or(Value::Null, |platform| {
         object([
             ("Architecture", json!(platform.architecture)),
@@ -71,23 +94,53 @@ fn op_json(op: &pb::Op) -> Value {
             ("OSFeatures", texts(&platform.os_features)),
         ])
     });
-    let constraints = op.constraints.as_ref().map_or(Value::Null, |found| object([("filter", texts(&found.filter))]));
-    let (name, kind) = match &op.op {
-        Some(op::Op::Exec(exec)) => ("exec", exec_json(exec)),
-        Some(op::Op::Source(source)) => {
-            ("source", object([("identifier", json!(source.identifier)), ("attrs", texts_by_name(&source.attrs))]))
-        }
-        Some(op::Op::File(file)) => ("file", object([("actions", file.actions.iter().map(action_json).collect())])),
-        Some(op::Op::Merge(merge)) => {
-            let inputs = merge.inputs.iter().map(|input| object([("input", number(input.input))]));
+    let constraints = op
+        .constraints
+        .as_ref()
+        .map_or(Value::Null, |found| object([("filter", texts(&found.filter))]));
+    let (name, kind) = op.op.as_ref().map_or(("exec", Value::Null), kind_json);
+    object([
+        ("inputs", inputs.collect()),
+        (name, kind),
+        ("platform", platform),
+        ("constraints", constraints),
+    ])
+}
+
+/// The field of an operation's kind, and its value.
+fn kind_json(kind: &op::Op) -> (&'static str, Value) {
+    match kind {
+        op::Op::Exec(exec) => ("exec", exec_json(exec)),
+        op::Op::Source(source) => (
+            "source",
+            object([
+                ("identifier", json!(source.identifier)),
+                ("attrs", texts_by_name(&source.attrs)),
+            ]),
+        ),
+        op::Op::File(file) => (
+            "file",
+            object([("actions", file.actions.iter().map(action_json).collect())]),
+        ),
+        op::Op::Merge(merge) => {
+            let inputs = merge
+                .inputs
+                .iter()
+                .map(|input| object([("input", number(input.input))]));
             ("merge", object([("inputs", inputs.collect())]))
         }
-        Some(op::Op::Diff(diff)) => {
-            let lower = diff.lower.as_ref().map_or(Value::Null, |lower| object([("input", number(lower.input))]));
-            let upper = diff.upper.as_ref().map_or(Value::Null, |upper| object([("input", number(upper.input))]));
+        op::Op::Diff(diff) => {
+            let lower = diff
+                .lower
+                .as_ref()
+                .map_or(Value::Null, |lower| object([("input", number(lower.input))]));
+            let upper = diff
+                .upper
+                .as_ref()
+                .map_or(Value::Null, |upper| object([("input", number(upper.input))]));
             ("diff", object([("lower", lower), ("upper", upper)]))
         }
-        Some(op::Op::Build(build)) => {
+        op::Op::Build(build) => {
             let inputs: Map<String, Value> = build
                 .inputs
                 .iter()
@@ -100,18 +153,23 @@ fn op_json(op: &pb::Op) -> Value {
             ];
             ("build", object(fields))
         }
-        Some(op::Op::Passthrough(pass)) => {
+        op::Op::Passthrough(pass) => {
             let outputs = pass.outputs.iter().map(|output| number(*output));
-            ("passthrough", object([("id", json!(pass.id)), ("outputs", outputs.collect())]))
+            (
+                "passthrough",
+                object([("id", json!(pass.id)), ("outputs", outputs.collect())]),
+            )
         }
-        None => ("exec", Value::Null),
-    };
-    object([("inputs", inputs.collect()), (name, kind), ("platform", platform), ("constraints", constraints)])
+    }
 }
 
 fn exec_json(exec: &pb::ExecOp) -> Value {
     let secrets = exec.secretenv.iter().map(|secret| {
-        object([("ID", json!(secret.id)), ("name", json!(secret.name)), ("optional", json!(secret.optional))])
+        object([
+            ("ID", json!(secret.id)),
+            ("name", json!(secret.name)),
+            ("optional", json!(secret.optional)),
+        ])
     });
     let devices = exec
         .cdi_devices
@@ -120,8 +178,17 @@ fn exec_json(exec: &pb::ExecOp) -> Value {
     object([
         ("meta", exec.meta.as_ref().map_or(Value::Null, meta_json)),
         ("mounts", exec.mounts.iter().map(mount_json).collect()),
-        ("network", enumeration(exec.network().as_str_name(), pb::NetMode::default().as_str_name())),
-        ("security", enumeration(exec.security().as_str_name(), pb::SecurityMode::default().as_str_name())),
+        (
+            "network",
+            enumeration(exec.network().as_str_name(), pb::NetMode::default().as_str_name()),
+        ),
+        (
+            "security",
+            enumeration(
+                exec.security().as_str_name(),
+                pb::SecurityMode::default().as_str_name(),
+            ),
+        ),
         ("secretenv", secrets.collect()),
         ("cdiDevices", devices.collect()),
     ])
@@ -137,9 +204,16 @@ fn meta_json(meta: &pb::Meta) -> Value {
             ("allProxy", json!(proxy.all_proxy)),
         ])
     });
-    let hosts = meta.extra_hosts.iter().map(|host| object([("Host", json!(host.host)), ("IP", json!(host.ip))]));
+    let hosts = meta
+        .extra_hosts
+        .iter()
+        .map(|host| object([("Host", json!(host.host)), ("IP", json!(host.ip))]));
     let limits = meta.ulimit.iter().map(|limit| {
-        object([("Name", json!(limit.name)), ("Soft", number(limit.soft)), ("Hard", number(limit.hard))])
+        object([
+            ("Name", json!(limit.name)),
+            ("Soft", number(limit.soft)),
+            ("Hard", number(limit.hard)),
+        ])
     });
     object([
         ("args", texts(&meta.args)),
@@ -151,16 +225,25 @@ fn meta_json(meta: &pb::Meta) -> Value {
         ("hostname", json!(meta.hostname)),
         ("ulimit", limits.collect()),
         ("cgroupParent", json!(meta.cgroup_parent)),
-        ("removeMountStubsRecursive", json!(meta.remove_mount_stubs_recursive)),
+        (
+            "removeMountStubsRecursive",
+            json!(meta.remove_mount_stubs_recursive),
+        ),
         ("validExitCodes", json!(meta.valid_exit_codes)),
     ])
 }
 
 fn mount_json(mount: &pb::Mount) -> Value {
-    let tmpfs = mount.tmpfs_opt.as_ref().map_or(Value::Null, |tmpfs| object([("size", number(tmpfs.size))]));
+    let tmpfs = mount
+        .tmpfs_opt
+        .as_ref()
+        .map_or(Value::Null, |tmpfs| object([("size", number(tmpfs.size))]));
     let cache = mount.cache_opt.as_ref().map_or(Value::Null, |cache| {
         let default = pb::CacheSharingOpt::default().as_str_name();
-        object([("ID", json!(cache.id)), ("sharing", enumeration(cache.sharing().as_str_name(), default))])
+        object([
+            ("ID", json!(cache.id)),
+            ("sharing", enumeration(cache.sharing().as_str_name(), default)),
+        ])
     });
     let file = |id: &str, uid: u32, gid: u32, mode: u32, optional: bool| {
         object([
@@ -172,9 +255,13 @@ fn mount_json(mount: &pb::Mount) -> Value {
         ])
     };
     let secret = mount.secret_opt.as_ref();
-    let secret = secret.map_or(Value::Null, |opt| file(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional));
+    let secret = secret.map_or(Value::Null, |opt| {
+        file(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional)
+    });
     let ssh = mount.ssh_opt.as_ref();
-    let ssh = ssh.map_or(Value::Null, |opt| file(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional));
+    let ssh = ssh.map_or(Value::Null, |opt| {
+        file(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional)
+    });
     let content_cache = mount.content_cache().as_str_name();
     object([
         ("input", number(mount.input)),
@@ -182,13 +269,22 @@ fn mount_json(mount: &pb::Mount) -> Value {
         ("dest", json!(mount.dest)),
         ("output", number(mount.output)),
         ("readonly", json!(mount.readonly)),
-        ("mountType", enumeration(mount.mount_type().as_str_name(), pb::MountType::default().as_str_name())),
+        (
+            "mountType",
+            enumeration(
+                mount.mount_type().as_str_name(),
+                pb::MountType::default().as_str_name(),
+            ),
+        ),
         ("TmpfsOpt", tmpfs),
         ("cacheOpt", cache),
         ("secretOpt", secret),
         ("SSHOpt", ssh),
         ("resultID", json!(mount.result_id)),
-        ("contentCache", enumeration(content_cache, pb::MountContentCache::default().as_str_name())),
+        (
+            "contentCache",
+            enumeration(content_cache, pb::MountContentCache::default().as_str_name()),
+        ),
     ])
 }
 
@@ -202,7 +298,10 @@ fn owner_json(owner: Option<&pb::ChownOpt>) -> Value {
         Some(None) => json!({}),
     };
     owner.map_or(Value::Null, |owner| {
-        object([("user", user(owner.user.as_ref())), ("group", user(owner.group.as_ref()))])
+        object([
+            ("user", user(owner.user.as_ref())),
+            ("group", user(owner.group.as_ref())),
+        ])
     })
 }
 
@@ -266,14 +365,20 @@ fn copy_json(copy: &pb::FileActionCopy) -> Value {
         ("mode", json!(copy.mode)),
         ("followSymlink", json!(copy.follow_symlink)),
         ("dirCopyContents", json!(copy.dir_copy_contents)),
-        ("attemptUnpackDockerCompatibility", json!(copy.attempt_unpack_docker_compatibility)),
+        (
+            "attemptUnpackDockerCompatibility",
+            json!(copy.attempt_unpack_docker_compatibility),
+        ),
         ("createDestPath", json!(copy.create_dest_path)),
         ("allowWildcard", json!(copy.allow_wildcard)),
         ("allowEmptyWildcard", json!(copy.allow_empty_wildcard)),
         ("timestamp", number(copy.timestamp)),
         ("includePatterns", texts(&copy.include_patterns)),
         ("excludePatterns", texts(&copy.exclude_patterns)),
-        ("alwaysReplaceExistingDestPaths", json!(copy.always_replace_existing_dest_paths)),
+        (
+            "alwaysReplaceExistingDestPaths",
+            json!(copy.always_replace_existing_dest_paths),
+        ),
         ("modeStr", json!(copy.mode_str)),
         ("requiredPaths", texts(&copy.required_paths)),
     ])

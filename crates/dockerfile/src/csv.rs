@@ -13,7 +13,9 @@ pub(crate) enum CsvError {
 
 /// Splits a line into its fields.
 pub(crate) fn fields(line: &str) -> Result<Vec<String>, CsvError> {
-    let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
+    let line = line
+        .strip_suffix('\n')
+        .map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
         return Err(CsvError::Empty);
     }
@@ -49,7 +51,9 @@ fn quoted_field(text: &str, column: usize) -> Result<(String, usize), CsvError> 
     let mut field = String::new();
     let mut at = 0;
     loop {
-        let Some(end) = text[at..].find('"') else { return Err(CsvError::Quote(column + at + 1)) };
+        let Some(end) = text[at..].find('"') else {
+            return Err(CsvError::Quote(column + at + 1));
+        };
         field.push_str(&text[at..at + end]);
         at += end + 1;
         match text.as_bytes().get(at) {

@@ -82,7 +82,11 @@ impl Variables for Masked<'_> {
     }
 
     fn names(&self) -> Vec<&str> {
-        let base = self.base.names().into_iter().filter(|name| self.mask.get(name).is_none());
+        let base = self
+            .base
+            .names()
+            .into_iter()
+            .filter(|name| self.mask.get(name).is_none());
         base.chain(self.mask.names()).collect()
     }
 }

@@ -169,7 +169,9 @@ pub(crate) enum ConvertError {
     Input { input: String, name: String },
     #[error("oci-layout reference {} has no digest", quote(.0))]
     LayoutDigest(String),
-    #[error("context recursion limit exceeded; this may indicate a cycle in the provided source policies: {0}")]
+    #[error(
+        "context recursion limit exceeded; this may indicate a cycle in the provided source policies: {0}"
+    )]
     ContextRecursion(String),
     #[error("could not parse ref: {0}")]
     Redirect(String),
@@ -224,23 +226,37 @@ impl From<LocatedInstructionError> for ConvertError {
 impl ConvertError {
     /// Puts a text in front.
     pub(crate) fn context(self, context: impl Into<String>) -> Self {
-        Self::Context { context: context.into(), error: Box::new(self) }
+        Self::Context {
+            context: context.into(),
+            error: Box::new(self),
+        }
     }
 
     /// Adds a place; an error inside one may have more of them.
     pub(crate) fn at(self, ranges: &[Range]) -> Self {
-        Self::At { error: Box::new(self), ranges: ranges.to_vec(), replace: false }
+        Self::At {
+            error: Box::new(self),
+            ranges: ranges.to_vec(),
+            replace: false,
+        }
     }
 
     /// Sets the place and forgets those inside.
     pub(crate) fn only_at(self, ranges: &[Range]) -> Self {
-        Self::At { error: Box::new(self), ranges: ranges.to_vec(), replace: true }
+        Self::At {
+            error: Box::new(self),
+            ranges: ranges.to_vec(),
+            replace: true,
+        }
     }
 
     /// Adds what was probably meant.
     pub(crate) fn suggest(self, found: Option<String>) -> Self {
         match found {
-            Some(found) => Self::Suggested { error: Box::new(self), found },
+            Some(found) => Self::Suggested {
+                error: Box::new(self),
+                found,
+            },
             None => self,
         }
     }
@@ -251,7 +267,11 @@ impl ConvertError {
             Self::Syntax { error } => vec![error.ranges.clone()],
             Self::Located(error) => vec![error.ranges.clone()],
             Self::Context { error, .. } | Self::Suggested { error, .. } => error.locations(),
-            Self::At { error, ranges, replace } => {
+            Self::At {
+                error,
+                ranges,
+                replace,
+            } => {
                 let mut locations = if *replace { Vec::new() } else { error.locations() };
                 locations.push(ranges.clone());
                 locations
@@ -264,7 +284,9 @@ impl ConvertError {
     pub(crate) fn cause(&self) -> Option<u64> {
         match self {
             Self::Answer(error) => Some(error.token),
-            Self::Context { error, .. } | Self::Suggested { error, .. } | Self::At { error, .. } => error.cause(),
+            Self::Context { error, .. } | Self::Suggested { error, .. } | Self::At { error, .. } => {
+                error.cause()
+            }
             _ => None,
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use llb::pb::{self, Definition};
 use llb::SourceMap;
+use llb::pb::{self, Definition};
 use oci::{Digest, Platform};
 use serde::Serialize;
 
@@ -17,7 +17,9 @@ use crate::lint::{Finding, Linter};
 use crate::options::Options;
 use crate::parser;
 use crate::position::Range;
-use crate::request::{BuildOutcome, Failure, FailureKind, Forward, Outcome, PlatformOutcome, Request, SourceRange, Warning};
+use crate::request::{
+    BuildOutcome, Failure, FailureKind, Forward, Outcome, PlatformOutcome, Request, SourceRange, Warning,
+};
 use crate::{sbom, subrequest};
 
 /// Capabilities that a client may ask this frontend for.
@@ -47,28 +49,40 @@ pub(crate) struct Failed {
     warnings: Vec<Warning>,
 }
 
-impl From<Stop> for Failed {
+impl From<Stop> for Box<Failed> {
     fn from(stop: Stop) -> Self {
-        Self { stop, source: None, warnings: Vec::new() }
+        Self::new(Failed {
+            stop,
+            source: None,
+            warnings: Vec::new(),
+        })
     }
 }
 
 /// Makes one pass; `None` if answers are missing.
 pub(crate) fn pass(request: &Request, asker: &Asker<'_>) -> Result<Option<Outcome>, Box<Failure>> {
-    match run(request, asker) {
-        Ok(outcome) => Ok(Some(outcome)),
-        Err(Failed { stop: Stop::Pending, .. }) => Ok(None),
-        Err(Failed { stop: Stop::Failed(error), source, warnings }) => {
-            let kind = kind_of(&error);
-            let locations = error.locations();
-            let sources = source.map(|source| {
-                let place = |ranges| SourceRange { source: source.clone(), ranges };
-                locations.into_iter().map(place).collect()
-            });
-            let message = error.to_string();
-            Err(Box::new(Failure { message, kind, sources: sources.unwrap_or_default(), cause: error.cause(), warnings }))
-        }
-    }
+    let failed = match run(request, asker) {
+        Ok(outcome) => return Ok(Some(outcome)),
+        Err(failed) => *failed,
+    };
+    let error = match failed.stop {
+        Stop::Pending => return Ok(None),
+        Stop::Failed(error) => error,
+    };
+    let place = |source: pb::SourceInfo| {
+        let place = |ranges| SourceRange {
+            source: source.clone(),
+            ranges,
+        };
+        error.locations().into_iter().map(place).collect()
+    };
+    Err(Box::new(Failure {
+        message: error.to_string(),
+        kind: kind_of(&error),
+        sources: failed.source.map(place).unwrap_or_default(),
+        cause: error.cause(),
+        warnings: failed.warnings,
+    }))
 }
 
 fn kind_of(error: &ConvertError) -> FailureKind {
@@ -79,7 +93,7 @@ fn kind_of(error: &ConvertError) -> FailureKind {
     }
 }
 
-fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Failed> {
+fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Box<Failed>> {
     let missing = missing_capability(request);
     if let Some((name, false)) = missing {
         return Err(Stop::from(ConvertError::Capability(name.to_owned())).into());
@@ -95,7 +109,13 @@ fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Failed> {
         return Err(Stop::from(ConvertError::Capability(name.to_owned())).into());
     }
     if let Some(name) = options.get("requestid") {
-        return Ok(Outcome::Metadata(subrequest::answer(name, &source.entrypoint, &source.text, &source.map, &contexts)?));
+        return Ok(Outcome::Metadata(subrequest::answer(
+            name,
+            &source.entrypoint,
+            &source.text,
+            &source.map,
+            &contexts,
+        )?));
     }
     let linter = match lint_config(&source.text, options.check.as_ref()) {
         Ok(config) => Linter::new(config),
@@ -112,7 +132,10 @@ fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Failed> {
 
 /// Finds a capability that is asked for and not there, and whether another frontend may be tried.
 fn missing_capability(request: &Request) -> Option<(&str, bool)> {
-    let asked = request.options.get("frontend.caps").filter(|caps| !caps.is_empty())?;
+    let asked = request
+        .options
+        .get("frontend.caps")
+        .filter(|caps| !caps.is_empty())?;
     let missing = asked.split(',').filter_map(|cap| {
         let name = cap.split('+').next().unwrap_or_default();
         (!FRONTEND_CAPABILITIES.contains(&name)).then(|| (name, cap.contains("+forward")))
@@ -136,16 +159,31 @@ fn forward(request: &Request, options: &Options, source: &Source) -> Option<Forw
         let mut all = options.all.clone();
         all.insert("cmdline".to_owned(), cmdline.to_owned());
         all.insert("source".to_owned(), image.to_owned());
-        Forward { image: image.to_owned(), options: all, inputs: request.inputs.clone(), source: None, error_prefix: None }
+        Forward {
+            image: image.to_owned(),
+            options: all,
+            inputs: request.inputs.clone(),
+            source: None,
+            error_prefix: None,
+        }
     };
     if let Some(cmdline) = options.get("build-arg:BUILDKIT_SYNTAX") {
         let image = cmdline.trim().split(' ').next().unwrap_or_default();
         let error_prefix = Some(format!("failed with build-arg:BUILDKIT_SYNTAX = {cmdline}"));
-        return Some(Forward { error_prefix, ..make(image, cmdline) });
+        return Some(Forward {
+            error_prefix,
+            ..make(image, cmdline)
+        });
     }
     let (image, directive) = parser::detect_syntax(&source.text)?;
-    let place = SourceRange { source: source.wire(), ranges: directive.ranges };
-    Some(Forward { source: Some(place), ..make(&image, &directive.value) })
+    let place = SourceRange {
+        source: source.wire(),
+        ranges: directive.ranges,
+    };
+    Some(Forward {
+        source: Some(place),
+        ..make(&image, &directive.value)
+    })
 }
 
 impl Source {
@@ -158,7 +196,11 @@ impl Source {
             data: entrypoint.data.clone().into(),
         });
         let text = String::from_utf8_lossy(&entrypoint.data).into_owned();
-        Self { entrypoint, text, map }
+        Self {
+            entrypoint,
+            text,
+            map,
+        }
     }
 
     fn wire(&self) -> pb::SourceInfo {
@@ -175,16 +217,23 @@ impl Source {
             detail: vec![finding.rule.description.to_owned()],
             url: finding.rule.url.to_owned(),
             level: 1,
-            source: SourceRange { source: source.clone(), ranges: finding.location },
+            source: SourceRange {
+                source: source.clone(),
+                ranges: finding.location,
+            },
         };
         linter.findings().into_iter().map(warning).collect()
     }
 
-    fn failed(&self, stop: Stop, linter: &Linter) -> Failed {
+    fn failed(&self, stop: Stop, linter: &Linter) -> Box<Failed> {
         if matches!(stop, Stop::Pending) {
             return stop.into();
         }
-        Failed { stop, source: Some(self.wire()), warnings: self.warnings(linter) }
+        Box::new(Failed {
+            stop,
+            source: Some(self.wire()),
+            warnings: self.warnings(linter),
+        })
     }
 }
 
@@ -204,7 +253,12 @@ fn head(definition: &Definition) -> Digest {
     graph.map_or_else(|_| Digest::sha256(b""), |graph| graph.vertex(graph.root()).digest)
 }
 
-fn build(options: &Options, contexts: &Contexts<'_>, source: &Source, linter: &Linter) -> Progress<BuildOutcome> {
+fn build(
+    options: &Options,
+    contexts: &Contexts<'_>,
+    source: &Source,
+    linter: &Linter,
+) -> Progress<BuildOutcome> {
     let wanted: Vec<Option<&Platform>> = match options.target_platforms.as_slice() {
         [] => vec![None],
         platforms => platforms.iter().map(Some).collect(),
@@ -246,8 +300,13 @@ fn build(options: &Options, contexts: &Contexts<'_>, source: &Source, linter: &L
     let mut exported = Vec::with_capacity(converted.len());
     for (platform, done) in &converted {
         let result = platform_outcome(platform, done, scanner.as_ref())?;
-        let suffix = if options.multi_platform { format!("/{}", result.id) } else { String::new() };
-        let mut add = |key: &str, value: &[u8]| outcome.metadata.insert(format!("{key}{suffix}"), value.to_vec());
+        let suffix = if options.multi_platform {
+            format!("/{}", result.id)
+        } else {
+            String::new()
+        };
+        let mut add =
+            |key: &str, value: &[u8]| outcome.metadata.insert(format!("{key}{suffix}"), value.to_vec());
         add(CONFIG_KEY, &result.config);
         if let Some(base) = &result.base_config {
             add(BASE_CONFIG_KEY, base);
@@ -255,7 +314,10 @@ fn build(options: &Options, contexts: &Contexts<'_>, source: &Source, linter: &L
         if let Some(epoch) = done.epoch {
             add(EPOCH_KEY, epoch.seconds.to_string().as_bytes());
         }
-        exported.push(ExportPlatform { id: result.id.clone(), platform: result.platform.clone() });
+        exported.push(ExportPlatform {
+            id: result.id.clone(),
+            platform: result.platform.clone(),
+        });
         outcome.results.push(result);
     }
     let platforms = oci::json::to_vec(&ExportPlatforms { platforms: exported });
@@ -264,7 +326,11 @@ fn build(options: &Options, contexts: &Contexts<'_>, source: &Source, linter: &L
     Ok(outcome)
 }
 
-fn platform_outcome(platform: &Platform, done: &Converted, scanner: Option<&sbom::Scanner>) -> Progress<PlatformOutcome> {
+fn platform_outcome(
+    platform: &Platform,
+    done: &Converted,
+    scanner: Option<&sbom::Scanner>,
+) -> Progress<PlatformOutcome> {
     let mut platform = platform.normalized();
     let id = platform.format_all();
     if platform.os == "windows" && done.image.os == "windows" {
@@ -280,7 +346,11 @@ fn platform_outcome(platform: &Platform, done: &Converted, scanner: Option<&sbom
         definition: done.definition()?,
         config: image::print(&done.image)?,
         base_config: done.base_image.as_ref().map(image::print).transpose()?,
-        attestations: scanner.map(|scanner| scanner.scan(&id, done)).transpose()?.into_iter().collect(),
+        attestations: scanner
+            .map(|scanner| scanner.scan(&id, done))
+            .transpose()?
+            .into_iter()
+            .collect(),
         id,
         platform,
     })
@@ -313,7 +383,9 @@ pub(crate) fn merge_ranges(locations: &[Vec<Range>]) -> Vec<Range> {
     let mut merged: Vec<Range> = Vec::new();
     for range in all {
         match merged.last_mut() {
-            Some(last) if range.start.line <= last.end.line => last.end.line = last.end.line.max(range.end.line),
+            Some(last) if range.start.line <= last.end.line => {
+                last.end.line = last.end.line.max(range.end.line)
+            }
             _ => merged.push(range),
         }
     }

@@ -34,7 +34,11 @@ pub(crate) enum GitRefError {
     #[error("unexpected query {}", quote(.0))]
     UnknownQuery(String),
     #[error("{what} conflicts: {} vs {}", quote(.one), quote(.two))]
-    Conflict { what: &'static str, one: String, two: String },
+    Conflict {
+        what: &'static str,
+        one: String,
+        two: String,
+    },
     #[error("branch conflicts with tag")]
     BranchAndTag,
     #[error("invalid {key} value: {}", quote(.value))]
@@ -50,7 +54,12 @@ impl GitRef {
             return None;
         }
         let like_local = text.starts_with("github.com/");
-        let url = if like_local { GitUrl::parse(&format!("https://{text}")) } else { GitUrl::parse(text) }.ok()?;
+        let url = if like_local {
+            GitUrl::parse(&format!("https://{text}"))
+        } else {
+            GitUrl::parse(text)
+        }
+        .ok()?;
         if !like_local && matches!(url.scheme.as_str(), "http" | "https") && !url.path.ends_with(".git") {
             return None;
         }
@@ -59,7 +68,13 @@ impl GitRef {
             _ => url.remote.clone(),
         };
         let (reference, subdir) = url.fragment.clone().unwrap_or_default();
-        let mut found = Self { remote, reference, subdir, like_local, ..Self::default() };
+        let mut found = Self {
+            remote,
+            reference,
+            subdir,
+            like_local,
+            ..Self::default()
+        };
         Some(found.load_query(&url.query).map(|()| found))
     }
 
@@ -70,14 +85,23 @@ impl GitRef {
         }
         let (mut tag, mut branch) = (String::new(), String::new());
         for (key, values) in values {
-            let [value] = values[..] else { return Err(GitRefError::MultipleValues(key.to_owned())) };
+            let [value] = values[..] else {
+                return Err(GitRefError::MultipleValues(key.to_owned()));
+            };
             let is_switch = matches!(key, "submodules" | "keep-git-dir" | "fetch-by-commit");
             if value.is_empty() && !is_switch {
                 return Err(GitRefError::NoValue(key.to_owned()));
             }
             let switch = || {
-                let parsed = if value.is_empty() { Some(true) } else { text::parse_bool(value) };
-                parsed.ok_or_else(|| GitRefError::Bool { key: key.to_owned(), value: value.to_owned() })
+                let parsed = if value.is_empty() {
+                    Some(true)
+                } else {
+                    text::parse_bool(value)
+                };
+                parsed.ok_or_else(|| GitRefError::Bool {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                })
             };
             match key {
                 "ref" => agree("ref", &mut self.reference, value)?,
@@ -118,12 +142,20 @@ impl GitRef {
 }
 
 fn with_prefix(prefix: &str, name: &str) -> String {
-    if name.starts_with(prefix) { name.to_owned() } else { format!("{prefix}{name}") }
+    if name.starts_with(prefix) {
+        name.to_owned()
+    } else {
+        format!("{prefix}{name}")
+    }
 }
 
 fn agree(what: &'static str, have: &mut String, value: &str) -> Result<(), GitRefError> {
     if !have.is_empty() && have != value {
-        return Err(GitRefError::Conflict { what, one: have.clone(), two: value.to_owned() });
+        return Err(GitRefError::Conflict {
+            what,
+            one: have.clone(),
+            two: value.to_owned(),
+        });
     }
     value.clone_into(have);
     Ok(())
@@ -143,7 +175,11 @@ pub(crate) fn is_http(source: &str) -> bool {
 pub(crate) fn url_file_name(url: &str) -> String {
     let decoded = url_path(url);
     let name = decoded.as_deref().map_or(".", oci::path::base);
-    if matches!(name, "." | "/") { "__unnamed__".to_owned() } else { name.to_owned() }
+    if matches!(name, "." | "/") {
+        "__unnamed__".to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 fn url_path(url: &str) -> Option<String> {
@@ -176,11 +212,17 @@ mod tests {
     fn parses_git_refs() {
         let parse = |text| GitRef::parse(text).unwrap().unwrap();
         let found = parse("https://github.com/foo/bar.git#baz/qux:quux/quuz");
-        assert_eq!((found.remote.as_str(), found.reference.as_str()), ("https://github.com/foo/bar.git", "baz/qux"));
+        assert_eq!(
+            (found.remote.as_str(), found.reference.as_str()),
+            ("https://github.com/foo/bar.git", "baz/qux")
+        );
         assert_eq!(found.subdir, "quux/quuz");
         let found = parse("github.com/foo/bar");
         assert!(found.like_local && found.remote == "github.com/foo/bar");
-        assert_eq!(parse("git@github.com:foo/bar.git?tag=v1").reference, "refs/tags/v1");
+        assert_eq!(
+            parse("git@github.com:foo/bar.git?tag=v1").reference,
+            "refs/tags/v1"
+        );
         assert_eq!(GitRef::parse("https://host/file.tar"), None);
         assert_eq!(GitRef::parse("dir"), None);
         let err = GitRef::parse("https://a/b.git?x=1").unwrap().unwrap_err();

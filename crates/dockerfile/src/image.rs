@@ -10,8 +10,8 @@ const EMPTY_LIST: &str = "empty diff_ids";
 
 /// Reads a configuration. What the frontend does not know is dropped, as it is not inherited.
 pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
-    let mut image: ImageConfig =
-        serde_json::from_slice(bytes).map_err(|err| ConvertError::Json(format!("invalid image config: {err}")))?;
+    let mut image: ImageConfig = serde_json::from_slice(bytes)
+        .map_err(|err| ConvertError::Json(format!("invalid image config: {err}")))?;
     image.extra.clear();
     if image.rootfs.diff_ids.is_empty() && has_empty_list(bytes) {
         image.extra.insert(EMPTY_LIST.to_owned(), Value::Null);
@@ -19,7 +19,9 @@ pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
     let config = &mut image.config;
     config.extra.clear();
     let maps = [&mut config.exposed_ports, &mut config.volumes];
-    maps.into_iter().flat_map(|map| map.values_mut()).for_each(|value| *value = Value::Object(Map::new()));
+    maps.into_iter()
+        .flat_map(|map| map.values_mut())
+        .for_each(|value| *value = Value::Object(Map::new()));
     for history in &mut image.history {
         history.created = history.created.take().map(|time| trim_fraction(&time));
     }
@@ -35,23 +37,32 @@ fn has_empty_list(bytes: &[u8]) -> bool {
 
 /// Removes zeros at the end of a time's fraction, and an empty fraction.
 fn trim_fraction(time: &str) -> String {
-    let Some((seconds, rest)) = time.split_once('.') else { return time.to_owned() };
+    let Some((seconds, rest)) = time.split_once('.') else {
+        return time.to_owned();
+    };
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let (fraction, zone) = rest.split_at(digits);
     let fraction = fraction.trim_end_matches('0');
-    if fraction.is_empty() { format!("{seconds}{zone}") } else { format!("{seconds}.{fraction}{zone}") }
+    if fraction.is_empty() {
+        format!("{seconds}{zone}")
+    } else {
+        format!("{seconds}.{fraction}{zone}")
+    }
 }
 
 /// Prints a configuration.
 pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
-    let to_text = |image: &ImageConfig| json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()));
+    let to_text =
+        |image: &ImageConfig| json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()));
     if image.extra.contains_key(EMPTY_LIST) {
         let mut image = image.clone();
         image.extra.clear();
         return Ok(to_text(&image)?.into_bytes());
     }
     // Quotes are escaped within texts, so this cannot be found in one.
-    Ok(to_text(image)?.replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1).into_bytes())
+    Ok(to_text(image)?
+        .replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1)
+        .into_bytes())
 }
 
 /// Returns the configuration a build from nothing starts with.
@@ -60,7 +71,10 @@ pub(crate) fn empty(platform: &Platform) -> ImageConfig {
     image.set_platform(platform.clone());
     "/".clone_into(&mut image.config.working_dir);
     if platform.os != "windows" {
-        image.config.env.push(format!("PATH={}", llb::default_path(&platform.os)));
+        image
+            .config
+            .env
+            .push(format!("PATH={}", llb::default_path(&platform.os)));
     }
     image
 }

@@ -45,7 +45,7 @@ mod word;
 pub use conversion::Conversion;
 pub use position::{Position, Range};
 pub use request::{
-    Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, Failure, FailureKind, FilesNeed, Forward,
-    ImageAnswer, ImageConfigNeed, LayoutStore, Need, Outcome, PlatformOutcome, Request, SourceAnswer,
-    SourceMetadataNeed, SourceRange, Step, Warning,
+    Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, Failure, FailureKind, FilesNeed,
+    Forward, ImageAnswer, ImageConfigNeed, LayoutStore, Need, Outcome, PlatformOutcome, Request,
+    SourceAnswer, SourceMetadataNeed, SourceRange, Step, Warning,
 };

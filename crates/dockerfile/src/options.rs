@@ -78,7 +78,9 @@ impl NoCache {
         match self {
             Self::None => false,
             Self::All => true,
-            Self::Stages(names) => names.iter().any(|name| name.to_lowercase() == stage.to_lowercase()),
+            Self::Stages(names) => names
+                .iter()
+                .any(|name| name.to_lowercase() == stage.to_lowercase()),
         }
     }
 }
@@ -127,7 +129,11 @@ impl Options {
         let get = |name: &str| request.options.get(name).map_or("", String::as_str);
         let target_platforms = platforms(get("platform"))?;
         let multi_platform = multi_platform(&mut all, target_platforms.len())?;
-        if let Some(name) = all.get("build-arg:BUILDKIT_SANDBOX_HOSTNAME").filter(|name| !name.is_empty()).cloned() {
+        if let Some(name) = all
+            .get("build-arg:BUILDKIT_SANDBOX_HOSTNAME")
+            .filter(|name| !name.is_empty())
+            .cloned()
+        {
             all.insert("hostname".into(), name);
         }
         let no_cache = match request.options.get("no-cache").map(String::as_str) {
@@ -139,7 +145,11 @@ impl Options {
         Ok(Self {
             build_args: with_prefix(&all, "build-arg:"),
             labels: with_prefix(&all, "label:"),
-            build_platform: request.worker_platforms.first().cloned().unwrap_or_else(Platform::host),
+            build_platform: request
+                .worker_platforms
+                .first()
+                .cloned()
+                .unwrap_or_else(Platform::host),
             target_platforms,
             multi_platform,
             resolve_mode: resolve_mode(get("image-resolve-mode"))?,
@@ -158,7 +168,10 @@ impl Options {
             cgroup_parent: get("cgroup-parent").to_owned(),
             target: get("target").to_owned(),
             hostname: all.get("hostname").cloned().unwrap_or_default(),
-            check: check.map(|text| LintConfig::parse(text)).transpose().map_err(OptionsError::Check)?,
+            check: check
+                .map(|text| LintConfig::parse(text))
+                .transpose()
+                .map_err(OptionsError::Check)?,
             capabilities: request.llb_capabilities.clone(),
             session_id: request.session_id.clone(),
             all,
@@ -172,7 +185,9 @@ impl Options {
 
     /// Returns the session that has a local directory.
     pub(crate) fn session_of(&self, local: &str) -> String {
-        self.get(&format!("local-sessionid:{local}")).unwrap_or(&self.session_id).to_owned()
+        self.get(&format!("local-sessionid:{local}"))
+            .unwrap_or(&self.session_id)
+            .to_owned()
     }
 
     /// Tells whether the worker understands something.
@@ -185,15 +200,28 @@ fn check_minimum(request: &Request) -> Result<(), OptionsError> {
     if !request.llb_capabilities.contains(llb::caps::FILE_BASE) {
         return Err(OptionsError::TooOld);
     }
-    if request.options.get("override-copy-image").is_some_and(|image| !image.is_empty()) {
+    if request
+        .options
+        .get("override-copy-image")
+        .is_some_and(|image| !image.is_empty())
+    {
         return Err(OptionsError::CopyImage);
     }
-    let disabled = request.options.get("build-arg:BUILDKIT_DISABLE_FILEOP").and_then(|text| text::parse_bool(text));
-    if disabled == Some(true) { Err(OptionsError::NoFileOp) } else { Ok(()) }
+    let disabled = request
+        .options
+        .get("build-arg:BUILDKIT_DISABLE_FILEOP")
+        .and_then(|text| text::parse_bool(text));
+    if disabled == Some(true) {
+        Err(OptionsError::NoFileOp)
+    } else {
+        Ok(())
+    }
 }
 
 fn with_prefix(options: &BTreeMap<String, String>, prefix: &str) -> BTreeMap<String, String> {
-    let found = options.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone())));
+    let found = options
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone())));
     found.collect()
 }
 
@@ -203,13 +231,20 @@ fn platforms(text: &str) -> Result<Vec<Platform>, OptionsError> {
     }
     let parse = |text: &str| match Platform::parse(text) {
         Ok(platform) => Ok(platform.normalized()),
-        Err(error) => Err(OptionsError::Platform { text: text.to_owned(), error }),
+        Err(error) => Err(OptionsError::Platform {
+            text: text.to_owned(),
+            error,
+        }),
     };
     text.split(',').map(parse).collect()
 }
 
 fn multi_platform(all: &mut BTreeMap<String, String>, count: usize) -> Result<bool, OptionsError> {
-    if let Some(value) = all.get("build-arg:BUILDKIT_MULTI_PLATFORM").filter(|value| !value.is_empty()).cloned() {
+    if let Some(value) = all
+        .get("build-arg:BUILDKIT_MULTI_PLATFORM")
+        .filter(|value| !value.is_empty())
+        .cloned()
+    {
         all.insert("multi-platform".into(), value);
     }
     match all.get("multi-platform").map(String::as_str) {
@@ -238,8 +273,12 @@ fn hosts(text: &str) -> Result<Vec<(String, IpAddr)>, String> {
     let fields = csv::fields(text).map_err(|err| err.to_string())?;
     let parse = |field: String| {
         let lower = field.to_lowercase();
-        let (name, address) = lower.split_once('=').ok_or_else(|| format!("invalid key-value pair {field}"))?;
-        let address: IpAddr = address.parse().map_err(|_| format!("failed to parse IP {address}"))?;
+        let (name, address) = lower
+            .split_once('=')
+            .ok_or_else(|| format!("invalid key-value pair {field}"))?;
+        let address: IpAddr = address
+            .parse()
+            .map_err(|_| format!("failed to parse IP {address}"))?;
         Ok((name.to_owned(), address.to_canonical()))
     };
     fields.into_iter().map(parse).collect()
@@ -250,17 +289,27 @@ fn ulimits(text: &str) -> Result<Vec<Ulimit>, String> {
         return Ok(Vec::new());
     }
     let fields = csv::fields(text).map_err(|err| err.to_string())?;
-    fields.iter().map(|field| parse_ulimit(field).map_err(|err: UlimitError| err.to_string())).collect()
+    fields
+        .iter()
+        .map(|field| parse_ulimit(field).map_err(|err: UlimitError| err.to_string()))
+        .collect()
 }
 
 fn resources(options: &BTreeMap<String, String>) -> Result<Option<pb::LinuxResources>, OptionsError> {
-    let get = |name: &'static str| options.get(name).filter(|value| !value.is_empty()).map(|value| (name, value));
+    let get = |name: &'static str| {
+        options
+            .get(name)
+            .filter(|value| !value.is_empty())
+            .map(|value| (name, value))
+    };
     let limit = |name, value: String| OptionsError::Limit { name, value };
     let signed = |name, lowest: i64, rule: &str| match get(name) {
         None => Ok(0),
         Some((name, value)) => match text::parse_int(value) {
             Err(err) => Err(limit(name, format!("{value}: {err}"))),
-            Ok(number) if number < lowest || number == 0 => Err(limit(name, format!("{value}: must be {rule}"))),
+            Ok(number) if number < lowest || number == 0 => {
+                Err(limit(name, format!("{value}: must be {rule}")))
+            }
             Ok(number) => Ok(number),
         },
     };
@@ -296,20 +345,26 @@ const MAX_CPU: u32 = 8192;
 
 /// Checks a set such as `0-3,7`; returns what is wrong with it.
 fn cpu_set_error(set: &str) -> Option<String> {
-    set.split(',').map(str::trim).filter(|part| !part.is_empty()).find_map(|part| {
-        let number = |text: &str| text.trim().parse::<u32>().ok();
-        let (what, bounds) = match part.split_once('-') {
-            None => ("element", number(part).map(|cpu| (cpu, cpu))),
-            Some((low, high)) => ("range", number(low).zip(number(high)).filter(|(low, high)| low <= high)),
-        };
-        match bounds {
-            None => Some(format!("invalid cpuset {what} {}", quote(part))),
-            Some((_, high)) if high > MAX_CPU => {
-                Some(format!("cpuset {what} {} exceeds maximum {MAX_CPU}", quote(part)))
+    set.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .find_map(|part| {
+            let number = |text: &str| text.trim().parse::<u32>().ok();
+            let (what, bounds) = match part.split_once('-') {
+                None => ("element", number(part).map(|cpu| (cpu, cpu))),
+                Some((low, high)) => (
+                    "range",
+                    number(low).zip(number(high)).filter(|(low, high)| low <= high),
+                ),
+            };
+            match bounds {
+                None => Some(format!("invalid cpuset {what} {}", quote(part))),
+                Some((_, high)) if high > MAX_CPU => {
+                    Some(format!("cpuset {what} {} exceeds maximum {MAX_CPU}", quote(part)))
+                }
+                Some(_) => None,
             }
-            Some(_) => None,
-        }
-    })
+        })
 }
 
 fn net_mode(text: &str) -> Result<NetMode, OptionsError> {
@@ -331,9 +386,14 @@ fn cache_imports(options: &BTreeMap<String, String>) -> Result<Vec<CacheImport>,
     }
     let mut imports = Vec::new();
     if let Some(text) = options.get("cache-imports").filter(|text| !text.is_empty()) {
-        let entries: Vec<Entry> = serde_json::from_str(text)
-            .map_err(|error| OptionsError::CacheImports { text: text.clone(), error: error.to_string() })?;
-        imports.extend(entries.into_iter().map(|entry| CacheImport { kind: entry.kind, attributes: entry.attributes }));
+        let entries: Vec<Entry> = serde_json::from_str(text).map_err(|error| OptionsError::CacheImports {
+            text: text.clone(),
+            error: error.to_string(),
+        })?;
+        imports.extend(entries.into_iter().map(|entry| CacheImport {
+            kind: entry.kind,
+            attributes: entry.attributes,
+        }));
     }
     if let Some(text) = options.get("cache-from").filter(|text| !text.is_empty()) {
         imports.extend(text.split(',').map(|reference| CacheImport {
@@ -349,27 +409,49 @@ const DEFAULT_GENERATOR: &str = "docker/buildkit-syft-scanner:stable-1";
 fn sbom(options: &BTreeMap<String, String>) -> Result<Option<Sbom>, OptionsError> {
     let mut wanted: BTreeMap<String, &str> = BTreeMap::new();
     for prefix in ["attest:", "build-arg:BUILDKIT_ATTEST_"] {
-        let found = options.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
+        let found = options
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
         wanted.extend(found.map(|(kind, value)| (kind.to_lowercase(), value.as_str())));
     }
     let mut parsed: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (kind, value) in wanted {
-        let fields = if value.is_empty() { Ok(Vec::new()) } else { csv::fields(value) };
-        let fields = fields.map_err(|error| OptionsError::Attestation { kind: kind.clone(), error })?;
+        let fields = if value.is_empty() {
+            Ok(Vec::new())
+        } else {
+            csv::fields(value)
+        };
+        let fields = fields.map_err(|error| OptionsError::Attestation {
+            kind: kind.clone(),
+            error,
+        })?;
         let attributes = fields.iter().map(|field| {
             let (key, value) = field.split_once('=').unwrap_or((field, ""));
             (key.to_owned(), value.to_owned())
         });
         parsed.insert(kind, attributes.collect());
     }
-    if let Some(kind) = parsed.keys().find(|kind| !matches!(kind.as_str(), "sbom" | "provenance")) {
+    if let Some(kind) = parsed
+        .keys()
+        .find(|kind| !matches!(kind.as_str(), "sbom" | "provenance"))
+    {
         return Err(OptionsError::AttestationKind(kind.clone()));
     }
-    let Some(mut parameters) = parsed.remove("sbom") else { return Ok(None) };
-    let generator = parameters.remove("generator").unwrap_or_else(|| DEFAULT_GENERATOR.to_owned());
+    let Some(mut parameters) = parsed.remove("sbom") else {
+        return Ok(None);
+    };
+    let generator = parameters
+        .remove("generator")
+        .unwrap_or_else(|| DEFAULT_GENERATOR.to_owned());
     match Reference::parse(&generator) {
-        Ok(reference) => Ok(Some(Sbom { generator: reference.with_default_tag().to_string(), parameters })),
-        Err(error) => Err(OptionsError::Scanner { text: generator, error }),
+        Ok(reference) => Ok(Some(Sbom {
+            generator: reference.with_default_tag().to_string(),
+            parameters,
+        })),
+        Err(error) => Err(OptionsError::Scanner {
+            text: generator,
+            error,
+        }),
     }
 }
 
@@ -378,9 +460,16 @@ mod tests {
     use super::*;
 
     fn parse(options: &[(&str, &str)]) -> Result<Options, String> {
-        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let options = options
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
         let llb_capabilities = BTreeSet::from([llb::caps::FILE_BASE.to_owned()]);
-        let request = Request { options, llb_capabilities, ..Request::default() };
+        let request = Request {
+            options,
+            llb_capabilities,
+            ..Request::default()
+        };
         Options::parse(&request).map_err(|err| err.to_string())
     }
 
@@ -401,21 +490,48 @@ mod tests {
         assert_eq!(options.hosts[0].0, "a");
         assert!(options.no_cache.has("A") && !options.no_cache.has("c"));
         assert_eq!(options.cache_imports.len(), 2);
-        assert_eq!(options.sbom.unwrap().generator, "docker.io/docker/buildkit-syft-scanner:stable-1");
+        assert_eq!(
+            options.sbom.unwrap().generator,
+            "docker.io/docker/buildkit-syft-scanner:stable-1"
+        );
     }
 
     #[test]
     fn refuses_options() {
         for (key, value, wanted) in [
             ("force-network-mode", "x", "invalid netmode x"),
-            ("multi-platform", "x", "invalid boolean value for multi-platform: x"),
+            (
+                "multi-platform",
+                "x",
+                "invalid boolean value for multi-platform: x",
+            ),
             ("image-resolve-mode", "x", "invalid image-resolve-mode: x"),
-            ("add-hosts", "a", "failed to parse additional hosts: invalid key-value pair a"),
-            ("add-hosts", "a=b", "failed to parse additional hosts: failed to parse IP b"),
+            (
+                "add-hosts",
+                "a",
+                "failed to parse additional hosts: invalid key-value pair a",
+            ),
+            (
+                "add-hosts",
+                "a=b",
+                "failed to parse additional hosts: failed to parse IP b",
+            ),
             ("ulimit", "x=1", "failed to parse ulimit: invalid ulimit type: x"),
-            ("shm-size", "x", "failed to parse shm size: strconv.ParseInt: parsing \"x\": invalid syntax"),
-            ("memory", "0", "failed to parse resource limits: invalid memory value: 0: must be > 0"),
-            ("cpusetcpus", "3-1", "failed to parse resource limits: invalid cpusetcpus value: 3-1: invalid cpuset range \"3-1\""),
+            (
+                "shm-size",
+                "x",
+                "failed to parse shm size: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            (
+                "memory",
+                "0",
+                "failed to parse resource limits: invalid memory value: 0: must be > 0",
+            ),
+            (
+                "cpusetcpus",
+                "3-1",
+                "failed to parse resource limits: invalid cpusetcpus value: 3-1: invalid cpuset range \"3-1\"",
+            ),
             ("attest:x", "", "unknown attestation type \"x\""),
         ] {
             assert_eq!(parse(&[(key, value)]).map(|_| ()), Err(wanted.to_owned()));

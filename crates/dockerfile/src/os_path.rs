@@ -21,11 +21,19 @@ fn is_windows(os: &str) -> bool {
 
 /// Turns the system's separators into slashes.
 pub(crate) fn to_slash(path: &str, os: &str) -> String {
-    if is_windows(os) { path.replace('\\', "/") } else { path.to_owned() }
+    if is_windows(os) {
+        path.replace('\\', "/")
+    } else {
+        path.to_owned()
+    }
 }
 
 fn from_slash(path: &str, os: &str) -> String {
-    if is_windows(os) { path.replace('/', "\\") } else { path.to_owned() }
+    if is_windows(os) {
+        path.replace('/', "\\")
+    } else {
+        path.to_owned()
+    }
 }
 
 /// Removes the drive letter of a Windows path, which must be the system's drive, and cleans it. Other systems' paths stay.
@@ -62,8 +70,16 @@ pub(crate) fn normalize(parent: &str, path: &str, os: &str, keep_slash: bool) ->
     let original = to_slash(path, os);
     let parent = to_slash(parent, os);
     let parent = remove_drive(if parent.is_empty() { "/" } else { &parent }, os, keep_slash)?;
-    let parent = if is_absolute(&parent, os) { parent } else { path::join(&["/", &parent]) };
-    let mut path = remove_drive(if original.is_empty() { &parent } else { &original }, os, keep_slash)?;
+    let parent = if is_absolute(&parent, os) {
+        parent
+    } else {
+        path::join(&["/", &parent])
+    };
+    let mut path = remove_drive(
+        if original.is_empty() { &parent } else { &original },
+        os,
+        keep_slash,
+    )?;
     if !is_absolute(&path, os) {
         path = path::join(&[&parent, &path]);
     }

@@ -45,7 +45,10 @@ pub(crate) struct Capture {
 
 impl Capture {
     pub(crate) fn new(all_args: BTreeMap<String, ArgSeen>) -> Self {
-        Self { all_args, ..Self::default() }
+        Self {
+            all_args,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn add_secret(&mut self, name: &str, required: bool, location: &[Range]) {
@@ -71,7 +74,13 @@ impl Capture {
 
 fn add(known: &mut BTreeMap<String, CredentialSeen>, name: &str, required: bool, location: &[Range]) {
     if !known.contains_key(name) {
-        known.insert(name.to_owned(), CredentialSeen { required, location: location.to_vec() });
+        known.insert(
+            name.to_owned(),
+            CredentialSeen {
+                required,
+                location: location.to_vec(),
+            },
+        );
     }
 }
 
@@ -87,8 +96,16 @@ pub(crate) struct Outline {
 
 impl Outline {
     /// Puts together what the stages of a target have seen; the target comes first.
-    pub(crate) fn new<'c>(name: &str, description: &str, captures: impl IntoIterator<Item = &'c Capture>) -> Self {
-        let mut outline = Self { name: name.to_owned(), description: description.to_owned(), ..Self::default() };
+    pub(crate) fn new<'c>(
+        name: &str,
+        description: &str,
+        captures: impl IntoIterator<Item = &'c Capture>,
+    ) -> Self {
+        let mut outline = Self {
+            name: name.to_owned(),
+            description: description.to_owned(),
+            ..Self::default()
+        };
         let (mut args, mut secrets, mut ssh) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for capture in captures {
             for arg in capture.close_used() {

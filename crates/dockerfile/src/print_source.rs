@@ -11,7 +11,9 @@ pub(crate) fn print(source: &SourceInfo, ranges: &[Range]) -> String {
     let count = u32::try_from(lines.len()).unwrap_or(u32::MAX);
     let last_of = |range: &Range| range.end.line.max(range.start.line);
     let first = ranges.iter().map(|range| range.start.line).min();
-    let (Some(first), Some(last)) = (first, ranges.iter().map(last_of).max()) else { return String::new() };
+    let (Some(first), Some(last)) = (first, ranges.iter().map(last_of).max()) else {
+        return String::new();
+    };
     if first < 1 || first > count {
         return String::new();
     }
@@ -31,8 +33,13 @@ pub(crate) fn print(source: &SourceInfo, ranges: &[Range]) -> String {
     }
     let rule = "--------------------\n";
     let mut out = format!("{}:{first}\n{rule}", source.filename);
-    for (number, line) in (1u32..).zip(&lines).filter(|(number, _)| (start..=end).contains(number)) {
-        let marked = ranges.iter().any(|range| (range.start.line..=last_of(range)).contains(&number));
+    for (number, line) in (1u32..)
+        .zip(&lines)
+        .filter(|(number, _)| (start..=end).contains(number))
+    {
+        let marked = ranges
+            .iter()
+            .any(|range| (range.start.line..=last_of(range)).contains(&number));
         let mark = if marked { ">>>" } else { "   " };
         out.push_str(&format!(" {number:3} | {mark} {line}\n"));
     }

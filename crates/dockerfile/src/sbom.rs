@@ -27,7 +27,9 @@ pub(crate) struct Scanner {
 /// Looks the scanner up, if a scan is wanted.
 pub(crate) fn scanner(contexts: &Contexts<'_>) -> Progress<Option<Scanner>> {
     let options = contexts.options;
-    let Some(sbom) = &options.sbom else { return Ok(None) };
+    let Some(sbom) = &options.sbom else {
+        return Ok(None);
+    };
     let platform = options.build_platform.clone();
     let need = ImageConfigNeed {
         reference: sbom.generator.clone(),
@@ -36,34 +38,53 @@ pub(crate) fn scanner(contexts: &Contexts<'_>) -> Progress<Option<Scanner>> {
         log_name: String::new(),
         store: None,
     };
-    let answer = contexts.asker.image(need)?.map_err(|updated| ConvertError::Redirect(updated.to_owned()))?;
+    let answer = contexts
+        .asker
+        .image(need)?
+        .map_err(|updated| ConvertError::Redirect(updated.to_owned()))?;
     let image = image::read(&answer.config)?;
     if image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
         return Err(ConvertError::Scanner(answer.reference.clone()).into());
     }
     let reference = answer.reference.clone();
-    Ok(Some(Scanner { reference, image, platform, parameters: sbom.parameters.clone() }))
+    Ok(Some(Scanner {
+        reference,
+        image,
+        platform,
+        parameters: sbom.parameters.clone(),
+    }))
 }
 
 impl Scanner {
     /// Makes the step that scans one result.
     pub(crate) fn scan(&self, platform: &str, done: &Converted) -> Progress<AttestationOutcome> {
         let constraints = Constraints::new().platform(&self.platform);
-        let scanner = State::image(&self.reference, ImageOptions { constraints, ..ImageOptions::default() });
+        let scanner = State::image(
+            &self.reference,
+            ImageOptions {
+                constraints,
+                ..ImageOptions::default()
+            },
+        );
         let config = &self.image.config;
-        let mut named = Constraints::new()
-            .custom_name(format!("[{platform}] generating sbom using {}", self.reference));
+        let mut named =
+            Constraints::new().custom_name(format!("[{platform}] generating sbom using {}", self.reference));
         if done.ignore_cache {
             named = named.ignore_cache();
         }
-        let mut run = scanner.run(config.entrypoint.iter().chain(&config.cmd).cloned()).constraints(&named);
+        let mut run = scanner
+            .run(config.entrypoint.iter().chain(&config.cmd).cloned())
+            .constraints(&named);
         run = run.with(|state| self.settings(state, !done.scan_extras.is_empty()));
         run = run.mount(Mount::tmpfs("/tmp", 0));
         run = run.mount(Mount::new(format!("{SOURCE_DIR}core/{CORE}"), &done.state).readonly());
         for (name, state) in &done.scan_extras {
             run = run.mount(Mount::new(format!("{SOURCE_DIR}extras/{CORE}-{name}"), state).readonly());
         }
-        let result = run.mount(Mount::new(OUTPUT_DIR, &State::scratch())).done().mount(OUTPUT_DIR);
+        let result = run
+            .mount(Mount::new(OUTPUT_DIR, &State::scratch()))
+            .done()
+            .mount(OUTPUT_DIR);
         let definition = match result {
             Some(state) => state.marshal(&MarshalOptions::default())?,
             None => return Err(ConvertError::Scanner(self.reference.clone()).into()),
@@ -72,7 +93,11 @@ impl Scanner {
             ("reason".to_owned(), b"sbom".to_vec()),
             ("sbom-core".to_owned(), CORE.as_bytes().to_vec()),
         ]);
-        Ok(AttestationOutcome { definition, predicate_type: PREDICATE.to_owned(), metadata })
+        Ok(AttestationOutcome {
+            definition,
+            predicate_type: PREDICATE.to_owned(),
+            metadata,
+        })
     }
 
     fn settings(&self, state: &State, has_extras: bool) -> State {

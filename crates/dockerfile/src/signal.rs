@@ -1,9 +1,9 @@
 //! Names of signals.
 
 const NAMES: &[&str] = &[
-    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
-    "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
-    "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
+    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE",
+    "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU",
+    "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
 ];
 
 /// Tells whether a text names a signal: a number other than 0, or a name with or without `SIG`.
@@ -14,8 +14,12 @@ pub(crate) fn is_signal(text: &str) -> bool {
     let upper = text.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let offset = |prefix: &str, highest: u32| {
-        let digits = name.strip_prefix(prefix).filter(|digits| !digits.starts_with('0'));
-        digits.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|offset| (1..=highest).contains(&offset))
+        let digits = name
+            .strip_prefix(prefix)
+            .filter(|digits| !digits.starts_with('0'));
+        digits
+            .and_then(|digits| digits.parse::<u32>().ok())
+            .is_some_and(|offset| (1..=highest).contains(&offset))
     };
     NAMES.contains(&name) || offset("RTMIN+", 15) || offset("RTMAX-", 14)
 }

@@ -10,7 +10,10 @@ pub(crate) fn parse_size(text: &str) -> Option<i64> {
     } else {
         text.split_at(last + 1)
     };
-    if !number.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+')) {
+    if !number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+'))
+    {
         return None;
     }
     let value: f64 = number.parse().ok()?;
@@ -41,8 +44,21 @@ pub(crate) struct Ulimit {
 }
 
 const ULIMITS: &[&str] = &[
-    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 /// Why a limit is refused.
@@ -64,7 +80,9 @@ pub(crate) enum UlimitError {
 
 /// Parses `name=soft[:hard]`.
 pub(crate) fn parse_ulimit(limit: &str) -> Result<Ulimit, UlimitError> {
-    let Some((name, values)) = limit.split_once('=') else { return Err(UlimitError::Form(limit.to_owned())) };
+    let Some((name, values)) = limit.split_once('=') else {
+        return Err(UlimitError::Form(limit.to_owned()));
+    };
     if !ULIMITS.contains(&name) {
         return Err(UlimitError::Name(name.to_owned()));
     }
@@ -82,7 +100,11 @@ pub(crate) fn parse_ulimit(limit: &str) -> Result<Ulimit, UlimitError> {
     if hard != -1 && soft > hard {
         return Err(UlimitError::Order { soft, hard });
     }
-    Ok(Ulimit { name: name.to_owned(), soft, hard })
+    Ok(Ulimit {
+        name: name.to_owned(),
+        soft,
+        hard,
+    })
 }
 
 #[cfg(test)]
@@ -91,9 +113,14 @@ mod tests {
 
     #[test]
     fn parses_sizes() {
-        for (text, wanted) in
-            [("64", 64), ("64b", 64), ("64k", 65536), ("1.5 GiB", 1_610_612_736), ("2MB", 2 << 20), ("1e3", 1000)]
-        {
+        for (text, wanted) in [
+            ("64", 64),
+            ("64b", 64),
+            ("64k", 65536),
+            ("1.5 GiB", 1_610_612_736),
+            ("2MB", 2 << 20),
+            ("1e3", 1000),
+        ] {
             assert_eq!(parse_size(text), Some(wanted), "{text}");
         }
         for text in ["", "x", "1x", "1kx", "-1", "1bb", "99999999999p"] {
@@ -103,8 +130,18 @@ mod tests {
 
     #[test]
     fn parses_limits() {
-        assert_eq!(parse_ulimit("nofile=1:2"), Ok(Ulimit { name: "nofile".into(), soft: 1, hard: 2 }));
-        assert_eq!(parse_ulimit("nofile=3:2"), Err(UlimitError::Order { soft: 3, hard: 2 }));
+        assert_eq!(
+            parse_ulimit("nofile=1:2"),
+            Ok(Ulimit {
+                name: "nofile".into(),
+                soft: 1,
+                hard: 2
+            })
+        );
+        assert_eq!(
+            parse_ulimit("nofile=3:2"),
+            Err(UlimitError::Order { soft: 3, hard: 2 })
+        );
         assert_eq!(parse_ulimit("x=1"), Err(UlimitError::Name("x".into())));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use llb::pb;
 use llb::SourceMap;
+use llb::pb;
 use oci::json::to_vec_indent;
 use serde::Serialize;
 
@@ -46,7 +46,14 @@ pub(crate) fn answer(
     map: &Arc<SourceMap>,
     contexts: &Contexts<'_>,
 ) -> Progress<Metadata> {
-    let job = |linter, all_stages| Job { text, contexts, source_map: map, platform: None, linter, all_stages };
+    let job = |linter, all_stages| Job {
+        text,
+        contexts,
+        source_map: map,
+        platform: None,
+        linter,
+        all_stages,
+    };
     let lint = || lint_config(text, contexts.options.check.as_ref()).map(Linter::new);
     match name {
         "frontend.subrequests.describe" => describe(),
@@ -102,19 +109,32 @@ fn describe() -> Progress<Metadata> {
             "List all parameters current build target supports",
             Some(vec![named("target", "Target build stage")]),
         ),
-        request("frontend.targets", "List all targets current build supports", Some(Vec::new())),
-        request("frontend.subrequests.describe", "List available subrequest types", None),
+        request(
+            "frontend.targets",
+            "List all targets current build supports",
+            Some(Vec::new()),
+        ),
+        request(
+            "frontend.subrequests.describe",
+            "List available subrequest types",
+            None,
+        ),
     ];
     let mut rows = vec![["NAME", "VERSION", "DESCRIPTION"].map(str::to_owned).to_vec()];
     rows.extend(all.iter().map(|request| {
         let name = request.name.strip_prefix("frontend.").unwrap_or(request.name);
-        [name, request.version, request.description].map(str::to_owned).to_vec()
+        [name, request.version, request.description]
+            .map(str::to_owned)
+            .to_vec()
     }));
     metadata(&all, table(&rows, 1))
 }
 
 fn location(ranges: &[Range]) -> Option<pb::Location> {
-    (!ranges.is_empty()).then(|| pb::Location { source_index: 0, ranges: wire_ranges(ranges) })
+    (!ranges.is_empty()).then(|| pb::Location {
+        source_index: 0,
+        ranges: wire_ranges(ranges),
+    })
 }
 
 fn is_false(value: &bool) -> bool {
@@ -167,9 +187,10 @@ struct CredentialJson<'a> {
 }
 
 fn outline(outline: &Outline, entrypoint: &Entrypoint) -> Progress<Metadata> {
-    let credential = |(name, seen): &'_ (String, crate::outline::CredentialSeen)| -> (String, bool, Option<pb::Location>) {
-        (name.clone(), seen.required, location(&seen.location))
-    };
+    let credential =
+        |(name, seen): &'_ (String, crate::outline::CredentialSeen)| -> (String, bool, Option<pb::Location>) {
+            (name.clone(), seen.required, location(&seen.location))
+        };
     let secrets: Vec<_> = outline.secrets.iter().map(credential).collect();
     let ssh: Vec<_> = outline.ssh.iter().map(credential).collect();
     let arg = |arg: &'_ crate::outline::ArgSeen| location(&arg.location);
@@ -191,13 +212,21 @@ fn outline(outline: &Outline, entrypoint: &Entrypoint) -> Progress<Metadata> {
 }
 
 fn credential_json((name, required, location): &(String, bool, Option<pb::Location>)) -> CredentialJson<'_> {
-    CredentialJson { name, required: *required, location: location.clone() }
+    CredentialJson {
+        name,
+        required: *required,
+        location: location.clone(),
+    }
 }
 
 fn outline_text(outline: &OutlineJson<'_>) -> String {
     let mut text = String::new();
     if !outline.name.is_empty() || !outline.description.is_empty() {
-        let name = if outline.name.is_empty() { "(default)" } else { outline.name };
+        let name = if outline.name.is_empty() {
+            "(default)"
+        } else {
+            outline.name
+        };
         let mut rows = vec![vec!["TARGET:".to_owned(), name.to_owned()]];
         if !outline.description.is_empty() {
             rows.push(vec!["DESCRIPTION:".to_owned(), outline.description.to_owned()]);
@@ -207,15 +236,30 @@ fn outline_text(outline: &OutlineJson<'_>) -> String {
     }
     if !outline.args.is_empty() {
         let mut rows = vec![["BUILD ARG", "VALUE", "DESCRIPTION"].map(str::to_owned).to_vec()];
-        rows.extend(outline.args.iter().map(|arg| [arg.name, arg.value, arg.description].map(str::to_owned).to_vec()));
+        rows.extend(
+            outline
+                .args
+                .iter()
+                .map(|arg| [arg.name, arg.value, arg.description].map(str::to_owned).to_vec()),
+        );
         text.push_str(&table(&rows, 3));
         text.push('\n');
     }
     for (title, credentials) in [("SECRET", &outline.secrets), ("SSH", &outline.ssh)] {
         if !credentials.is_empty() {
             let mut rows = vec![[title, "REQUIRED"].map(str::to_owned).to_vec()];
-            let required = |required| if required { "true".to_owned() } else { String::new() };
-            rows.extend(credentials.iter().map(|found| vec![found.name.to_owned(), required(found.required)]));
+            let required = |required| {
+                if required {
+                    "true".to_owned()
+                } else {
+                    String::new()
+                }
+            };
+            rows.extend(
+                credentials
+                    .iter()
+                    .map(|found| vec![found.name.to_owned(), required(found.required)]),
+            );
             text.push_str(&table(&rows, 3));
             text.push('\n');
         }
@@ -248,14 +292,18 @@ struct TargetJson {
 fn targets(text: &str, entrypoint: &Entrypoint) -> Progress<Metadata> {
     let (parsed, _) = read(text, &Linter::silent())?;
     let count = parsed.stages.len();
-    let targets = parsed.stages.into_iter().enumerate().map(|(at, stage)| TargetJson {
-        name: stage.name,
-        default: at + 1 == count,
-        description: stage.doc_comment,
-        base: stage.base_name,
-        platform: stage.platform,
-        location: location(&stage.location),
-    });
+    let targets = parsed
+        .stages
+        .into_iter()
+        .enumerate()
+        .map(|(at, stage)| TargetJson {
+            name: stage.name,
+            default: at + 1 == count,
+            description: stage.doc_comment,
+            base: stage.base_name,
+            platform: stage.platform,
+            location: location(&stage.location),
+        });
     let targets: Vec<TargetJson> = targets.collect();
     let mut rows = vec![["TARGET", "DESCRIPTION"].map(str::to_owned).to_vec()];
     rows.extend(targets.iter().map(|target| {
@@ -267,7 +315,13 @@ fn targets(text: &str, entrypoint: &Entrypoint) -> Progress<Metadata> {
         vec![name, target.description.clone()]
     }));
     let shown = table(&rows, 1);
-    metadata(&TargetsJson { targets: (count > 0).then_some(targets), sources: [Data(&entrypoint.data)] }, shown)
+    metadata(
+        &TargetsJson {
+            targets: (count > 0).then_some(targets),
+            sources: [Data(&entrypoint.data)],
+        },
+        shown,
+    )
 }
 
 #[derive(Serialize)]
@@ -301,20 +355,39 @@ fn lint_report(findings: &[Finding], result: Progress<()>, map: &Arc<SourceMap>)
         Err(Stop::Pending) => return Err(Stop::Pending),
         Err(Stop::Failed(error)) => {
             let ranges = wire_ranges(&merge_ranges(&error.locations()));
-            Some(ErrorJson { message: error.to_string(), location: pb::Location { source_index: 0, ranges } })
+            Some(ErrorJson {
+                message: error.to_string(),
+                location: pb::Location {
+                    source_index: 0,
+                    ranges,
+                },
+            })
         }
     };
-    let status = if findings.is_empty() && error.is_none() { b"0" } else { b"1" };
+    let status = if findings.is_empty() && error.is_none() {
+        b"0"
+    } else {
+        b"1"
+    };
     let source = wire_source(map);
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     sorted.sort_by(|one, two| match (one.location.first(), two.location.first()) {
         (None, None) => one.rule.name.cmp(two.rule.name),
-        (one, two) => one.map(|range| range.start.line).cmp(&two.map(|range| range.start.line)),
+        (one, two) => one
+            .map(|range| range.start.line)
+            .cmp(&two.map(|range| range.start.line)),
     });
     let mut text = String::new();
     for finding in sorted {
-        let url = if finding.rule.url.is_empty() { String::new() } else { format!(" - {}", finding.rule.url) };
-        text.push_str(&format!("\nWARNING: {}{url}\n{}\n", finding.rule.name, finding.message));
+        let url = if finding.rule.url.is_empty() {
+            String::new()
+        } else {
+            format!(" - {}", finding.rule.url)
+        };
+        text.push_str(&format!(
+            "\nWARNING: {}{url}\n{}\n",
+            finding.rule.name, finding.message
+        ));
         text.push_str(&print_source::print(&source, &finding.location));
     }
     let warning = |finding: &Finding| WarningJson {
@@ -322,10 +395,20 @@ fn lint_report(findings: &[Finding], result: Progress<()>, map: &Arc<SourceMap>)
         description: finding.rule.description,
         url: finding.rule.url,
         detail: finding.message.clone(),
-        location: pb::Location { source_index: 0, ranges: wire_ranges(&finding.location) },
+        location: pb::Location {
+            source_index: 0,
+            ranges: wire_ranges(&finding.location),
+        },
     };
     let warnings = (!findings.is_empty()).then(|| findings.iter().map(warning).collect());
-    let mut metadata = metadata(&LintJson { warnings, sources: [source], error }, text)?;
+    let mut metadata = metadata(
+        &LintJson {
+            warnings,
+            sources: [source],
+            error,
+        },
+        text,
+    )?;
     metadata.insert("result.statuscode".to_owned(), status.to_vec());
     Ok(metadata)
 }

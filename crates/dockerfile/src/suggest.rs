@@ -4,13 +4,25 @@
 const MAX_DISTANCE: usize = 3;
 
 /// Finds the option closest to `value`; `None` if none is close, or if one is equal (then the value is not at fault).
-pub(crate) fn search<S: AsRef<str>>(value: &str, options: impl IntoIterator<Item = S>, fold: bool) -> Option<String> {
-    let wanted = if fold { value.to_lowercase() } else { value.to_owned() };
+pub(crate) fn search<S: AsRef<str>>(
+    value: &str,
+    options: impl IntoIterator<Item = S>,
+    fold: bool,
+) -> Option<String> {
+    let wanted = if fold {
+        value.to_lowercase()
+    } else {
+        value.to_owned()
+    };
     let mut best = None;
     let mut best_distance = MAX_DISTANCE;
     for option in options {
         let option = option.as_ref();
-        let option = if fold { option.to_lowercase() } else { option.to_owned() };
+        let option = if fold {
+            option.to_lowercase()
+        } else {
+            option.to_owned()
+        };
         if option == wanted {
             return None;
         }
@@ -69,9 +81,15 @@ mod tests {
 
     #[test]
     fn finds_the_closest() {
-        assert_eq!(search("FORM", ["ADD", "FROM", "RUN"], true).as_deref(), Some("FROM"));
+        assert_eq!(
+            search("FORM", ["ADD", "FROM", "RUN"], true).as_deref(),
+            Some("FROM")
+        );
         assert_eq!(search("form", ["ADD", "FROM"], true).as_deref(), Some("from"));
-        assert_eq!(search("bsuybox", ["alpine", "busybox"], false).as_deref(), Some("busybox"));
+        assert_eq!(
+            search("bsuybox", ["alpine", "busybox"], false).as_deref(),
+            Some("busybox")
+        );
         assert_eq!(search("alpine", ["alpine", "alpin"], false), None);
         assert_eq!(search("nothing", ["alpine"], false), None);
     }

@@ -33,7 +33,10 @@ mod tests {
 
     #[test]
     fn aligns() {
-        let rows = [vec!["A".to_owned(), "B".to_owned()], vec!["ccc".to_owned(), "d".to_owned()]];
+        let rows = [
+            vec!["A".to_owned(), "B".to_owned()],
+            vec!["ccc".to_owned(), "d".to_owned()],
+        ];
         assert_eq!(table(&rows, 1), "A   B\nccc d\n");
     }
 }

@@ -40,7 +40,11 @@ fn is_printable(c: char) -> bool {
     match c {
         ' ' => true,
         c if c.is_ascii() => c.is_ascii_graphic(),
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => false,
+        '\u{ad}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' => false,
         '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' => false,
         '\u{e0000}'.. => false,
         c => !c.is_control() && !c.is_whitespace(),
@@ -101,14 +105,21 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
 
 /// Words the error of Go's integer parsing functions.
 pub(crate) fn int_error(function: &str, text: &str, out_of_range: bool) -> String {
-    let reason = if out_of_range { "value out of range" } else { "invalid syntax" };
+    let reason = if out_of_range {
+        "value out of range"
+    } else {
+        "invalid syntax"
+    };
     format!("strconv.{function}: parsing {}: {reason}", quote(text))
 }
 
 /// Reads a decimal number as Go's `strconv.ParseInt(text, 10, 64)` does; the error is Go's text.
 pub(crate) fn parse_int(text: &str) -> Result<i64, String> {
     text.parse::<i64>().map_err(|err| {
-        let overflow = matches!(err.kind(), std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow);
+        let overflow = matches!(
+            err.kind(),
+            std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow
+        );
         int_error("ParseInt", text, overflow)
     })
 }
@@ -118,8 +129,13 @@ pub(crate) fn parse_uint(text: &str) -> Result<u64, String> {
     if text.starts_with('+') {
         return Err(int_error("ParseUint", text, false));
     }
-    text.parse::<u64>()
-        .map_err(|err| int_error("ParseUint", text, matches!(err.kind(), std::num::IntErrorKind::PosOverflow)))
+    text.parse::<u64>().map_err(|err| {
+        int_error(
+            "ParseUint",
+            text,
+            matches!(err.kind(), std::num::IntErrorKind::PosOverflow),
+        )
+    })
 }
 
 /// Upper-cases the first word only.
@@ -136,8 +152,14 @@ mod tests {
 
     #[test]
     fn quotes_like_go() {
-        assert_eq!(quote("a\"b\\c\n\u{1}\u{7f}é\u{a0}\u{feff}"), r#""a\"b\\c\n\x01\x7fé\u00a0\ufeff""#);
-        assert_eq!(quote_list(&["/bin/sh".into(), "-c".into()]), r#"["/bin/sh" "-c"]"#);
+        assert_eq!(
+            quote("a\"b\\c\n\u{1}\u{7f}é\u{a0}\u{feff}"),
+            r#""a\"b\\c\n\x01\x7fé\u00a0\ufeff""#
+        );
+        assert_eq!(
+            quote_list(&["/bin/sh".into(), "-c".into()]),
+            r#"["/bin/sh" "-c"]"#
+        );
     }
 
     #[test]
@@ -149,7 +171,10 @@ mod tests {
 
     #[test]
     fn parses_numbers_like_go() {
-        assert_eq!(parse_int("x").unwrap_err(), r#"strconv.ParseInt: parsing "x": invalid syntax"#);
+        assert_eq!(
+            parse_int("x").unwrap_err(),
+            r#"strconv.ParseInt: parsing "x": invalid syntax"#
+        );
         assert_eq!(
             parse_int("99999999999999999999").unwrap_err(),
             r#"strconv.ParseInt: parsing "99999999999999999999": value out of range"#

@@ -89,7 +89,13 @@ impl Converter<'_> {
         Ok(copy)
     }
 
-    fn begin_copy<'c>(&mut self, step: &'c Step<'c>, copy: Copy, is_add: bool, from: State) -> Progress<Work<'c>> {
+    fn begin_copy<'c>(
+        &mut self,
+        step: &'c Step<'c>,
+        copy: Copy,
+        is_add: bool,
+        from: State,
+    ) -> Progress<Work<'c>> {
         let id = step.id;
         let stage = &self.stages[id.0];
         let platform = stage.platform.clone().unwrap_or_default();
@@ -108,7 +114,11 @@ impl Converter<'_> {
             },
         }
         check_checksum(&copy, is_add)?;
-        let mut message = if is_add { "ADD".to_owned() } else { "COPY".to_owned() };
+        let mut message = if is_add {
+            "ADD".to_owned()
+        } else {
+            "COPY".to_owned()
+        };
         if copy.parents {
             message.push_str(" --parents");
         }
@@ -122,7 +132,19 @@ impl Converter<'_> {
         let ignores = step.sources.is_empty();
         let os = platform.os;
         let actions = FileActions::new();
-        Ok(Work { step, copy, is_add, from, ignores, dest, os, options, name, actions, message })
+        Ok(Work {
+            step,
+            copy,
+            is_add,
+            from,
+            ignores,
+            dest,
+            os,
+            options,
+            name,
+            actions,
+            message,
+        })
     }
 
     fn copy_source_path(&self, work: &mut Work<'_>, source: &str) -> Progress<()> {
@@ -153,9 +175,13 @@ impl Converter<'_> {
             let (parent, pattern) = source.split_once("/./").unwrap_or(("/", source));
             let pattern = normalize(pattern)?;
             if !has_wildcards(parent) && !has_wildcards(&pattern) {
-                options.required_paths.push(normalize(&path::join(&[parent, &pattern]))?);
+                options
+                    .required_paths
+                    .push(normalize(&path::join(&[parent, &pattern]))?);
             }
-            options.include_patterns.push(pattern.strip_prefix('/').unwrap_or(&pattern).to_owned());
+            options
+                .include_patterns
+                .push(pattern.strip_prefix('/').unwrap_or(&pattern).to_owned());
             source = parent;
         }
         let source = normalize(source)?;
@@ -166,18 +192,31 @@ impl Converter<'_> {
 
     /// Warns of a source that the ignore file leaves out. Where files are let in again nothing can be said.
     fn warn_ignored(&self, work: &Work<'_>, source: &str) {
-        let Some(matcher) = self.ignore.as_ref().filter(|matcher| work.ignores && !matcher.has_exclusions()) else {
+        let Some(matcher) = self
+            .ignore
+            .as_ref()
+            .filter(|matcher| work.ignores && !matcher.has_exclusions())
+        else {
             return;
         };
         let source = path::clean(source);
-        let covers_all = || matcher.patterns().iter().any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"));
+        let covers_all = || {
+            matcher
+                .patterns()
+                .iter()
+                .any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"))
+        };
         if matches!(source.as_str(), "." | "/") && !covers_all() {
             return;
         }
         if matcher.matches_or_parent(&source).unwrap_or_default() {
             let instruction = if work.is_add { "Add" } else { "Copy" };
             let message = || rules::copy_ignored_file(instruction, &source);
-            work.step.linter.run(&rules::COPY_IGNORED_FILE, &work.step.instruction.location, message);
+            work.step.linter.run(
+                &rules::COPY_IGNORED_FILE,
+                &work.step.instruction.location,
+                message,
+            );
         }
     }
 
@@ -225,8 +264,14 @@ impl Converter<'_> {
         let text = shown(&self.lexer, &work.step.instruction.code, &self.stages[id.0].env);
         self.stages[id.0].command_index = count.saturating_sub(1);
         let link_name = self.instruction_name(id, &format!("LINK {text}"), Some(&platform));
-        let copied = Constraints::new().platform(&platform).and(constraints).progress_group(&group, &work.name, true);
-        let merged = constraints.clone().progress_group(&group, &work.name, false).custom_name(link_name);
+        let copied = Constraints::new()
+            .platform(&platform)
+            .and(constraints)
+            .progress_group(&group, &work.name, true);
+        let merged = constraints
+            .clone()
+            .progress_group(&group, &work.name, false)
+            .custom_name(link_name);
         let layer = State::scratch().file(work.actions, &copied);
         let stage = &mut self.stages[id.0];
         let below = stage.state.clone();
@@ -238,7 +283,11 @@ impl Converter<'_> {
         let stage = &self.stages[id.0];
         let seed = format!(
             "{}\n{}\n{:?}\n{}\n{}",
-            self.contexts.options.session_id, self.platforms.target, id, stage.command_index, stage.stage.code
+            self.contexts.options.session_id,
+            self.platforms.target,
+            id,
+            stage.command_index,
+            stage.stage.code
         );
         let mut hex = Digest::sha256(seed).hex();
         hex.truncate(25);
@@ -253,7 +302,11 @@ fn destination(dir: &str, dest: &str, os: &str) -> Progress<String> {
     if os_path::is_absolute(&dest, os) {
         return Ok(os_path::normalize("/", &dest, os, true)?);
     }
-    let dest = if matches!(dest.as_str(), "" | ".") { "./" } else { &dest };
+    let dest = if matches!(dest.as_str(), "" | ".") {
+        "./"
+    } else {
+        &dest
+    };
     Ok(os_path::normalize(dir, dest, os, true)?)
 }
 
@@ -323,7 +376,10 @@ fn copy_http(work: &mut Work<'_>, url: &str) -> Progress<()> {
             ..HttpOptions::default()
         },
     );
-    let options = CopyOptions { attempt_unpack: work.copy.unpack.unwrap_or_default(), ..work.options.clone() };
+    let options = CopyOptions {
+        attempt_unpack: work.copy.unpack.unwrap_or_default(),
+        ..work.options.clone()
+    };
     let actions = std::mem::take(&mut work.actions);
     work.actions = actions.copy(&state, filename, &work.dest, options);
     Ok(())

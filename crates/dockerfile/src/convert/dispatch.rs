@@ -39,7 +39,8 @@ impl Converter<'_> {
             }
             self.inherit(id);
             self.stages[id.0].dispatched = true;
-            self.begin(id).map_err(|stop| stop.at(&self.stages[id.0].stage.location))?;
+            self.begin(id)
+                .map_err(|stop| stop.at(&self.stages[id.0].stage.location))?;
             for command in std::mem::take(&mut self.stages[id.0].commands) {
                 let location = &command.instruction.location;
                 self.dispatch(id, &command).map_err(|stop| stop.at(location))?;
@@ -57,7 +58,9 @@ impl Converter<'_> {
         let stage = &mut self.stages[id.0];
         let platform = stage.platform.get_or_insert_default().clone();
         let variables = &mut stage.image.config.env;
-        if !variables.iter().any(|variable| variable.starts_with("PATH=") || variable == "PATH")
+        if !variables
+            .iter()
+            .any(|variable| variable.starts_with("PATH=") || variable == "PATH")
             && platform.os != "windows"
         {
             variables.push(format!("PATH={}", llb::default_path(&platform.os)));
@@ -84,9 +87,13 @@ impl Converter<'_> {
     /// Sets the working directory of image and state; returns it with slashes.
     pub(super) fn change_dir(&mut self, id: StageId, dir: &str) -> Progress<String> {
         let stage = &mut self.stages[id.0];
-        let os = stage.platform.as_ref().map_or("", |platform| platform.os.as_str());
-        let dir = os_path::normalize_workdir(&stage.image.config.working_dir, dir, os)
-            .map_err(|error| ConvertError::OsPath(error).context("normalizing workdir: normalizing working directory"))?;
+        let os = stage
+            .platform
+            .as_ref()
+            .map_or("", |platform| platform.os.as_str());
+        let dir = os_path::normalize_workdir(&stage.image.config.working_dir, dir, os).map_err(|error| {
+            ConvertError::OsPath(error).context("normalizing workdir: normalizing working directory")
+        })?;
         let slashed = os_path::to_slash(&dir, os);
         stage.image.config.working_dir = dir;
         stage.state = stage.state.dir(&slashed);
@@ -96,8 +103,12 @@ impl Converter<'_> {
     fn note_scans(&mut self, id: StageId) {
         for name in [SBOM_SCAN_CONTEXT, SBOM_SCAN_STAGE] {
             let stage = &self.stages[id.0];
-            let values = stage.build_args.iter().filter(|arg| arg.key == name).filter_map(|arg| arg.value.as_deref());
-            let value = values.last().or_else(|| self.global_args.get(name));
+            let mut values = stage
+                .build_args
+                .iter()
+                .filter(|arg| arg.key == name)
+                .filter_map(|arg| arg.value.as_deref());
+            let value = values.next_back().or_else(|| self.global_args.get(name));
             let enabled = value.is_some_and(|value| is_enabled_for(&stage.stage_name, value));
             let stage = &mut self.stages[id.0];
             if enabled && name == SBOM_SCAN_CONTEXT {
@@ -112,7 +123,12 @@ impl Converter<'_> {
         let instruction = Rc::clone(&command.instruction);
         self.stages[id.0].in_onbuild = command.is_onbuild;
         let linter = self.linter.with_comments(&instruction.comments);
-        let step = Step { id, instruction: &instruction, sources: &command.sources, linter };
+        let step = Step {
+            id,
+            instruction: &instruction,
+            sources: &command.sources,
+            linter,
+        };
         match &instruction.kind {
             Kind::Maintainer(name) => {
                 self.stages[id.0].image.author.clone_from(name);
@@ -205,7 +221,8 @@ impl Converter<'_> {
                 suggest::search(name, names_of(env), false)
             };
             let message = || rules::undefined_var(name, suggestion().as_deref());
-            step.linter.run(&rules::UNDEFINED_VAR, &step.instruction.location, message);
+            step.linter
+                .run(&rules::UNDEFINED_VAR, &step.instruction.location, message);
         }
     }
 

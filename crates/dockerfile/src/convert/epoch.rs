@@ -28,7 +28,10 @@ pub(crate) struct Epoch {
 
 impl Epoch {
     const fn utc(seconds: i64) -> Self {
-        Self { seconds, offset_minutes: 0 }
+        Self {
+            seconds,
+            offset_minutes: 0,
+        }
     }
 
     /// Nanoseconds since 1970.
@@ -38,13 +41,21 @@ impl Epoch {
 
     /// Prints the time as image configurations have it.
     pub(crate) fn to_rfc3339(self) -> String {
-        let shown = timestamp::format(self.seconds.saturating_add(i64::from(self.offset_minutes) * 60), 0);
+        let shown = timestamp::format(
+            self.seconds.saturating_add(i64::from(self.offset_minutes) * 60),
+            0,
+        );
         if self.offset_minutes == 0 {
             return shown;
         }
         let sign = if self.offset_minutes < 0 { '-' } else { '+' };
         let minutes = self.offset_minutes.abs();
-        format!("{}{sign}{:02}:{:02}", shown.trim_end_matches('Z'), minutes / 60, minutes % 60)
+        format!(
+            "{}{sign}{:02}:{:02}",
+            shown.trim_end_matches('Z'),
+            minutes / 60,
+            minutes % 60
+        )
     }
 
     /// Reads when a raw commit was committed.
@@ -61,9 +72,16 @@ impl Epoch {
             [b'-', digits @ ..] if digits.len() == 4 => (-1, digits),
             _ => return None,
         };
-        let number = |digits: &[u8]| std::str::from_utf8(digits).ok().and_then(|text| text.parse::<i32>().ok());
+        let number = |digits: &[u8]| {
+            std::str::from_utf8(digits)
+                .ok()
+                .and_then(|text| text.parse::<i32>().ok())
+        };
         let offset_minutes = sign * (number(&digits[..2])? * 60 + number(&digits[2..])?);
-        Some(Self { seconds, offset_minutes })
+        Some(Self {
+            seconds,
+            offset_minutes,
+        })
     }
 }
 
@@ -71,7 +89,9 @@ impl Converter<'_> {
     /// Finds out the time, and replaces what names it by the number.
     pub(super) fn resolve_epoch(&mut self, stages: &[Stage]) -> Progress<()> {
         let global = self.global_args.get(EPOCH_ARG).filter(|value| !value.is_empty());
-        let Some(value) = self.build_args.get(EPOCH_ARG).map(String::as_str).or(global) else { return Ok(()) };
+        let Some(value) = self.build_args.get(EPOCH_ARG).map(String::as_str).or(global) else {
+            return Ok(());
+        };
         let value = value.to_owned();
         self.epoch = match value.parse::<i64>() {
             _ if value.is_empty() => None,
@@ -99,7 +119,9 @@ impl Converter<'_> {
 
     fn named_epoch(&mut self, value: &str, stages: &[Stage]) -> Progress<Option<Epoch>> {
         if value == "context" {
-            let Some((source, _)) = self.contexts.main_source() else { return Ok(None) };
+            let Some((source, _)) = self.contexts.main_source() else {
+                return Ok(None);
+            };
             return self.epoch_of(&source.clone(), "[internal] resolve main build context metadata");
         }
         if let Some(named) = self.contexts.named(value, None, "")? {
@@ -107,9 +129,15 @@ impl Converter<'_> {
             let name = format!("[internal] resolve SOURCE_DATE_EPOCH named context {value}");
             return self.epoch_of(&loaded.state, &name);
         }
-        let found = stages.iter().find(|stage| !stage.name.is_empty() && stage.name.eq_ignore_ascii_case(value));
-        let Some(stage) = found else { return Err(ConvertError::Epoch(value.to_owned()).into()) };
-        let source = self.stage_source(stage).map_err(|stop| stop.at(&stage.location))?;
+        let found = stages
+            .iter()
+            .find(|stage| !stage.name.is_empty() && stage.name.eq_ignore_ascii_case(value));
+        let Some(stage) = found else {
+            return Err(ConvertError::Epoch(value.to_owned()).into());
+        };
+        let source = self
+            .stage_source(stage)
+            .map_err(|stop| stop.at(&stage.location))?;
         let name = format!("[internal] resolve SOURCE_DATE_EPOCH source stage {}", stage.name);
         self.epoch_of(&source, &name)
     }
@@ -119,12 +147,16 @@ impl Converter<'_> {
         let mut env = self.global_args.clone();
         env.remove(EPOCH_ARG);
         let base = expand(&self.lexer, &stage.base_name, &env).map_err(|stop| {
-            stop.context(format!("failed to process source stage base name {}", quote(&stage.base_name)))
+            stop.context(format!(
+                "failed to process source stage base name {}",
+                quote(&stage.base_name)
+            ))
         })?;
         if base.text != SCRATCH {
             return Err(ConvertError::EpochStage("SOURCE_DATE_EPOCH stage must use FROM scratch").into());
         }
-        let one_add = || ConvertError::EpochStage("SOURCE_DATE_EPOCH stage must contain exactly one remote ADD");
+        let one_add =
+            || ConvertError::EpochStage("SOURCE_DATE_EPOCH stage must contain exactly one remote ADD");
         let mut source = None;
         for instruction in &stage.instructions {
             match &instruction.kind {
@@ -154,9 +186,20 @@ impl Converter<'_> {
         let source = expand(&self.lexer, source, env)?.text;
         let checksum = expand(&self.lexer, &add.checksum, env)?.text;
         if is_http(&source) {
-            let checksum = if checksum.is_empty() { None } else { Some(checksum.parse::<Digest>()?) };
+            let checksum = if checksum.is_empty() {
+                None
+            } else {
+                Some(checksum.parse::<Digest>()?)
+            };
             let filename = url_file_name(&source);
-            return Ok(State::http(&source, HttpOptions { filename, checksum, ..HttpOptions::default() }));
+            return Ok(State::http(
+                &source,
+                HttpOptions {
+                    filename,
+                    checksum,
+                    ..HttpOptions::default()
+                },
+            ));
         }
         let git = GitRef::parse(&source).transpose()?;
         let Some(git) = git.filter(|git| !git.like_local) else {
@@ -173,10 +216,16 @@ impl Converter<'_> {
 
     /// Asks for the time of a source; nothing if it has none.
     fn epoch_of(&self, state: &State, log_name: &str) -> Progress<Option<Epoch>> {
-        let Some(source) = source_of(state) else { return Ok(None) };
+        let Some(source) = source_of(state) else {
+            return Ok(None);
+        };
         let is_git = source.identifier.starts_with("git://");
         let is_http = source.identifier.starts_with("http://") || source.identifier.starts_with("https://");
-        let filename = source.attrs.get(llb::attr::HTTP_FILENAME).cloned().unwrap_or_default();
+        let filename = source
+            .attrs
+            .get(llb::attr::HTTP_FILENAME)
+            .cloned()
+            .unwrap_or_default();
         let need = SourceMetadataNeed {
             source: SourceOp { ..source },
             log_name: log_name.to_owned(),
@@ -192,7 +241,10 @@ impl Converter<'_> {
         if !is_http || filename.is_empty() {
             return Ok(None);
         }
-        let newest = self.contexts.asker.newest_in_archive(&marshal(state)?, &filename)?;
+        let newest = self
+            .contexts
+            .asker
+            .newest_in_archive(&marshal(state)?, &filename)?;
         Ok(newest.map(Epoch::utc))
     }
 }

@@ -115,7 +115,9 @@ pub(crate) fn lint_config(text: &str, option: Option<&LintConfig>) -> Progress<L
         return Ok(config.clone());
     }
     let directive = parser::directive("check", text);
-    Ok(LintConfig::parse(&directive.map(|found| found.value).unwrap_or_default())?)
+    Ok(LintConfig::parse(
+        &directive.map(|found| found.value).unwrap_or_default(),
+    )?)
 }
 
 /// Reads the stages of a file.
@@ -125,7 +127,11 @@ pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed
     }
     let file = parser::parse(text)?;
     for line in &file.empty_continuations {
-        linter.run(&rules::NO_EMPTY_CONTINUATION, &[Range::line(*line)], rules::no_empty_continuation);
+        linter.run(
+            &rules::NO_EMPTY_CONTINUATION,
+            &[Range::line(*line)],
+            rules::no_empty_continuation,
+        );
     }
     let parsed = instruction::parse(&file.nodes, linter)?;
     Ok((parsed, file.escape))
@@ -144,13 +150,22 @@ pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
 
     let build = options.build_platform.clone();
     let target = job.platform.unwrap_or(&build).clone();
-    let platforms = Platforms { target, build, implicit: job.platform.is_none() };
+    let platforms = Platforms {
+        target,
+        build,
+        implicit: job.platform.is_none(),
+    };
     let last_name = parsed.stages.last().map_or("", |stage| stage.name.as_str());
-    let target_name = if options.target.is_empty() { last_name } else { &options.target };
+    let target_name = if options.target.is_empty() {
+        last_name
+    } else {
+        &options.target
+    };
     let defaults = default_args(&platforms, &options.build_args, target_name);
     let lexer = Lexer::new(escape);
     validate::base_images(&parsed, &lexer, &defaults, &linter);
-    let (global_args, all_args) = stages::meta_args(defaults, &lexer, &parsed.meta_args, &options.build_args)?;
+    let (global_args, all_args) =
+        stages::meta_args(defaults, &lexer, &parsed.meta_args, &options.build_args)?;
 
     let (build_context, build_context_slot) = State::deferred();
     let mut converter = Converter {
@@ -316,7 +331,10 @@ pub(crate) fn wire_ranges(ranges: &[Range]) -> Vec<llb::pb::Range> {
         line: i32::try_from(at.line).unwrap_or(i32::MAX),
         character: i32::try_from(at.character).unwrap_or(i32::MAX),
     };
-    let range = |range: &Range| llb::pb::Range { start: Some(position(range.start)), end: Some(position(range.end)) };
+    let range = |range: &Range| llb::pb::Range {
+        start: Some(position(range.start)),
+        end: Some(position(range.end)),
+    };
     ranges.iter().map(range).collect()
 }
 

@@ -28,7 +28,9 @@ impl Converter<'_> {
             self.warn_unset(step, &expanded.unmatched, env);
             result.map(|()| expanded.text)
         };
-        let parse = |flag: &String| parse_mount(flag, Some(&mut expand)).map_err(|error: InstructionError| error.into());
+        let parse = |flag: &String| {
+            parse_mount(flag, Some(&mut expand)).map_err(|error: InstructionError| error.into())
+        };
         run.mount_flags.iter().map(parse).collect()
     }
 
@@ -39,7 +41,9 @@ impl Converter<'_> {
             match mount.kind {
                 MountKind::Secret => extras.secrets.push(self.secret(step.id, mount, location)?),
                 MountKind::Ssh => extras.ssh.push(self.ssh(step.id, mount, location)?),
-                _ => extras.mounts.push(self.filesystem(step, mount, step.sources.get(at).copied())?),
+                _ => extras
+                    .mounts
+                    .push(self.filesystem(step, mount, step.sources.get(at).copied())?),
             }
         }
         Ok(extras)
@@ -80,7 +84,11 @@ impl Converter<'_> {
         };
         let mut made = match mount.kind {
             MountKind::Cache => {
-                let id = if mount.id.is_empty() { path::clean(&mount.target) } else { mount.id.clone() };
+                let id = if mount.id.is_empty() {
+                    path::clean(&mount.target)
+                } else {
+                    mount.id.clone()
+                };
                 let id = format!("{}/{id}", self.contexts.options.cache_namespace);
                 Mount::cache(target, &state, id, sharing(mount))
             }
@@ -90,7 +98,10 @@ impl Converter<'_> {
         if mount.readonly {
             made = made.readonly();
         } else if mount.kind == MountKind::Bind
-            && self.contexts.options.supports(caps::EXEC_MOUNT_BIND_READ_WRITE_NO_OUTPUT)
+            && self
+                .contexts
+                .options
+                .supports(caps::EXEC_MOUNT_BIND_READ_WRITE_NO_OUTPUT)
         {
             made = made.no_output();
         }
@@ -113,7 +124,11 @@ impl Converter<'_> {
         } else {
             path::join(&["/", self.stages[id.0].state.get_dir(), target])
         };
-        if target == "/" { Err(ConvertError::MountTarget(target).into()) } else { Ok(target) }
+        if target == "/" {
+            Err(ConvertError::MountTarget(target).into())
+        } else {
+            Ok(target)
+        }
     }
 
     fn secret(&mut self, id: StageId, mount: &instruction::Mount, location: &[Range]) -> Progress<Secret> {
@@ -127,8 +142,14 @@ impl Converter<'_> {
             ("", None) => Some(format!("/run/secrets/{}", path::base(name))),
             (target, _) => Some(target.to_owned()),
         };
-        self.stages[id.0].outline.add_secret(name, mount.required, location);
-        let mut secret = Secret { target, env: mount.env.clone(), ..Secret::file(name, "") };
+        self.stages[id.0]
+            .outline
+            .add_secret(name, mount.required, location);
+        let mut secret = Secret {
+            target,
+            env: mount.env.clone(),
+            ..Secret::file(name, "")
+        };
         secret.optional = !mount.required;
         if mount.uid.is_some() || mount.gid.is_some() || mount.mode.is_some() {
             secret.uid = mount.uid.unwrap_or_default();
@@ -167,7 +188,13 @@ fn sharing(mount: &instruction::Mount) -> CacheSharing {
 /// Makes a directory with the owner and permissions a cache is to start with.
 fn owned_directory(state: &State, mount: &instruction::Mount) -> State {
     let chown = Chown::ids(mount.uid.unwrap_or_default(), mount.gid.unwrap_or_default());
-    let options = MkdirOptions { chown: Some(chown), ..MkdirOptions::default() };
+    let options = MkdirOptions {
+        chown: Some(chown),
+        ..MkdirOptions::default()
+    };
     let actions = FileActions::new().mkdir("/cache", mount.mode.unwrap_or(0o755), options);
-    state.file(actions, &Constraints::new().custom_name("[internal] setting cache mount permissions"))
+    state.file(
+        actions,
+        &Constraints::new().custom_name("[internal] setting cache mount permissions"),
+    )
 }

@@ -39,7 +39,12 @@ impl Converter<'_> {
     }
 
     /// Names the step of an instruction.
-    pub(super) fn instruction_name(&mut self, id: StageId, text: &str, platform: Option<&Platform>) -> String {
+    pub(super) fn instruction_name(
+        &mut self,
+        id: StageId,
+        text: &str,
+        platform: Option<&Platform>,
+    ) -> String {
         let env = self.stages[id.0].env.clone();
         let with_platform = self.contexts.options.multi_platform;
         self.step_name(id, text, with_platform, platform, &env)
@@ -54,7 +59,9 @@ pub(super) fn shown(lexer: &Lexer, code: &str, env: &dyn Variables) -> String {
 
 /// Names the platform that is compiled for, if it is another one than that of the stage.
 fn cross_target(base: &Platform, env: &dyn Variables) -> String {
-    let Some(mut target) = target_of(env) else { return String::new() };
+    let Some(mut target) = target_of(env) else {
+        return String::new();
+    };
     if target.os.is_empty() {
         target.os.clone_from(&base.os);
     }
@@ -68,7 +75,11 @@ fn cross_target(base: &Platform, env: &dyn Variables) -> String {
     if target.architecture == base.architecture {
         return String::new();
     }
-    let variant = if target.variant.is_empty() { String::new() } else { format!("/{}", target.variant) };
+    let variant = if target.variant.is_empty() {
+        String::new()
+    } else {
+        format!("/{}", target.variant)
+    };
     format!("->{}{variant}", target.architecture)
 }
 

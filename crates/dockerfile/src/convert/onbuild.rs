@@ -1,7 +1,7 @@
 //! Triggers that a base image, or a base stage, runs in stages that start from it.
 
-use super::stages::{Command, StageId};
 use super::Converter;
+use super::stages::{Command, StageId};
 use crate::error::{ConvertError, Progress, Stop};
 use crate::instruction::{Kind, parse_trigger};
 use crate::parser;
@@ -14,10 +14,14 @@ impl Converter<'_> {
         let mut triggers = std::mem::take(&mut self.stages[id.0].image.config.on_build);
         let stage = &self.stages[id.0];
         if let Some(base) = stage.base.filter(|_| !stage.onbuild_started) {
-            let expressions = self.stages[base.0].commands.iter().filter_map(|command| match &command.instruction.kind {
-                Kind::OnBuild(expression) => Some(expression.clone()),
-                _ => None,
-            });
+            let expressions =
+                self.stages[base.0]
+                    .commands
+                    .iter()
+                    .filter_map(|command| match &command.instruction.kind {
+                        Kind::OnBuild(expression) => Some(expression.clone()),
+                        _ => None,
+                    });
             triggers.extend(expressions);
             self.stages[id.0].onbuild_started = true;
         }
@@ -50,10 +54,20 @@ impl Converter<'_> {
 
     fn trigger(&mut self, trigger: &str, location: &[Range]) -> Progress<Command> {
         let mut nodes = parser::parse(trigger)?.nodes;
-        let (Some(mut node), true) = (nodes.pop(), nodes.is_empty()) else { return Err(ConvertError::OnBuild.into()) };
+        let (Some(mut node), true) = (nodes.pop(), nodes.is_empty()) else {
+            return Err(ConvertError::OnBuild.into());
+        };
         // Errors and vertices point to the stage that runs the trigger.
-        node.start_line = location.iter().map(|range| range.start.line).min().unwrap_or_default();
-        node.end_line = location.iter().map(|range| range.end.line).max().unwrap_or_default();
+        node.start_line = location
+            .iter()
+            .map(|range| range.start.line)
+            .min()
+            .unwrap_or_default();
+        node.end_line = location
+            .iter()
+            .map(|range| range.end.line)
+            .max()
+            .unwrap_or_default();
         let instruction = parse_trigger(&node).map_err(|error| Stop::from(error).at(&node.location()))?;
         let mut command = self.command(instruction)?;
         command.is_onbuild = true;

@@ -16,7 +16,9 @@ use crate::suggest;
 use crate::word::NoVariables;
 
 /// Repositories that people often mean.
-const COMMON_IMAGES: [&str; 7] = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
+const COMMON_IMAGES: [&str; 7] = [
+    "alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora",
+];
 
 impl Converter<'_> {
     /// Resolves what the target needs. Triggers of base images may add to that.
@@ -66,9 +68,15 @@ impl Converter<'_> {
         let stage = &mut self.stages[id.0];
         let written = stage.stage.base_name.clone();
         let reference = Reference::parse(&written).map_err(|error| {
-            ConvertError::Reference(error).context(format!("failed to parse stage name {}", crate::text::quote(&written)))
+            ConvertError::Reference(error).context(format!(
+                "failed to parse stage name {}",
+                crate::text::quote(&written)
+            ))
         })?;
-        let mut platform = stage.platform.clone().unwrap_or_else(|| self.platforms.target.clone());
+        let mut platform = stage
+            .platform
+            .clone()
+            .unwrap_or_else(|| self.platforms.target.clone());
         stage.stage.base_name = reference.clone().with_default_tag().to_string();
         let mut is_scratch = false;
         if is_reachable {
@@ -81,7 +89,11 @@ impl Converter<'_> {
             }
             is_scratch = self.resolve_image(id, &written, reference, &mut platform)?;
         }
-        let state = if is_scratch { State::scratch() } else { self.image_state(id, &platform) };
+        let state = if is_scratch {
+            State::scratch()
+        } else {
+            self.image_state(id, &platform)
+        };
         if is_reachable && !is_scratch {
             let stage = &self.stages[id.0];
             let (actual, location) = (stage.image.platform(), &stage.stage.location);
@@ -142,7 +154,11 @@ impl Converter<'_> {
     ) -> Progress<bool> {
         let options = self.contexts.options;
         let base_name = self.stages[id.0].stage.base_name.clone();
-        let shown = if options.multi_platform { format!("{} ", platform.format_all()) } else { String::new() };
+        let shown = if options.multi_platform {
+            format!("{} ", platform.format_all())
+        } else {
+            String::new()
+        };
         let need = ImageConfigNeed {
             reference: base_name.clone(),
             platform: Some(platform.clone()),
@@ -150,7 +166,11 @@ impl Converter<'_> {
             log_name: format!("[{shown}internal] load metadata for {base_name}"),
             store: None,
         };
-        let answer = self.contexts.asker.image(need).map_err(|stop| self.suggest_image(stop, written))?;
+        let answer = self
+            .contexts
+            .asker
+            .image(need)
+            .map_err(|stop| self.suggest_image(stop, written))?;
         let answer = answer.map_err(|updated| {
             self.suggest_image(ConvertError::Redirect(updated.to_owned()).into(), written)
         })?;
@@ -160,12 +180,14 @@ impl Converter<'_> {
                 ConvertError::Reference(error).context(format!("failed to parse ref {shown}"))
             })?;
         }
-        let image = image::read(&answer.config).map_err(|stop| stop.context("failed to parse image config"))?;
+        let image =
+            image::read(&answer.config).map_err(|stop| stop.context("failed to parse image config"))?;
         let stage = &mut self.stages[id.0];
         stage.base_image = Some(image.clone());
         if stage.platform.is_none() && self.platforms.implicit {
             let build = &self.platforms.build;
-            let fits = |platform: &Platform| platform.os == image.os && platform.architecture == image.architecture;
+            let fits =
+                |platform: &Platform| platform.os == image.os && platform.architecture == image.architecture;
             if !fits(platform) && fits(build) {
                 *platform = build.clone();
             }
@@ -174,7 +196,8 @@ impl Converter<'_> {
             reference = reference.with_digest(digest);
         }
         stage.stage.base_name = reference.to_string();
-        let is_scratch = image.rootfs.diff_ids.is_empty() && image.history.iter().all(|history| history.empty_layer);
+        let is_scratch =
+            image.rootfs.diff_ids.is_empty() && image.history.iter().all(|history| history.empty_layer);
         self.set_image(id, image);
         Ok(is_scratch)
     }
@@ -183,10 +206,18 @@ impl Converter<'_> {
         let Stop::Failed(error) = stop else { return stop };
         let mut names = self.stage_names();
         for name in COMMON_IMAGES {
-            let forms = [name.to_owned(), format!("docker.io/library{name}"), format!("{name}:latest")];
+            let forms = [
+                name.to_owned(),
+                format!("docker.io/library{name}"),
+                format!("{name}:latest"),
+            ];
             names.extend(forms);
         }
-        Stop::Failed(Box::new(error.context(written).suggest(suggest::search(written, names, false))))
+        Stop::Failed(Box::new(
+            error
+                .context(written)
+                .suggest(suggest::search(written, names, false)),
+        ))
     }
 
     fn image_state(&mut self, id: StageId, platform: &Platform) -> State {
@@ -202,7 +233,11 @@ impl Converter<'_> {
             .location(self.source_map, wire_ranges(&stage.location));
         State::image(
             &base_name,
-            ImageOptions { resolve_mode: options.resolve_mode, constraints, ..ImageOptions::default() },
+            ImageOptions {
+                resolve_mode: options.resolve_mode,
+                constraints,
+                ..ImageOptions::default()
+            },
         )
     }
 }

@@ -41,7 +41,11 @@ impl Converter<'_> {
         self.stages[id.0].paths.borrow_mut().insert("/".to_owned());
         let stage = &self.stages[id.0];
         let words = command_words(stage, &run.command)?;
-        let args = if run.command.prepend_shell { with_shell(stage, &words.args) } else { words.args };
+        let args = if run.command.prepend_shell {
+            with_shell(stage, &words.args)
+        } else {
+            words.args
+        };
         self.check_size(id, &args)?;
         let pairs = self.stages[id.0].env.to_pairs();
         let base = self.stages[id.0].state.environment(pairs);
@@ -54,8 +58,12 @@ impl Converter<'_> {
         }
         let extras = self.run_mounts(step, &parsed)?;
         let Extras { mounts, secrets, ssh } = extras;
-        command = mounts.into_iter().fold(command, |command, mount| command.mount(mount));
-        command = secrets.into_iter().fold(command, |command, secret| command.secret(secret));
+        command = mounts
+            .into_iter()
+            .fold(command, |command, mount| command.mount(mount));
+        command = secrets
+            .into_iter()
+            .fold(command, |command, secret| command.secret(secret));
         command = ssh.into_iter().fold(command, |command, ssh| command.ssh(ssh));
         command = command.with(|state| self.sandbox(state, run));
         let options = self.contexts.options;
@@ -79,15 +87,28 @@ impl Converter<'_> {
     fn check_size(&mut self, id: StageId, args: &[String]) -> Progress<()> {
         let stage = &self.stages[id.0];
         let words: usize = args.iter().map(String::len).sum();
-        let shown: usize =
-            stage.build_args.iter().map(|arg| arg.key.len() + arg.value.as_ref().map_or(0, String::len) + 2).sum();
-        self.command_bytes = self.command_bytes.saturating_add(2 * words + shown + stage.env.bytes());
-        if self.command_bytes > MAX_COMMAND_BYTES { Err(ConvertError::TooLarge.into()) } else { Ok(()) }
+        let shown: usize = stage
+            .build_args
+            .iter()
+            .map(|arg| arg.key.len() + arg.value.as_ref().map_or(0, String::len) + 2)
+            .sum();
+        self.command_bytes = self
+            .command_bytes
+            .saturating_add(2 * words + shown + stage.env.bytes());
+        if self.command_bytes > MAX_COMMAND_BYTES {
+            Err(ConvertError::TooLarge.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn sandbox(&self, state: &State, run: &Run) -> State {
         let options = self.contexts.options;
-        let mut state = state.security(if run.insecure { SecurityMode::Insecure } else { SecurityMode::Sandbox });
+        let mut state = state.security(if run.insecure {
+            SecurityMode::Insecure
+        } else {
+            SecurityMode::Sandbox
+        });
         state = match run.network {
             Network::Default => state,
             Network::None => state.network(NetMode::None),
@@ -107,7 +128,12 @@ impl Converter<'_> {
         state
     }
 
-    fn run_constraints(&mut self, step: &Step<'_>, mounts: &[instruction::Mount], summary: &str) -> Constraints {
+    fn run_constraints(
+        &mut self,
+        step: &Step<'_>,
+        mounts: &[instruction::Mount],
+        summary: &str,
+    ) -> Constraints {
         let id = step.id;
         let mut lexer = self.lexer;
         lexer.raw_quotes = true;
@@ -115,7 +141,14 @@ impl Converter<'_> {
         let stage = &self.stages[id.0];
         let mask = secret_mask(mounts);
         let text = format!("{}{summary}", step.instruction.code);
-        let text = shown(&lexer, &text, &Masked { base: &stage.env, mask });
+        let text = shown(
+            &lexer,
+            &text,
+            &Masked {
+                base: &stage.env,
+                mask,
+            },
+        );
         let platform = stage.state.get_platform().cloned();
         let name = self.instruction_name(id, &text, platform.as_ref());
         let code = step.instruction.code.clone();
@@ -140,14 +173,20 @@ impl Converter<'_> {
 fn secret_mask(mounts: &[instruction::Mount]) -> Env {
     let mut mask = Env::default();
     let secrets = mounts.iter().filter(|mount| mount.kind == MountKind::Secret);
-    secrets.filter_map(|mount| mount.env.as_ref()).for_each(|name| mask.set(name, "****"));
+    secrets
+        .filter_map(|mount| mount.env.as_ref())
+        .for_each(|name| mask.set(name, "****"));
     mask
 }
 
 /// Puts heredocs where they belong: into the command, or into a script if there is but one and it names its interpreter.
 fn command_words(stage: &StageState, line: &CommandLine) -> Progress<Words> {
     let Some(first) = line.files.first() else {
-        return Ok(Words { args: line.args.clone(), summary: String::new(), script: None });
+        return Ok(Words {
+            args: line.args.clone(),
+            summary: String::new(),
+            script: None,
+        });
     };
     let ([command], true) = (line.args.as_slice(), line.prepend_shell) else {
         return Err(ConvertError::HeredocCommand(text::list(&line.args)).into());
@@ -159,19 +198,36 @@ fn command_words(stage: &StageState, line: &CommandLine) -> Progress<Words> {
             whole.push_str(&file.content);
             whole.push_str(&file.name);
         }
-        return Ok(Words { args: vec![whole], summary: String::new(), script: None });
+        return Ok(Words {
+            args: vec![whole],
+            summary: String::new(),
+            script: None,
+        });
     }
-    let content = if first.chomp { trim_leading_tabs(&first.content) } else { first.content.clone() };
+    let content = if first.chomp {
+        trim_leading_tabs(&first.content)
+    } else {
+        first.content.clone()
+    };
     let summary = format!(" ({})", summarize(&first.content));
     if stage.image.os == "windows" || !content.starts_with("#!") {
-        return Ok(Words { args: vec![content], summary, script: None });
+        return Ok(Words {
+            args: vec![content],
+            summary,
+            script: None,
+        });
     }
     let script = script_mount(stage, first, content);
-    Ok(Words { args: vec![oci::path::join(&[SCRIPT_DIR, &first.name])], summary, script: Some(script) })
+    Ok(Words {
+        args: vec![oci::path::join(&[SCRIPT_DIR, &first.name])],
+        summary,
+        script: Some(script),
+    })
 }
 
 fn script_mount(stage: &StageState, file: &InlineFile, content: String) -> Mount {
-    let actions = FileActions::new().mkfile(&file.name, 0o755, content.into_bytes(), MkfileOptions::default());
+    let actions =
+        FileActions::new().mkfile(&file.name, 0o755, content.into_bytes(), MkfileOptions::default());
     let platform = stage.platform.clone().unwrap_or_default();
     let constraints = internal("preparing inline document").platform(&platform);
     let state = State::scratch().dir("/").file(actions, &constraints);

@@ -36,7 +36,11 @@ impl Converter<'_> {
     fn warn_legacy(step: &Step<'_>, pair: &KeyValue) {
         if pair.legacy {
             let message = || rules::legacy_key_value_format(&step.instruction.name);
-            step.linter.run(&rules::LEGACY_KEY_VALUE_FORMAT, &step.instruction.location, message);
+            step.linter.run(
+                &rules::LEGACY_KEY_VALUE_FORMAT,
+                &step.instruction.location,
+                message,
+            );
         }
     }
 
@@ -61,7 +65,11 @@ impl Converter<'_> {
         for pair in pairs {
             Self::warn_legacy(step, &pair);
             message.push_str(&format!(" {}={}", pair.key, pair.value));
-            self.stages[step.id.0].image.config.labels.insert(pair.key, pair.value);
+            self.stages[step.id.0]
+                .image
+                .config
+                .labels
+                .insert(pair.key, pair.value);
         }
         self.commit(step.id, message, false);
         Ok(())
@@ -91,7 +99,11 @@ impl Converter<'_> {
                 stage.outline.all_args.insert(arg.key.clone(), seen);
             }
             stage.outline.used_args.insert(arg.key.clone());
-            shown.push(value.as_ref().map_or_else(|| arg.key.clone(), |value| format!("{}={value}", arg.key)));
+            shown.push(
+                value
+                    .as_ref()
+                    .map_or_else(|| arg.key.clone(), |value| format!("{}={value}", arg.key)),
+            );
             stage.arg_names.insert(arg.key.clone());
             stage.build_args.push(Argument { value, ..arg.clone() });
         }
@@ -103,7 +115,8 @@ impl Converter<'_> {
     fn warn_replaced(step: &Step<'_>, before: &mut Option<Vec<crate::position::Range>>) {
         if let Some(location) = before {
             let message = || rules::multiple_instructions_disallowed(&step.instruction.name);
-            step.linter.run(&rules::MULTIPLE_INSTRUCTIONS_DISALLOWED, location, message);
+            step.linter
+                .run(&rules::MULTIPLE_INSTRUCTIONS_DISALLOWED, location, message);
         }
         *before = Some(step.instruction.location.clone());
     }
@@ -115,7 +128,8 @@ impl Converter<'_> {
         }
         if stage.image.config.shell.is_empty() {
             let message = || rules::json_args_recommended(&step.instruction.name);
-            step.linter.run(&rules::JSON_ARGS_RECOMMENDED, &step.instruction.location, message);
+            step.linter
+                .run(&rules::JSON_ARGS_RECOMMENDED, &step.instruction.location, message);
         }
         with_shell(stage, &line.args)
     }
@@ -165,10 +179,14 @@ impl Converter<'_> {
                 let port = split_port(&word)?;
                 let location = &step.instruction.location;
                 if port.odd_casing {
-                    step.linter.run(&rules::EXPOSE_PROTO_CASING, location, || rules::expose_proto_casing(&word));
+                    step.linter.run(&rules::EXPOSE_PROTO_CASING, location, || {
+                        rules::expose_proto_casing(&word)
+                    });
                 }
                 if port.has_host() {
-                    step.linter.run(&rules::EXPOSE_INVALID_FORMAT, location, || rules::expose_invalid_format(&word));
+                    step.linter.run(&rules::EXPOSE_INVALID_FORMAT, location, || {
+                        rules::expose_invalid_format(&word)
+                    });
                 }
                 exposed.extend(port.exposed()?);
                 if exposed.len() > MAX_PORTS {
@@ -184,7 +202,10 @@ impl Converter<'_> {
     }
 
     pub(super) fn volume(&mut self, step: &Step<'_>, volumes: &[String]) -> Progress<()> {
-        let volumes = volumes.iter().map(|volume| self.expand(step, volume)).collect::<Progress<Vec<_>>>()?;
+        let volumes = volumes
+            .iter()
+            .map(|volume| self.expand(step, volume))
+            .collect::<Progress<Vec<_>>>()?;
         let known = &mut self.stages[step.id.0].image.config.volumes;
         for volume in &volumes {
             if volume.is_empty() {
@@ -214,7 +235,8 @@ impl Converter<'_> {
         let platform = stage.platform.clone().unwrap_or_default();
         if !stage.workdir_set && !os_path::is_absolute(&dir, &platform.os) {
             let message = || rules::workdir_relative_path(&dir);
-            step.linter.run(&rules::WORKDIR_RELATIVE_PATH, &step.instruction.location, message);
+            step.linter
+                .run(&rules::WORKDIR_RELATIVE_PATH, &step.instruction.location, message);
         }
         stage.workdir_set = true;
         let dir = self.change_dir(id, &dir)?;
@@ -242,7 +264,9 @@ impl Converter<'_> {
             .location(self.source_map, wire_ranges(&step.instruction.location))
             .platform(&platform);
         let stage = &mut self.stages[id.0];
-        stage.state = stage.state.file(FileActions::new().mkdir(dir, 0o755, options), &constraints);
+        stage.state = stage
+            .state
+            .file(FileActions::new().mkdir(dir, 0o755, options), &constraints);
     }
 }
 
@@ -250,7 +274,11 @@ impl Converter<'_> {
 pub(super) fn with_shell(stage: &StageState, args: &[String]) -> Vec<String> {
     let mut words = stage.image.config.shell.clone();
     if words.is_empty() {
-        let default: &[&str] = if stage.image.os == "windows" { &["cmd", "/S", "/C"] } else { &["/bin/sh", "-c"] };
+        let default: &[&str] = if stage.image.os == "windows" {
+            &["cmd", "/S", "/C"]
+        } else {
+            &["/bin/sh", "-c"]
+        };
         words.extend(default.iter().map(|word| (*word).to_owned()));
     }
     words.push(args.join(" "));

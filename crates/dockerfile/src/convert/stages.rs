@@ -31,7 +31,10 @@ pub(crate) struct Command {
 
 /// A stage in work.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent marks that are set at different times")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent marks that are set at different times"
+)]
 pub(crate) struct StageState {
     pub(crate) stage: Stage,
     pub(crate) commands: Vec<Command>,
@@ -98,7 +101,8 @@ pub(super) fn meta_args(
                 (Some(value), _) => Some(value.clone()),
                 (None, None) => None,
                 (None, Some(default)) => {
-                    let expanded = expand(lexer, default, &env).map_err(|stop| stop.at(&instruction.location))?;
+                    let expanded =
+                        expand(lexer, default, &env).map_err(|stop| stop.at(&instruction.location))?;
                     found.depends = expanded.matched;
                     if found.depends.remove(&arg.key)
                         && let Some(before) = seen.get(&arg.key)
@@ -160,15 +164,30 @@ impl Converter<'_> {
             let state = &mut self.stages[id.0];
             state.outline.used_args.extend(used);
             let from = u64::from(state.stage.base_name != SCRATCH && state.base.is_none());
-            let shown = |kind: &Kind| matches!(kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
-            let steps = state.stage.instructions.iter().filter(|instruction| shown(&instruction.kind)).count();
+            let shown = |kind: &Kind| {
+                matches!(
+                    kind,
+                    Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_)
+                )
+            };
+            let steps = state
+                .stage
+                .instructions
+                .iter()
+                .filter(|instruction| shown(&instruction.kind))
+                .count();
             state.command_total = from + u64::try_from(steps).unwrap_or(u64::MAX - 1);
         }
         Ok(())
     }
 
     fn declared_names(&self) -> BTreeSet<String> {
-        self.outline.all_args.keys().cloned().chain(names_of(&self.global_args)).collect()
+        self.outline
+            .all_args
+            .keys()
+            .cloned()
+            .chain(names_of(&self.global_args))
+            .collect()
     }
 
     fn stage_platform(
@@ -184,11 +203,16 @@ impl Converter<'_> {
         validate::redundant_platform(&stage.platform, &found, location, &self.global_args, linter);
         validate::constant_platform(&stage.name, &found, location, linter);
         result.map_err(|error| {
-            Stop::from(error).context(format!("failed to process arguments for platform {}", found.text)).at(location)
+            Stop::from(error)
+                .context(format!("failed to process arguments for platform {}", found.text))
+                .at(location)
         })?;
         let suggest = |error: ConvertError| {
             let declared = names_of(&self.global_args);
-            let closest = found.unmatched.iter().find_map(|name| suggest::search(name, &declared, false));
+            let closest = found
+                .unmatched
+                .iter()
+                .find_map(|name| suggest::search(name, &declared, false));
             error.at(location).suggest(closest)
         };
         if found.text.is_empty() {
@@ -196,14 +220,20 @@ impl Converter<'_> {
         }
         let platform = Platform::parse(&found.text).map_err(|error| {
             let error = suggest(ConvertError::Platform(error));
-            error.context(format!("failed to parse platform {}", stage.platform)).at(location)
+            error
+                .context(format!("failed to parse platform {}", stage.platform))
+                .at(location)
         })?;
         used.extend(found.matched);
         Ok(platform)
     }
 
     /// Looks for a named context that replaces a stage or an image.
-    pub(super) fn named_context(&self, name: &str, platform: Option<&Platform>) -> Progress<Option<NamedContext>> {
+    pub(super) fn named_context(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+    ) -> Progress<Option<NamedContext>> {
         if name.eq_ignore_ascii_case(SCRATCH) || name.eq_ignore_ascii_case("context") {
             return Ok(None);
         }
@@ -239,7 +269,11 @@ impl Converter<'_> {
     pub(super) fn target(&self) -> Progress<StageId> {
         let wanted = &self.contexts.options.target;
         if wanted.is_empty() {
-            return self.order.last().copied().ok_or_else(|| ConvertError::NoStages.into());
+            return self
+                .order
+                .last()
+                .copied()
+                .ok_or_else(|| ConvertError::NoStages.into());
         }
         self.by_name.get(&wanted.to_lowercase()).copied().ok_or_else(|| {
             let closest = suggest::search(wanted, self.stage_names(), false);
@@ -283,14 +317,26 @@ impl Converter<'_> {
     /// Finds the sources of an instruction; what is no stage becomes one that stands for an image.
     pub(super) fn command(&mut self, instruction: Instruction) -> Progress<Command> {
         let sources = match &instruction.kind {
-            Kind::Copy(copy) if !copy.from.is_empty() => vec![self.copy_source(&copy.from, &instruction.location)?],
+            Kind::Copy(copy) if !copy.from.is_empty() => {
+                vec![self.copy_source(&copy.from, &instruction.location)?]
+            }
             Kind::Run(run) => {
-                let names = run.mounts.iter().map(|mount| if mount.from.is_empty() { SCRATCH } else { &mount.from });
+                let names = run.mounts.iter().map(|mount| {
+                    if mount.from.is_empty() {
+                        SCRATCH
+                    } else {
+                        &mount.from
+                    }
+                });
                 names.map(|name| self.stage_or_image(name, &[])).collect()
             }
             _ => Vec::new(),
         };
-        Ok(Command { instruction: Rc::new(instruction), sources, is_onbuild: false })
+        Ok(Command {
+            instruction: Rc::new(instruction),
+            sources,
+            is_onbuild: false,
+        })
     }
 
     fn copy_source(&mut self, from: &str, location: &[Range]) -> Progress<StageId> {
@@ -300,8 +346,12 @@ impl Converter<'_> {
         }
         match from.parse::<i64>() {
             Ok(index) => {
-                let found = usize::try_from(index).ok().and_then(|index| self.order.get(index));
-                found.copied().ok_or_else(|| ConvertError::StageIndex(index).into())
+                let found = usize::try_from(index)
+                    .ok()
+                    .and_then(|index| self.order.get(index));
+                found
+                    .copied()
+                    .ok_or_else(|| ConvertError::StageIndex(index).into())
             }
             Err(_) => Ok(self.stage_or_image(from, location)),
         }
@@ -311,8 +361,16 @@ impl Converter<'_> {
         if let Some(id) = self.by_name.get(&name.to_lowercase()) {
             return *id;
         }
-        let stage = Stage { base_name: name.to_owned(), location: location.to_vec(), ..Stage::default() };
-        self.add_stage(StageState { stage, unregistered: true, ..StageState::default() })
+        let stage = Stage {
+            base_name: name.to_owned(),
+            location: location.to_vec(),
+            ..Stage::default()
+        };
+        self.add_stage(StageState {
+            stage,
+            unregistered: true,
+            ..StageState::default()
+        })
     }
 
     fn check_cycles(&self) -> Progress<()> {
@@ -344,7 +402,9 @@ impl Converter<'_> {
                     }
                     Mark::OnPath => {
                         let error = ConvertError::Circular(self.stages[start.0].stage_name.clone());
-                        let steps = path.iter().map(|(id, next)| &self.stages[id.0].dependencies[next - 1].1);
+                        let steps = path
+                            .iter()
+                            .map(|(id, next)| &self.stages[id.0].dependencies[next - 1].1);
                         return Err(steps.fold(error, |error, location| error.at(location)).into());
                     }
                 }
@@ -369,11 +429,14 @@ impl Converter<'_> {
 
     /// Takes over from the base stage what a stage begins with.
     pub(super) fn inherit(&mut self, id: StageId) {
-        let Some(base_id) = self.stages[id.0].base else { return };
+        let Some(base_id) = self.stages[id.0].base else {
+            return;
+        };
         let base = &self.stages[base_id.0];
         let (state, env, platform) = (base.state.clone(), base.env.clone(), base.platform.clone());
         let (mut image, base_image) = (base.image.clone(), base.base_image.clone());
-        let (paths, workdir_set, build_args) = (Rc::clone(&base.paths), base.workdir_set, base.build_args.clone());
+        let (paths, workdir_set, build_args) =
+            (Rc::clone(&base.paths), base.workdir_set, base.build_args.clone());
         let arg_names = base.arg_names.clone();
         image.config.on_build.clear();
         let stage = &mut self.stages[id.0];
@@ -411,7 +474,10 @@ impl Converter<'_> {
         while let Some(base) = chain.last().and_then(|id| self.stages[id.0].base) {
             chain.push(base);
         }
-        chain.iter().rev().flat_map(|id| self.stages[id.0].history.iter().cloned()).collect()
+        chain
+            .iter()
+            .rev()
+            .flat_map(|id| self.stages[id.0].history.iter().cloned())
+            .collect()
     }
 }
-

@@ -17,10 +17,14 @@ pub(super) fn stage_names(stages: &[Stage], linter: &Linter) {
     for stage in stages.iter().filter(|stage| !stage.name.is_empty()) {
         let name = &stage.name;
         if matches!(name.as_str(), "context" | "scratch") {
-            linter.run(&rules::RESERVED_STAGE_NAME, &stage.location, || rules::reserved_stage_name(name));
+            linter.run(&rules::RESERVED_STAGE_NAME, &stage.location, || {
+                rules::reserved_stage_name(name)
+            });
         }
         if !seen.insert(name) {
-            linter.run(&rules::DUPLICATE_STAGE_NAME, &stage.location, || rules::duplicate_stage_name(name));
+            linter.run(&rules::DUPLICATE_STAGE_NAME, &stage.location, || {
+                rules::duplicate_stage_name(name)
+            });
         }
     }
 }
@@ -29,12 +33,17 @@ pub(super) fn stage_names(stages: &[Stage], linter: &Linter) {
 pub(super) fn command_casing(stages: &[Stage], linter: &Linter) {
     let names = || {
         stages.iter().flat_map(|stage| {
-            let instructions = stage.instructions.iter().map(|found| (found.name.as_str(), &found.location));
+            let instructions = stage
+                .instructions
+                .iter()
+                .map(|found| (found.name.as_str(), &found.location));
             std::iter::once((stage.keyword.as_str(), &stage.location)).chain(instructions)
         })
     };
     let lower = names().filter(|(name, _)| *name == name.to_lowercase()).count();
-    let upper = names().filter(|(name, _)| *name != name.to_lowercase() && *name == name.to_uppercase()).count();
+    let upper = names()
+        .filter(|(name, _)| *name != name.to_lowercase() && *name == name.to_uppercase())
+        .count();
     for (name, location) in names() {
         let wrong = if lower > upper {
             (name.to_lowercase() != name).then_some("lowercase")
@@ -50,9 +59,13 @@ pub(super) fn command_casing(stages: &[Stage], linter: &Linter) {
 
 /// Checks that base images are images without any build argument given.
 pub(super) fn base_images(parsed: &Parsed, lexer: &Lexer, defaults: &Env, linter: &Linter) {
-    let Ok((args, _)) = meta_args(defaults.clone(), lexer, &parsed.meta_args, &BTreeMap::new()) else { return };
+    let Ok((args, _)) = meta_args(defaults.clone(), lexer, &parsed.meta_args, &BTreeMap::new()) else {
+        return;
+    };
     for stage in &parsed.stages {
-        let Ok(found) = expand(lexer, &stage.base_name, &args) else { return };
+        let Ok(found) = expand(lexer, &stage.base_name, &args) else {
+            return;
+        };
         if Reference::parse(&found.text).is_err() {
             let message = || rules::invalid_default_arg_in_from(&stage.base_name);
             linter.run(&rules::INVALID_DEFAULT_ARG_IN_FROM, &stage.location, message);
@@ -67,7 +80,8 @@ pub(super) fn undeclared_args(
     linter: &Linter,
 ) {
     for name in unmatched.difference(declared) {
-        let message = || rules::undefined_arg_in_from(name, suggest::search(name, declared, false).as_deref());
+        let message =
+            || rules::undefined_arg_in_from(name, suggest::search(name, declared, false).as_deref());
         linter.run(&rules::UNDEFINED_ARG_IN_FROM, location, message);
     }
 }
@@ -80,9 +94,12 @@ pub(super) fn redundant_platform(
     linter: &Linter,
 ) {
     const TARGET: &str = "TARGETPLATFORM";
-    let only_target = found.unmatched.is_empty() && found.matched.len() == 1 && found.matched.contains(TARGET);
+    let only_target =
+        found.unmatched.is_empty() && found.matched.len() == 1 && found.matched.contains(TARGET);
     if only_target && args.get(TARGET).unwrap_or_default() == found.text {
-        linter.run(&rules::REDUNDANT_TARGET_PLATFORM, location, || rules::redundant_target_platform(written));
+        linter.run(&rules::REDUNDANT_TARGET_PLATFORM, location, || {
+            rules::redundant_target_platform(written)
+        });
     }
 }
 
@@ -90,7 +107,9 @@ pub(super) fn constant_platform(stage: &str, found: &Expanded, location: &[Range
     if !found.matched.is_empty() || !found.unmatched.is_empty() {
         return;
     }
-    let Ok(platform) = Platform::parse(&found.text) else { return };
+    let Ok(platform) = Platform::parse(&found.text) else {
+        return;
+    };
     if !stage.contains(&platform.os) && !stage.contains(&platform.architecture) {
         let message = || rules::from_platform_flag_const_disallowed(&found.text);
         linter.run(&rules::FROM_PLATFORM_FLAG_CONST_DISALLOWED, location, message);
@@ -114,7 +133,16 @@ pub(super) fn base_image_platform(
 }
 
 const SECRET_WORDS: [&str; 10] = [
-    "apikey", "auth", "credential", "credentials", "key", "passwd", "password", "pword", "secret", "token",
+    "apikey",
+    "auth",
+    "credential",
+    "credentials",
+    "key",
+    "passwd",
+    "password",
+    "pword",
+    "secret",
+    "token",
 ];
 const HARMLESS_WORDS: [&str; 3] = ["file", "public", "version"];
 
@@ -140,7 +168,13 @@ mod tests {
             secret_name("ARG", name, &[], &linter);
             !linter.findings().is_empty()
         };
-        for name in ["api_key", "DATABASE_PASSWORD", "GITHUB_TOKEN", "secret_MESSAGE", "AUTH"] {
+        for name in [
+            "api_key",
+            "DATABASE_PASSWORD",
+            "GITHUB_TOKEN",
+            "secret_MESSAGE",
+            "AUTH",
+        ] {
             assert!(warns(name), "{name}");
         }
         for name in ["monkey", "public_key", "KEY_FILE", "TOKENS"] {

@@ -26,7 +26,9 @@ pub(super) fn parse_duration(text: &str) -> Result<i64, String> {
         if whole.is_empty() && fraction.is_none_or(str::is_empty) {
             return Err(invalid());
         }
-        let unit_end = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit_end = rest
+            .find(|c: char| c == '.' || c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let (unit, tail) = rest.split_at(unit_end);
         rest = tail;
         if unit.is_empty() {
@@ -35,7 +37,10 @@ pub(super) fn parse_duration(text: &str) -> Result<i64, String> {
         let scale = unit_ns(unit)
             .ok_or_else(|| format!("time: unknown unit {} in duration {}", quote(unit), quote(text)))?;
         let part = part_ns(whole, fraction.unwrap_or_default(), scale).ok_or_else(invalid)?;
-        total = total.checked_add(part).filter(|total| *total <= 1 << 63).ok_or_else(invalid)?;
+        total = total
+            .checked_add(part)
+            .filter(|total| *total <= 1 << 63)
+            .ok_or_else(invalid)?;
     }
     if negative {
         return Ok(i64::try_from(total).map_or(i64::MIN, |total| -total));
@@ -63,11 +68,19 @@ const fn unit_ns_of(unit: &[u8]) -> Option<u64> {
 }
 
 fn unit_ns(unit: &str) -> Option<u64> {
-    if unit == "µs" || unit == "μs" { Some(1_000) } else { unit_ns_of(unit.as_bytes()) }
+    if unit == "µs" || unit == "μs" {
+        Some(1_000)
+    } else {
+        unit_ns_of(unit.as_bytes())
+    }
 }
 
 fn part_ns(whole: &str, fraction: &str, scale: u64) -> Option<u64> {
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let whole = if whole.is_empty() {
+        0
+    } else {
+        whole.parse::<u64>().ok()?
+    };
     let mut ns = whole.checked_mul(scale)?;
     // Digits beyond nanoseconds of an hour do not count.
     let digits = &fraction[..fraction.len().min(18)];
@@ -89,9 +102,18 @@ mod tests {
         assert_eq!(parse_duration("-1.5ms"), Ok(-1_500_000));
         assert_eq!(parse_duration("0"), Ok(0));
         assert_eq!(parse_duration(".5us"), Ok(500));
-        assert_eq!(parse_duration("1").unwrap_err(), "time: missing unit in duration \"1\"");
-        assert_eq!(parse_duration("1x").unwrap_err(), "time: unknown unit \"x\" in duration \"1x\"");
+        assert_eq!(
+            parse_duration("1").unwrap_err(),
+            "time: missing unit in duration \"1\""
+        );
+        assert_eq!(
+            parse_duration("1x").unwrap_err(),
+            "time: unknown unit \"x\" in duration \"1x\""
+        );
         assert_eq!(parse_duration("s").unwrap_err(), "time: invalid duration \"s\"");
-        assert_eq!(parse_duration("9999999999h").unwrap_err(), "time: invalid duration \"9999999999h\"");
+        assert_eq!(
+            parse_duration("9999999999h").unwrap_err(),
+            "time: invalid duration \"9999999999h\""
+        );
     }
 }

@@ -51,7 +51,12 @@ pub(crate) fn split_port(text: &str) -> Result<Port, PortError> {
     let lower = match lower.as_str() {
         "" => "tcp",
         "tcp" | "udp" | "sctp" => lower.as_str(),
-        _ => return Err(PortError::Protocol { port: text.to_owned(), protocol: protocol.to_owned() }),
+        _ => {
+            return Err(PortError::Protocol {
+                port: text.to_owned(),
+                protocol: protocol.to_owned(),
+            });
+        }
     };
     Ok(Port {
         odd_casing: protocol != protocol.to_lowercase(),
@@ -76,19 +81,30 @@ impl Port {
         if !host.is_empty() {
             let (host_start, host_end) = range(host).ok_or_else(|| PortError::HostPort(host.to_owned()))?;
             if end - start != host_end - host_start && end != start {
-                return Err(PortError::Ranges { container: container.to_owned(), host: host.to_owned() });
+                return Err(PortError::Ranges {
+                    container: container.to_owned(),
+                    host: host.to_owned(),
+                });
             }
         }
-        Ok((start..=end).map(|port| format!("{port}/{}", self.protocol)).collect())
+        Ok((start..=end)
+            .map(|port| format!("{port}/{}", self.protocol))
+            .collect())
     }
 }
 
 fn check_address(address: &str) -> Result<(), PortError> {
     let bare = match address.strip_prefix('[') {
         None => address,
-        Some(rest) => rest.strip_suffix(']').ok_or_else(|| PortError::BracketedAddress(address.to_owned()))?,
+        Some(rest) => rest
+            .strip_suffix(']')
+            .ok_or_else(|| PortError::BracketedAddress(address.to_owned()))?,
     };
-    if bare.is_empty() || bare.parse::<IpAddr>().is_ok() { Ok(()) } else { Err(PortError::Address(bare.to_owned())) }
+    if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
+        Ok(())
+    } else {
+        Err(PortError::Address(bare.to_owned()))
+    }
 }
 
 fn range(text: &str) -> Option<(u16, u16)> {
@@ -107,7 +123,9 @@ mod tests {
     use super::*;
 
     fn exposed(text: &str) -> Result<Vec<String>, String> {
-        split_port(text).and_then(|port| port.exposed()).map_err(|err| err.to_string())
+        split_port(text)
+            .and_then(|port| port.exposed())
+            .map_err(|err| err.to_string())
     }
 
     #[test]
@@ -116,8 +134,14 @@ mod tests {
         assert_eq!(exposed("80-82/UDP").unwrap(), ["80/udp", "81/udp", "82/udp"]);
         assert!(split_port("[::1]:80:80").unwrap().has_host());
         assert_eq!(exposed("x").unwrap_err(), "invalid containerPort: x");
-        assert_eq!(exposed("80/x").unwrap_err(), "invalid port: \"80/x\": invalid proto: x");
-        assert_eq!(exposed("/tcp").unwrap_err(), "invalid port: \"/tcp\": no port specified");
+        assert_eq!(
+            exposed("80/x").unwrap_err(),
+            "invalid port: \"80/x\": invalid proto: x"
+        );
+        assert_eq!(
+            exposed("/tcp").unwrap_err(),
+            "invalid port: \"/tcp\": no port specified"
+        );
         assert_eq!(exposed("80-79").unwrap_err(), "invalid containerPort: 80-79");
     }
 }

@@ -20,18 +20,29 @@ pub(super) struct Flags<'a> {
 
 impl<'a> Flags<'a> {
     /// Checks the words against the known flags.
-    pub(super) fn parse(words: &'a [String], known: &[(&'static str, FlagKind)]) -> Result<Self, InstructionError> {
+    pub(super) fn parse(
+        words: &'a [String],
+        known: &[(&'static str, FlagKind)],
+    ) -> Result<Self, InstructionError> {
         let mut flags = Self::default();
         for word in words {
             if word == "--" {
                 break;
             }
-            let Some(body) = word.strip_prefix("--") else { return Err(InstructionError::FlagStart(word.clone())) };
-            let (name, value) = body.split_once('=').map_or((body, None), |(name, value)| (name, Some(value)));
+            let Some(body) = word.strip_prefix("--") else {
+                return Err(InstructionError::FlagStart(word.clone()));
+            };
+            let (name, value) = body
+                .split_once('=')
+                .map_or((body, None), |(name, value)| (name, Some(value)));
             let shown = || format!("--{name}");
             let Some((_, kind)) = known.iter().find(|(known, _)| *known == name) else {
                 let error = InstructionError::UnknownFlag(shown());
-                return Err(error.suggest(suggest::search(name, known.iter().map(|(known, _)| known), false)));
+                return Err(error.suggest(suggest::search(
+                    name,
+                    known.iter().map(|(known, _)| known),
+                    false,
+                )));
             };
             if *kind != FlagKind::Texts && flags.get(name).is_some() {
                 return Err(InstructionError::DuplicateFlag(shown()));
@@ -42,7 +53,12 @@ impl<'a> Flags<'a> {
                     "" => return Err(InstructionError::FlagValue(shown())),
                     "true" => "true",
                     "false" => "false",
-                    _ => return Err(InstructionError::FlagBool { flag: shown(), value: value.to_owned() }),
+                    _ => {
+                        return Err(InstructionError::FlagBool {
+                            flag: shown(),
+                            value: value.to_owned(),
+                        });
+                    }
                 },
                 (_, None) => return Err(InstructionError::FlagValue(shown())),
                 (_, Some(value)) => value,
@@ -53,7 +69,10 @@ impl<'a> Flags<'a> {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
-        self.values.iter().find(|(have, _)| *have == name).map(|(_, value)| *value)
+        self.values
+            .iter()
+            .find(|(have, _)| *have == name)
+            .map(|(_, value)| *value)
     }
 
     /// The value, or nothing as empty text.
@@ -62,7 +81,11 @@ impl<'a> Flags<'a> {
     }
 
     pub(super) fn texts(&self, name: &str) -> Vec<String> {
-        self.values.iter().filter(|(have, _)| *have == name).map(|(_, value)| (*value).to_owned()).collect()
+        self.values
+            .iter()
+            .filter(|(have, _)| *have == name)
+            .map(|(_, value)| (*value).to_owned())
+            .collect()
     }
 
     pub(super) fn bool(&self, name: &str) -> Option<bool> {

@@ -20,7 +20,10 @@ pub(super) fn parse(node: &Node) -> Result<Healthcheck, InstructionError> {
         if !args.is_empty() {
             return Err(InstructionError::HealthcheckNone);
         }
-        return Ok(Healthcheck { test: vec![kind], ..Healthcheck::default() });
+        return Ok(Healthcheck {
+            test: vec![kind],
+            ..Healthcheck::default()
+        });
     }
     let names = ["interval", "timeout", "start-period", "start-interval", "retries"];
     let flags = Flags::parse(&node.flags, &names.map(|name| (name, FlagKind::Text)))?;
@@ -31,7 +34,14 @@ pub(super) fn parse(node: &Node) -> Result<Healthcheck, InstructionError> {
     if command.is_empty() {
         return Err(InstructionError::HealthcheckCommand);
     }
-    command.insert(0, if node.json { "CMD".into() } else { "CMD-SHELL".into() });
+    command.insert(
+        0,
+        if node.json {
+            "CMD".into()
+        } else {
+            "CMD-SHELL".into()
+        },
+    );
     let interval = |name| interval(name, flags.get(name).unwrap_or_default());
     Ok(Healthcheck {
         test: command,

@@ -25,7 +25,10 @@ const KINDS: [(&str, MountKind); 5] = [
 
 impl MountKind {
     pub(crate) fn name(self) -> &'static str {
-        KINDS.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+        KINDS
+            .iter()
+            .find(|(_, kind)| *kind == self)
+            .map_or("", |(name, _)| name)
     }
 }
 
@@ -37,8 +40,11 @@ pub(crate) enum Sharing {
     Locked,
 }
 
-const SHARINGS: [(&str, Sharing); 3] =
-    [("locked", Sharing::Locked), ("private", Sharing::Private), ("shared", Sharing::Shared)];
+const SHARINGS: [(&str, Sharing); 3] = [
+    ("locked", Sharing::Locked),
+    ("private", Sharing::Private),
+    ("shared", Sharing::Shared),
+];
 
 /// One `--mount`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,8 +66,25 @@ pub(crate) struct Mount {
 }
 
 const KEYS: [&str; 19] = [
-    "type", "from", "source", "target", "readonly", "id", "sharing", "required", "size", "mode", "uid", "gid", "src",
-    "dst", "destination", "ro", "rw", "readwrite", "env",
+    "type",
+    "from",
+    "source",
+    "target",
+    "readonly",
+    "id",
+    "sharing",
+    "required",
+    "size",
+    "mode",
+    "uid",
+    "gid",
+    "src",
+    "dst",
+    "destination",
+    "ro",
+    "rw",
+    "readwrite",
+    "env",
 ];
 
 /// Expands the variables of one value.
@@ -69,11 +92,16 @@ pub(crate) type Expander<'a> = &'a mut dyn FnMut(&str) -> Result<String, WordErr
 
 /// Parses a mount. Without an expander only `from` is looked at: everything else may hold variables.
 pub(crate) fn parse_mount(flag: &str, mut expander: Option<Expander<'_>>) -> Result<Mount, InstructionError> {
-    let fields = csv::fields(flag).map_err(|error| InstructionError::Csv { what: "mounts", error })?;
+    let fields = csv::fields(flag).map_err(|error| InstructionError::Csv {
+        what: "mounts",
+        error,
+    })?;
     let mut mount = Mount::default();
     let mut readonly = None;
     for field in &fields {
-        let (key, value) = field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
+        let (key, value) = field
+            .split_once('=')
+            .map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
         let key = key.to_lowercase();
         match (value, &mut expander) {
             (None, None) => {}
@@ -113,7 +141,10 @@ fn set_switch(
 }
 
 fn unexpected(key: &str, mount: &Mount) -> InstructionError {
-    InstructionError::MountKeyForKind { key: key.to_owned(), kind: mount.kind.name() }
+    InstructionError::MountKeyForKind {
+        key: key.to_owned(),
+        kind: mount.kind.name(),
+    }
 }
 
 fn set_value(
@@ -123,7 +154,10 @@ fn set_value(
     value: String,
     field: &str,
 ) -> Result<(), InstructionError> {
-    let invalid = |value: &str| InstructionError::MountValue { key: key.to_owned(), value: value.to_owned() };
+    let invalid = |value: &str| InstructionError::MountValue {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    };
     let parse_bool = |value: &str| text::parse_bool(value).ok_or_else(|| invalid(value));
     match key {
         "type" => mount.kind = parse_kind(&value)?,
@@ -132,7 +166,9 @@ fn set_value(
         "target" | "dst" | "destination" => mount.target = value,
         "readonly" | "ro" => *readonly = Some(parse_bool(&value)?),
         "readwrite" | "rw" => *readonly = Some(!parse_bool(&value)?),
-        "required" if matches!(mount.kind, MountKind::Secret | MountKind::Ssh) => mount.required = parse_bool(&value)?,
+        "required" if matches!(mount.kind, MountKind::Secret | MountKind::Ssh) => {
+            mount.required = parse_bool(&value)?
+        }
         "size" if mount.kind == MountKind::Tmpfs => {
             mount.size_bytes = size::parse_size(&value).ok_or_else(|| invalid(&value))?;
         }
@@ -144,7 +180,10 @@ fn set_value(
         "gid" => mount.gid = Some(parse_number("gid", &value, 10)?),
         "env" => mount.env = Some(value),
         _ => {
-            let error = InstructionError::MountKey { key: key.to_owned(), field: field.to_owned() };
+            let error = InstructionError::MountKey {
+                key: key.to_owned(),
+                field: field.to_owned(),
+            };
             return Err(error.suggest(suggest::search(key, KEYS, false)));
         }
     }
@@ -153,29 +192,51 @@ fn set_value(
 
 fn parse_kind(value: &str) -> Result<MountKind, InstructionError> {
     let wanted = value.to_lowercase();
-    KINDS.iter().find(|(name, _)| *name == wanted).map(|(_, kind)| *kind).ok_or_else(|| {
-        InstructionError::MountType(value.to_owned()).suggest(suggest::search(value, KINDS.map(|(name, _)| name), false))
-    })
+    KINDS
+        .iter()
+        .find(|(name, _)| *name == wanted)
+        .map(|(_, kind)| *kind)
+        .ok_or_else(|| {
+            InstructionError::MountType(value.to_owned()).suggest(suggest::search(
+                value,
+                KINDS.map(|(name, _)| name),
+                false,
+            ))
+        })
 }
 
 fn parse_sharing(value: &str) -> Result<Sharing, InstructionError> {
     let wanted = value.to_lowercase();
-    SHARINGS.iter().find(|(name, _)| *name == wanted).map(|(_, sharing)| *sharing).ok_or_else(|| {
-        let names = SHARINGS.map(|(name, _)| name);
-        InstructionError::MountSharing(value.to_owned()).suggest(suggest::search(value, names, false))
-    })
+    SHARINGS
+        .iter()
+        .find(|(name, _)| *name == wanted)
+        .map(|(_, sharing)| *sharing)
+        .ok_or_else(|| {
+            let names = SHARINGS.map(|(name, _)| name);
+            InstructionError::MountSharing(value.to_owned()).suggest(suggest::search(value, names, false))
+        })
 }
 
 fn parse_number(what: &'static str, value: &str, radix: u32) -> Result<u32, InstructionError> {
-    let number = if value.starts_with('+') { None } else { u32::from_str_radix(value, radix).ok() };
-    number.ok_or_else(|| InstructionError::MountNumber { what, value: value.to_owned() })
+    let number = if value.starts_with('+') {
+        None
+    } else {
+        u32::from_str_radix(value, radix).ok()
+    };
+    number.ok_or_else(|| InstructionError::MountNumber {
+        what,
+        value: value.to_owned(),
+    })
 }
 
 fn check(mount: &Mount) -> Result<(), InstructionError> {
     if matches!(mount.kind, MountKind::Bind | MountKind::Tmpfs) {
         let given = [("mode", mount.mode), ("uid", mount.uid), ("gid", mount.gid)];
         if let Some((what, _)) = given.into_iter().find(|(_, value)| value.is_some()) {
-            return Err(InstructionError::MountOwner { what, kind: mount.kind.name() });
+            return Err(InstructionError::MountOwner {
+                what,
+                kind: mount.kind.name(),
+            });
         }
     }
     if mount.kind == MountKind::Secret {

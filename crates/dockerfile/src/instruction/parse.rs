@@ -2,8 +2,8 @@
 
 use super::flags::{FlagKind, Flags};
 use super::{
-    Argument, CommandLine, Copy, InlineFile, InlineSource, Instruction, KeyValue, Kind, MetaArgs, Stage, healthcheck,
-    run,
+    Argument, CommandLine, Copy, InlineFile, InlineSource, Instruction, KeyValue, Kind, MetaArgs, Stage,
+    healthcheck, run,
 };
 use crate::lint::{Linter, rules};
 use crate::parser::{Node, parse_heredoc, trim_leading_tabs};
@@ -21,7 +21,9 @@ pub(crate) enum InstructionError {
     AtLeastOneArgument(&'static str),
     #[error("{0} requires exactly one argument")]
     ExactlyOneArgument(&'static str),
-    #[error("{0} requires at least two arguments, but only one was provided. Destination could not be determined")]
+    #[error(
+        "{0} requires at least two arguments, but only one was provided. Destination could not be determined"
+    )]
     NoDestination(&'static str),
     #[error("{0} cannot accept a heredoc as a destination")]
     HeredocDestination(&'static str),
@@ -113,7 +115,10 @@ impl InstructionError {
     /// Adds what was probably meant.
     pub(super) fn suggest(self, found: Option<String>) -> Self {
         match found {
-            Some(found) => Self::Suggested { error: Box::new(self), found },
+            Some(found) => Self::Suggested {
+                error: Box::new(self),
+                found,
+            },
             None => self,
         }
     }
@@ -145,11 +150,19 @@ enum Found {
 pub(crate) fn parse(nodes: &[Node], linter: &Linter) -> Result<Parsed, LocatedInstructionError> {
     let mut parsed = Parsed::default();
     for node in nodes {
-        let located = |error, line| LocatedInstructionError { error, line, ranges: node.location() };
+        let located = |error, line| LocatedInstructionError {
+            error,
+            line,
+            ranges: node.location(),
+        };
         let found = parse_node(node, linter).map_err(|error| located(error, Some(node.start_line)))?;
         match found {
             Found::Stage(stage) => parsed.stages.push(stage),
-            Found::Instruction(Instruction { kind: Kind::Arg(args), location, .. }) if parsed.stages.is_empty() => {
+            Found::Instruction(Instruction {
+                kind: Kind::Arg(args),
+                location,
+                ..
+            }) if parsed.stages.is_empty() => {
                 parsed.meta_args.push(MetaArgs { args, location });
             }
             Found::Instruction(instruction) => match parsed.stages.last_mut() {
@@ -170,8 +183,24 @@ pub(crate) fn parse_trigger(node: &Node) -> Result<Instruction, InstructionError
 }
 
 const NAMES: [&str; 18] = [
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
-    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
@@ -188,7 +217,11 @@ fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
             Kind::Label(key_values(node, "LABEL")?)
         }
         "maintainer" => {
-            linter.run(&rules::MAINTAINER_DEPRECATED, &node.location(), rules::maintainer_deprecated);
+            linter.run(
+                &rules::MAINTAINER_DEPRECATED,
+                &node.location(),
+                rules::maintainer_deprecated,
+            );
             let name = one_argument(node, "MAINTAINER")?;
             no_flags()?;
             Kind::Maintainer(name)
@@ -241,7 +274,11 @@ fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
 }
 
 fn arguments(node: &Node, name: &'static str) -> Result<Vec<String>, InstructionError> {
-    if node.args.is_empty() { Err(InstructionError::AtLeastOneArgument(name)) } else { Ok(node.args.clone()) }
+    if node.args.is_empty() {
+        Err(InstructionError::AtLeastOneArgument(name))
+    } else {
+        Ok(node.args.clone())
+    }
 }
 
 fn one_argument(node: &Node, name: &'static str) -> Result<String, InstructionError> {
@@ -257,7 +294,11 @@ fn key_values(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, Instruct
         if chunk[0].is_empty() {
             return Err(InstructionError::BlankName(name));
         }
-        Ok(KeyValue { key: chunk[0].clone(), value: chunk[1].clone(), legacy: chunk[2].is_empty() })
+        Ok(KeyValue {
+            key: chunk[0].clone(),
+            value: chunk[1].clone(),
+            legacy: chunk[2].is_empty(),
+        })
     });
     pairs.collect()
 }
@@ -289,7 +330,11 @@ fn parse_copy(node: &Node) -> Result<Copy, InstructionError> {
     copy_of(node, "COPY", &COPY_FLAGS)
 }
 
-fn copy_of(node: &Node, name: &'static str, known: &[(&'static str, FlagKind)]) -> Result<Copy, InstructionError> {
+fn copy_of(
+    node: &Node,
+    name: &'static str,
+    known: &[(&'static str, FlagKind)],
+) -> Result<Copy, InstructionError> {
     let (dest, sources) = match node.args.split_last() {
         Some((dest, sources)) if !sources.is_empty() => (dest, sources),
         _ => return Err(InstructionError::NoDestination(name)),
@@ -318,8 +363,16 @@ fn copy_of(node: &Node, name: &'static str, known: &[(&'static str, FlagKind)]) 
         };
         let read = node.heredocs.iter().rev().find(|read| read.name == document.name);
         let content = read.map_or("", |read| read.content.as_str());
-        let content = if document.chomp { trim_leading_tabs(content) } else { content.to_owned() };
-        copy.contents.push(InlineSource { path: document.name, content, expand: document.expand });
+        let content = if document.chomp {
+            trim_leading_tabs(content)
+        } else {
+            content.to_owned()
+        };
+        copy.contents.push(InlineSource {
+            path: document.name,
+            content,
+            expand: document.expand,
+        });
     }
     Ok(copy)
 }
@@ -328,7 +381,9 @@ fn parse_from(node: &Node, linter: &Linter) -> Result<Stage, InstructionError> {
     let location = node.location();
     if let [_, keyword, name] = node.args.as_slice() {
         if *name != name.to_lowercase() {
-            linter.run(&rules::STAGE_NAME_CASING, &location, || rules::stage_name_casing(name));
+            linter.run(&rules::STAGE_NAME_CASING, &location, || {
+                rules::stage_name_casing(name)
+            });
         }
         let follows = if node.name == node.name.to_lowercase() {
             *keyword == keyword.to_lowercase()
@@ -336,7 +391,9 @@ fn parse_from(node: &Node, linter: &Linter) -> Result<Stage, InstructionError> {
             node.name != node.name.to_uppercase() || *keyword == keyword.to_uppercase()
         };
         if !follows {
-            linter.run(&rules::FROM_AS_CASING, &location, || rules::from_as_casing(&node.name, keyword));
+            linter.run(&rules::FROM_AS_CASING, &location, || {
+                rules::from_as_casing(&node.name, keyword)
+            });
         }
     }
     let name = match node.args.as_slice() {
@@ -364,8 +421,14 @@ fn parse_from(node: &Node, linter: &Linter) -> Result<Stage, InstructionError> {
 fn stage_name(written: &str) -> Result<String, InstructionError> {
     let name = written.to_lowercase();
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c));
-    if good { Ok(name) } else { Err(InstructionError::StageName(written.to_owned())) }
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c));
+    if good {
+        Ok(name)
+    } else {
+        Err(InstructionError::StageName(written.to_owned()))
+    }
 }
 
 /// Returns what a comment `name text` says.
@@ -373,13 +436,17 @@ fn doc_comment(comments: &[String], name: &str) -> String {
     if name.is_empty() {
         return String::new();
     }
-    let found = comments.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let found = comments
+        .iter()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_default().to_owned()
 }
 
 /// Checks that the comment in front begins with a defined name.
 fn check_description(instruction: &str, names: &[String], node: &Node, linter: &Linter) {
-    let Some(comment) = node.comments.last() else { return };
+    let Some(comment) = node.comments.last() else {
+        return;
+    };
     let first = comment.split(' ').next().unwrap_or_default();
     if names.is_empty() || names.iter().any(|name| name == first) {
         return;
@@ -390,7 +457,9 @@ fn check_description(instruction: &str, names: &[String], node: &Node, linter: &
 }
 
 fn parse_onbuild(node: &Node) -> Result<String, InstructionError> {
-    let Some(trigger) = node.args.first() else { return Err(InstructionError::AtLeastOneArgument("ONBUILD")) };
+    let Some(trigger) = node.args.first() else {
+        return Err(InstructionError::AtLeastOneArgument("ONBUILD"));
+    };
     Flags::parse(&node.flags, &[])?;
     let trigger = trigger.trim().to_uppercase();
     match trigger.as_str() {
@@ -400,9 +469,14 @@ fn parse_onbuild(node: &Node) -> Result<String, InstructionError> {
     }
     let is_space = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | '\r' | ' ');
     let line = node.original.trim_start_matches(is_space);
-    let has_name = line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case("onbuild"));
-    let mut expression =
-        if has_name { line[7..].trim_start_matches(is_space).to_owned() } else { node.original.clone() };
+    let has_name = line
+        .get(..7)
+        .is_some_and(|name| name.eq_ignore_ascii_case("onbuild"));
+    let mut expression = if has_name {
+        line[7..].trim_start_matches(is_space).to_owned()
+    } else {
+        node.original.clone()
+    };
     for document in &node.heredocs {
         expression.push('\n');
         expression.push_str(&document.content);
@@ -413,7 +487,11 @@ fn parse_onbuild(node: &Node) -> Result<String, InstructionError> {
 
 /// The words of a command: as they are in JSON form, else one text.
 pub(super) fn command_words(args: &[String], json: bool) -> Vec<String> {
-    if json || args.is_empty() { args.to_vec() } else { vec![args.join(" ")] }
+    if json || args.is_empty() {
+        args.to_vec()
+    } else {
+        vec![args.join(" ")]
+    }
 }
 
 pub(super) fn command_line(node: &Node) -> CommandLine {
@@ -446,7 +524,11 @@ fn parse_arg(node: &Node, linter: &Linter) -> Result<Vec<Argument>, InstructionE
             Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
             None => (arg, None),
         };
-        Ok(Argument { doc_comment: doc_comment(&node.comments, &key), key, value })
+        Ok(Argument {
+            doc_comment: doc_comment(&node.comments, &key),
+            key,
+            value,
+        })
     });
     let args = args.collect::<Result<Vec<_>, _>>()?;
     let names: Vec<String> = args.iter().map(|arg| arg.key.clone()).collect();
@@ -460,7 +542,11 @@ fn parse_shell(node: &Node) -> Result<Vec<String>, InstructionError> {
     if words.is_empty() {
         return Err(InstructionError::AtLeastOneArgument("SHELL"));
     }
-    if node.json { Ok(words) } else { Err(InstructionError::NotJson("SHELL")) }
+    if node.json {
+        Ok(words)
+    } else {
+        Err(InstructionError::NotJson("SHELL"))
+    }
 }
 
 /// Words a located error as BuildKit does.
@@ -491,30 +577,79 @@ mod tests {
     #[test]
     fn words_errors_as_buildkit_does() {
         for (dockerfile, wanted) in [
-            ("FORM x", "dockerfile parse error on line 1: unknown instruction: FORM (did you mean FROM?)"),
+            (
+                "FORM x",
+                "dockerfile parse error on line 1: unknown instruction: FORM (did you mean FROM?)",
+            ),
             ("RUN x", "no build stage in current context"),
-            ("FROM x y", "dockerfile parse error on line 1: FROM requires either one or three arguments"),
-            ("FROM x AS 1", "dockerfile parse error on line 1: invalid name for build stage: \"1\", name can't start with a number or contain symbols"),
-            ("FROM x\nCOPY --chmo=1 a b", "dockerfile parse error on line 2: unknown flag: --chmo (did you mean chmod?)"),
-            ("FROM x\nCOPY a", "dockerfile parse error on line 2: COPY requires at least two arguments, but only one was provided. Destination could not be determined"),
-            ("FROM x\nRUN --mount=type=bnd x\nRUN --mount=from=$x y", "dockerfile parse error on line 3: 'from' doesn't support variable expansion, define alias stage instead"),
-            ("FROM x\nRUN --network=x y", "dockerfile parse error on line 2: invalid network mode \"x\""),
-            ("FROM x\nHEALTHCHECK --interval=1us CMD y", "dockerfile parse error on line 2: Interval \"interval\" cannot be less than 1ms"),
-            ("FROM x\nONBUILD FROM y", "dockerfile parse error on line 2: FROM isn't allowed as an ONBUILD trigger"),
-            ("FROM x\nSHELL a", "dockerfile parse error on line 2: SHELL requires the arguments to be in JSON form"),
-            ("FROM x\nUSER", "dockerfile parse error on line 2: USER requires exactly one argument"),
+            (
+                "FROM x y",
+                "dockerfile parse error on line 1: FROM requires either one or three arguments",
+            ),
+            (
+                "FROM x AS 1",
+                "dockerfile parse error on line 1: invalid name for build stage: \"1\", name can't start with a number or contain symbols",
+            ),
+            (
+                "FROM x\nCOPY --chmo=1 a b",
+                "dockerfile parse error on line 2: unknown flag: --chmo (did you mean chmod?)",
+            ),
+            (
+                "FROM x\nCOPY a",
+                "dockerfile parse error on line 2: COPY requires at least two arguments, but only one was provided. Destination could not be determined",
+            ),
+            (
+                "FROM x\nRUN --mount=type=bnd x\nRUN --mount=from=$x y",
+                "dockerfile parse error on line 3: 'from' doesn't support variable expansion, define alias stage instead",
+            ),
+            (
+                "FROM x\nRUN --network=x y",
+                "dockerfile parse error on line 2: invalid network mode \"x\"",
+            ),
+            (
+                "FROM x\nHEALTHCHECK --interval=1us CMD y",
+                "dockerfile parse error on line 2: Interval \"interval\" cannot be less than 1ms",
+            ),
+            (
+                "FROM x\nONBUILD FROM y",
+                "dockerfile parse error on line 2: FROM isn't allowed as an ONBUILD trigger",
+            ),
+            (
+                "FROM x\nSHELL a",
+                "dockerfile parse error on line 2: SHELL requires the arguments to be in JSON form",
+            ),
+            (
+                "FROM x\nUSER",
+                "dockerfile parse error on line 2: USER requires exactly one argument",
+            ),
         ] {
-            assert_eq!(parse_text(dockerfile).map(|_| ()), Err(wanted.to_owned()), "{dockerfile}");
+            assert_eq!(
+                parse_text(dockerfile).map(|_| ()),
+                Err(wanted.to_owned()),
+                "{dockerfile}"
+            );
         }
     }
 
     #[test]
     fn reads_stages() {
-        let parsed = parse_text("# V the version\nARG V=1\nFROM a AS Base\nCOPY <<A <<-\"B\" /x/\n1\nA\n\t2\nB\nFROM base\n").unwrap();
+        let parsed = parse_text(
+            "# V the version\nARG V=1\nFROM a AS Base\nCOPY <<A <<-\"B\" /x/\n1\nA\n\t2\nB\nFROM base\n",
+        )
+        .unwrap();
         assert_eq!(parsed.meta_args[0].args[0].doc_comment, "the version");
         assert_eq!(parsed.stages[0].name, "base");
-        let Kind::Copy(copy) = &parsed.stages[0].instructions[0].kind else { panic!("COPY expected") };
-        assert_eq!(copy.contents[1], InlineSource { path: "B".into(), content: "2\n".into(), expand: false });
+        let Kind::Copy(copy) = &parsed.stages[0].instructions[0].kind else {
+            panic!("COPY expected")
+        };
+        assert_eq!(
+            copy.contents[1],
+            InlineSource {
+                path: "B".into(),
+                content: "2\n".into(),
+                expand: false
+            }
+        );
         assert!(copy.sources.is_empty());
     }
 }

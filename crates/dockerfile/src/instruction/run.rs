@@ -45,9 +45,16 @@ pub(super) fn parse(node: &Node) -> Result<Run, InstructionError> {
     ];
     let flags = Flags::parse(&node.flags, &known)?;
     let command = command_line(node);
-    let devices = flags.texts("device").iter().map(|flag| parse_device(flag)).collect::<Result<_, _>>()?;
+    let devices = flags
+        .texts("device")
+        .iter()
+        .map(|flag| parse_device(flag))
+        .collect::<Result<_, _>>()?;
     let mount_flags = flags.texts("mount");
-    let mounts = mount_flags.iter().map(|flag| parse_mount(flag, None)).collect::<Result<_, _>>()?;
+    let mounts = mount_flags
+        .iter()
+        .map(|flag| parse_mount(flag, None))
+        .collect::<Result<_, _>>()?;
     let network = match flags.get("network") {
         None | Some("default") => Network::Default,
         Some("none") => Network::None,
@@ -59,20 +66,34 @@ pub(super) fn parse(node: &Node) -> Result<Run, InstructionError> {
         Some("insecure") => true,
         Some(other) => return Err(InstructionError::Security(other.to_owned())),
     };
-    Ok(Run { command, mount_flags, mounts, network, insecure, devices })
+    Ok(Run {
+        command,
+        mount_flags,
+        mounts,
+        network,
+        insecure,
+        devices,
+    })
 }
 
 fn parse_device(flag: &str) -> Result<Device, InstructionError> {
-    let fields = csv::fields(flag).map_err(|error| InstructionError::Csv { what: "devices", error })?;
+    let fields = csv::fields(flag).map_err(|error| InstructionError::Csv {
+        what: "devices",
+        error,
+    })?;
     let mut device = Device::default();
     for field in &fields {
-        let (key, value) = field.split_once('=').map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
+        let (key, value) = field
+            .split_once('=')
+            .map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
         let key = key.to_lowercase();
         match (key.as_str(), value) {
             ("required", None) => device.required = true,
             ("required", Some(value)) => {
-                device.required = text::parse_bool(value)
-                    .ok_or_else(|| InstructionError::MountValue { key: key.clone(), value: value.to_owned() })?;
+                device.required = text::parse_bool(value).ok_or_else(|| InstructionError::MountValue {
+                    key: key.clone(),
+                    value: value.to_owned(),
+                })?;
             }
             ("name", Some(value)) if device.name.is_empty() => value.clone_into(&mut device.name),
             ("name", Some(_)) => return Err(InstructionError::DeviceName(device.name)),
@@ -80,7 +101,11 @@ fn parse_device(flag: &str) -> Result<Device, InstructionError> {
             (_, None) => return Err(InstructionError::MountField(field.clone())),
             _ => {
                 let found = suggest::search(&key, ["name", "required"], false);
-                return Err(InstructionError::MountKey { key, field: field.clone() }.suggest(found));
+                return Err(InstructionError::MountKey {
+                    key,
+                    field: field.clone(),
+                }
+                .suggest(found));
             }
         }
     }

@@ -79,8 +79,11 @@ impl LintConfig {
                 ("experimental", "all") => config.experimental_all = true,
                 ("experimental", value) => config.experimental = names(value),
                 ("error", value) => {
-                    config.findings_are_errors = text::parse_bool(value)
-                        .ok_or_else(|| LintOptionError::Bool { option: part.to_owned(), value: value.to_owned() })?;
+                    config.findings_are_errors =
+                        text::parse_bool(value).ok_or_else(|| LintOptionError::Bool {
+                            option: part.to_owned(),
+                            value: value.to_owned(),
+                        })?;
                 }
                 (key, _) => return Err(LintOptionError::Invalid(key.to_owned())),
             }
@@ -99,22 +102,33 @@ pub(crate) struct Linter {
 
 impl Linter {
     pub(crate) fn new(config: LintConfig) -> Self {
-        Self { config: Rc::new(config), findings: Some(Rc::default()) }
+        Self {
+            config: Rc::new(config),
+            findings: Some(Rc::default()),
+        }
     }
 
     /// Makes a linter that looks for nothing.
     pub(crate) fn silent() -> Self {
-        Self { config: Rc::default(), findings: None }
+        Self {
+            config: Rc::default(),
+            findings: None,
+        }
     }
 
     /// Returns what was found so far.
     pub(crate) fn findings(&self) -> Vec<Finding> {
-        self.findings.as_ref().map(|findings| findings.borrow().clone()).unwrap_or_default()
+        self.findings
+            .as_ref()
+            .map(|findings| findings.borrow().clone())
+            .unwrap_or_default()
     }
 
     /// Counts what was found so far.
     pub(crate) fn count(&self) -> usize {
-        self.findings.as_ref().map_or(0, |findings| findings.borrow().len())
+        self.findings
+            .as_ref()
+            .map_or(0, |findings| findings.borrow().len())
     }
 
     /// Notes a finding if its rule is wanted.
@@ -127,7 +141,11 @@ impl Linter {
             !config.skip_all && !config.skip.contains(rule.name)
         };
         if wanted {
-            let finding = Finding { rule, message: message(), location: location.to_vec() };
+            let finding = Finding {
+                rule,
+                message: message(),
+                location: location.to_vec(),
+            };
             findings.borrow_mut().push(finding);
         }
     }
@@ -135,13 +153,18 @@ impl Linter {
     /// Returns a linter that obeys `# check=` in the comments of one instruction.
     pub(crate) fn with_comments(&self, comments: &[String]) -> Self {
         let directive = comments.iter().find_map(|comment| check_directive(comment));
-        let Some(Ok(other)) = directive.map(|text| LintConfig::parse(&text)) else { return self.clone() };
+        let Some(Ok(other)) = directive.map(|text| LintConfig::parse(&text)) else {
+            return self.clone();
+        };
         let mut config = LintConfig::clone(&self.config);
         config.experimental_all |= other.experimental_all;
         config.experimental.extend(other.experimental);
         config.skip_all |= other.skip_all;
         config.skip.extend(other.skip);
-        Self { config: Rc::new(config), findings: self.findings.clone() }
+        Self {
+            config: Rc::new(config),
+            findings: self.findings.clone(),
+        }
     }
 
     /// Returns the rules that were hit, if that is to be an error.
@@ -151,7 +174,11 @@ impl Linter {
         }
         let found = self.findings();
         let names: BTreeSet<&str> = found.iter().map(|finding| finding.rule.name).collect();
-        if names.is_empty() { None } else { Some(names.into_iter().collect::<Vec<_>>().join(", ")) }
+        if names.is_empty() {
+            None
+        } else {
+            Some(names.into_iter().collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
@@ -163,8 +190,14 @@ mod tests {
     fn parses_options() {
         let config = LintConfig::parse("skip=A, B;error=true;experimental=all").unwrap();
         assert!(config.findings_are_errors && config.experimental_all && config.skip.contains("B"));
-        assert_eq!(LintConfig::parse("x").unwrap_err().to_string(), "invalid check option \"x\"");
-        assert_eq!(LintConfig::parse("x=1").unwrap_err().to_string(), "invalid check option \"x\"");
+        assert_eq!(
+            LintConfig::parse("x").unwrap_err().to_string(),
+            "invalid check option \"x\""
+        );
+        assert_eq!(
+            LintConfig::parse("x=1").unwrap_err().to_string(),
+            "invalid check option \"x\""
+        );
         assert_eq!(
             LintConfig::parse("error=x").unwrap_err().to_string(),
             "failed to parse check option \"error=x\": strconv.ParseBool: parsing \"x\": invalid syntax"
@@ -177,7 +210,11 @@ mod tests {
         let quiet = linter.with_comments(&["check=skip=MaintainerDeprecated".into()]);
         quiet.run(&rules::MAINTAINER_DEPRECATED, &[], rules::maintainer_deprecated);
         assert!(linter.findings().is_empty());
-        linter.run(&rules::MAINTAINER_DEPRECATED, &[Range::line(3)], rules::maintainer_deprecated);
+        linter.run(
+            &rules::MAINTAINER_DEPRECATED,
+            &[Range::line(3)],
+            rules::maintainer_deprecated,
+        );
         assert_eq!(
             quiet.findings()[0].short(),
             "MaintainerDeprecated: Maintainer instruction is deprecated in favor of using label (line 3)"

@@ -83,15 +83,23 @@ pub(crate) fn consistent_instruction_casing(name: &str, casing: &str) -> String 
 }
 
 pub(crate) fn duplicate_stage_name(name: &str) -> String {
-    format!("Duplicate stage name {}, stage names should be unique", quote(name))
+    format!(
+        "Duplicate stage name {}, stage names should be unique",
+        quote(name)
+    )
 }
 
 pub(crate) fn reserved_stage_name(name: &str) -> String {
-    format!("Stage name should not use the same name as reserved stage {}", quote(name))
+    format!(
+        "Stage name should not use the same name as reserved stage {}",
+        quote(name)
+    )
 }
 
 pub(crate) fn json_args_recommended(instruction: &str) -> String {
-    format!("JSON arguments recommended for {instruction} to prevent unintended behavior related to OS signals")
+    format!(
+        "JSON arguments recommended for {instruction} to prevent unintended behavior related to OS signals"
+    )
 }
 
 pub(crate) fn maintainer_deprecated() -> String {
@@ -104,7 +112,10 @@ pub(crate) fn undefined_arg_in_from(name: &str, suggestion: Option<&str>) -> Str
 }
 
 pub(crate) fn workdir_relative_path(path: &str) -> String {
-    format!("Relative workdir {} can have unexpected results if the base image changes", quote(path))
+    format!(
+        "Relative workdir {} can have unexpected results if the base image changes",
+        quote(path)
+    )
 }
 
 pub(crate) fn undefined_var(name: &str, suggestion: Option<&str>) -> String {
@@ -135,7 +146,10 @@ pub(crate) fn redundant_target_platform(variable: &str) -> String {
 }
 
 pub(crate) fn secrets_used_in_arg_or_env(instruction: &str, name: &str) -> String {
-    format!("Do not use ARG or ENV instructions for sensitive data ({instruction} {})", quote(name))
+    format!(
+        "Do not use ARG or ENV instructions for sensitive data ({instruction} {})",
+        quote(name)
+    )
 }
 
 pub(crate) fn invalid_default_arg_in_from(base: &str) -> String {
@@ -143,11 +157,17 @@ pub(crate) fn invalid_default_arg_in_from(base: &str) -> String {
 }
 
 pub(crate) fn from_platform_flag_const_disallowed(platform: &str) -> String {
-    format!("FROM --platform flag should not use constant value {}", quote(platform))
+    format!(
+        "FROM --platform flag should not use constant value {}",
+        quote(platform)
+    )
 }
 
 pub(crate) fn copy_ignored_file(instruction: &str, file: &str) -> String {
-    format!("Attempting to {instruction} file {} that is excluded by .dockerignore", quote(file))
+    format!(
+        "Attempting to {instruction} file {} that is excluded by .dockerignore",
+        quote(file)
+    )
 }
 
 pub(crate) fn invalid_definition_description(instruction: &str, name: &str) -> String {

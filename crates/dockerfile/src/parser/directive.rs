@@ -24,7 +24,12 @@ pub(super) struct DirectiveReader {
 
 impl DirectiveReader {
     pub(super) const fn new(comment: &'static str, line: u32) -> Self {
-        Self { comment, line, seen: BTreeSet::new(), done: false }
+        Self {
+            comment,
+            line,
+            seen: BTreeSet::new(),
+            done: false,
+        }
     }
 
     pub(super) fn line(&mut self, line: &str) -> Result<Option<Directive>, SyntaxError> {
@@ -32,7 +37,9 @@ impl DirectiveReader {
         if self.done {
             return Ok(None);
         }
-        let found = line.strip_prefix(self.comment).and_then(|rest| split(rest.trim_start()));
+        let found = line
+            .strip_prefix(self.comment)
+            .and_then(|rest| split(rest.trim_start()));
         let Some((name, value)) = found else {
             self.done = true;
             return Ok(None);
@@ -40,7 +47,11 @@ impl DirectiveReader {
         if !self.seen.insert(name.clone()) {
             return Err(SyntaxError::RepeatedDirective(name));
         }
-        Ok(Some(Directive { name, value: value.to_owned(), ranges: vec![Range::line(self.line)] }))
+        Ok(Some(Directive {
+            name,
+            value: value.to_owned(),
+            ranges: vec![Range::line(self.line)],
+        }))
     }
 }
 
@@ -54,7 +65,9 @@ fn split(text: &str) -> Option<(String, &str)> {
         return None;
     }
     let name = name.to_ascii_lowercase();
-    ["syntax", "escape", "check"].contains(&name.as_str()).then_some((name, value))
+    ["syntax", "escape", "check"]
+        .contains(&name.as_str())
+        .then_some((name, value))
 }
 
 /// Finds `# check=` in a comment line without its `#`.
@@ -80,21 +93,35 @@ pub(crate) fn directive(name: &str, text: &str) -> Option<Directive> {
 /// Besides `# syntax=` there are `// syntax=` and a JSON object with the key `syntax`.
 pub(crate) fn detect_syntax(text: &str) -> Option<(String, Directive)> {
     let (text, line) = without_shebang(text);
-    let found = search("syntax", text, "#", line).or_else(|| search("syntax", text, "//", line)).or_else(|| {
-        if !text.trim_start().starts_with('{') {
-            return None;
-        }
-        let value: serde_json::Value = serde_json::from_str(text).ok()?;
-        let value = value.get("syntax")?.as_str()?.to_owned();
-        Some(Directive { name: "syntax".into(), value, ranges: vec![Range::line(line)] })
-    })?;
-    let image = if text.trim_start().starts_with('{') { &found.value } else { first_word(&found.value) };
+    let found = search("syntax", text, "#", line)
+        .or_else(|| search("syntax", text, "//", line))
+        .or_else(|| {
+            if !text.trim_start().starts_with('{') {
+                return None;
+            }
+            let value: serde_json::Value = serde_json::from_str(text).ok()?;
+            let value = value.get("syntax")?.as_str()?.to_owned();
+            Some(Directive {
+                name: "syntax".into(),
+                value,
+                ranges: vec![Range::line(line)],
+            })
+        })?;
+    let image = if text.trim_start().starts_with('{') {
+        &found.value
+    } else {
+        first_word(&found.value)
+    };
     Some((image.to_owned(), found))
 }
 
 fn without_shebang(text: &str) -> (&str, u32) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.starts_with("#!") { (text.split_once('\n').map_or("", |(_, rest)| rest), 1) } else { (text, 0) }
+    if text.starts_with("#!") {
+        (text.split_once('\n').map_or("", |(_, rest)| rest), 1)
+    } else {
+        (text, 0)
+    }
 }
 
 fn search(name: &str, text: &str, comment: &'static str, line: u32) -> Option<Directive> {
@@ -119,12 +146,20 @@ mod tests {
     #[test]
     fn detects_every_form_of_syntax() {
         let (image, found) = detect_syntax("#!/bin/x\n#syntax = docker/dockerfile:1 more\nFROM x").unwrap();
-        assert_eq!((image.as_str(), found.value.as_str()), ("docker/dockerfile:1", "docker/dockerfile:1 more"));
+        assert_eq!(
+            (image.as_str(), found.value.as_str()),
+            ("docker/dockerfile:1", "docker/dockerfile:1 more")
+        );
         assert_eq!(found.ranges, [Range::line(2)]);
         assert_eq!(detect_syntax("// syntax=a").unwrap().0, "a");
         assert_eq!(detect_syntax("{ \"syntax\": \"a b\" }").unwrap().0, "a b");
         assert_eq!(detect_syntax("# about\n# syntax=a\n"), None);
-        assert_eq!(directive("check", "# syntax=a\n# check=skip=all x\n").unwrap().value, "skip=all");
+        assert_eq!(
+            directive("check", "# syntax=a\n# check=skip=all x\n")
+                .unwrap()
+                .value,
+            "skip=all"
+        );
         assert_eq!(check_directive("check=skip=X"), Some("skip=X".into()));
         assert_eq!(check_directive("checks"), None);
     }

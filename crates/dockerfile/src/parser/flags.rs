@@ -84,10 +84,16 @@ mod tests {
     #[test]
     fn splits_flags_from_arguments() {
         let split = |line| split_flags(line, '\\');
-        assert_eq!(split("--a=b --c x --d"), (vec!["--a=b".into(), "--c".into()], "x --d".into()));
+        assert_eq!(
+            split("--a=b --c x --d"),
+            (vec!["--a=b".into(), "--c".into()], "x --d".into())
+        );
         assert_eq!(split("--a='b c' -- --d"), (vec!["--a=b c".into()], " --d".into()));
         assert_eq!(split("--a=\\ b"), (vec!["--a= b".into()], String::new()));
         assert_eq!(split("-a"), (vec![], "-a".into()));
-        assert_eq!(split("--x=\u{800}"), (vec!["--x=\u{e0}".into()], "\u{fffd}".into()));
+        assert_eq!(
+            split("--x=\u{800}"),
+            (vec!["--x=\u{e0}".into()], "\u{fffd}".into())
+        );
     }
 }

@@ -19,21 +19,32 @@ pub(crate) struct Heredoc {
 
 /// Reads a word such as `<<EOF`, `3<<-"EOF"`; nothing if it is not one.
 pub(crate) fn parse_heredoc(word: &str) -> Result<Option<Heredoc>, WordError> {
-    let Some((chomp, rest)) = split(word) else { return Ok(None) };
+    let Some((chomp, rest)) = split(word) else {
+        return Ok(None);
+    };
     let mut lexer = Lexer::new('\\');
     lexer.skip_unset = true;
     let words = lexer.words(rest, &NoVariables)?;
     let [name] = words.as_slice() else { return Ok(None) };
     lexer.raw_quotes = true;
     let raw = lexer.words(rest, &NoVariables)?;
-    let [raw] = raw.as_slice() else { return Err(WordError::Heredoc(rest.to_owned())) };
+    let [raw] = raw.as_slice() else {
+        return Err(WordError::Heredoc(rest.to_owned()));
+    };
     let quotes = |text: &str| text.chars().filter(|c| matches!(c, '\'' | '"')).count();
-    Ok(Some(Heredoc { name: name.clone(), expand: quotes(name) == quotes(raw), chomp, content: String::new() }))
+    Ok(Some(Heredoc {
+        name: name.clone(),
+        expand: quotes(name) == quotes(raw),
+        chomp,
+        content: String::new(),
+    }))
 }
 
 /// Splits an optional descriptor, `<<`, an optional `-` and spaces off; nothing without a name.
 fn split(word: &str) -> Option<(bool, &str)> {
-    let rest = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix("<<")?;
+    let rest = word
+        .trim_start_matches(|c: char| c.is_ascii_digit())
+        .strip_prefix("<<")?;
     let (chomp, rest) = rest.strip_prefix('-').map_or((false, rest), |rest| (true, rest));
     let rest = rest.trim_start_matches(['\t', '\n', '\u{c}', '\r', ' ']);
     (!rest.is_empty() && !rest.contains('<')).then_some((chomp, rest))
@@ -57,7 +68,11 @@ pub(super) fn heredocs_of_line(line: &str) -> Result<Vec<Heredoc>, WordError> {
 pub(super) fn read_content(document: &mut Heredoc, lines: &mut Lines<'_>) -> Result<(), SyntaxError> {
     while let Some(line) = lines.next() {
         let end = trim_newline(line);
-        let end = if document.chomp { end.trim_start_matches('\t') } else { end };
+        let end = if document.chomp {
+            end.trim_start_matches('\t')
+        } else {
+            end
+        };
         if end == document.name {
             return Ok(());
         }
@@ -68,7 +83,10 @@ pub(super) fn read_content(document: &mut Heredoc, lines: &mut Lines<'_>) -> Res
 
 /// Removes leading tabs from every line.
 pub(crate) fn trim_leading_tabs(content: &str) -> String {
-    content.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+    content
+        .split_inclusive('\n')
+        .map(|line| line.trim_start_matches('\t'))
+        .collect()
 }
 
 #[cfg(test)]
@@ -77,7 +95,11 @@ mod tests {
 
     #[test]
     fn recognizes_heredoc_words() {
-        let parse = |word| parse_heredoc(word).unwrap().map(|found| (found.name, found.expand, found.chomp));
+        let parse = |word| {
+            parse_heredoc(word)
+                .unwrap()
+                .map(|found| (found.name, found.expand, found.chomp))
+        };
         assert_eq!(parse("<<EOF"), Some(("EOF".into(), true, false)));
         assert_eq!(parse("3<<-\"EOF\""), Some(("EOF".into(), false, true)));
         assert_eq!(parse("<< 'a b'"), Some(("a b".into(), false, false)));

@@ -11,7 +11,11 @@ pub(super) struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     pub(super) const fn new(text: &'a str) -> Self {
-        Self { rest: text, count: 0, too_long: false }
+        Self {
+            rest: text,
+            count: 0,
+            too_long: false,
+        }
     }
 
     /// Returns the next line; nothing at the end and nothing from the first overlong line on.

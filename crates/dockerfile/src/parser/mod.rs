@@ -91,7 +91,9 @@ impl Node {
 }
 
 fn takes_heredocs(name: &str) -> bool {
-    ["add", "copy", "run"].iter().any(|known| name.eq_ignore_ascii_case(known))
+    ["add", "copy", "run"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// A parsed file.
@@ -114,7 +116,10 @@ pub(crate) fn parse(text: &str) -> Result<File, LocatedSyntaxError> {
     };
     while parser.instruction()? {}
     let line = parser.lines.count();
-    let at = |error| LocatedSyntaxError { error, ranges: line_ranges(line, 0) };
+    let at = |error| LocatedSyntaxError {
+        error,
+        ranges: line_ranges(line, 0),
+    };
     if parser.file.nodes.is_empty() {
         return Err(at(SyntaxError::Empty));
     }
@@ -137,11 +142,20 @@ impl Parser<'_> {
     /// Reads one logical line; false at the end.
     fn instruction(&mut self) -> Result<bool, LocatedSyntaxError> {
         let before = self.lines.count();
-        let Some(raw) = self.lines.next() else { return Ok(false) };
-        let raw = if before == 0 { raw.strip_prefix('\u{feff}').unwrap_or(raw) } else { raw };
+        let Some(raw) = self.lines.next() else {
+            return Ok(false);
+        };
+        let raw = if before == 0 {
+            raw.strip_prefix('\u{feff}').unwrap_or(raw)
+        } else {
+            raw
+        };
         let token = lines::trim_newline(raw).trim_start();
         self.comment_or_directive(raw, token)
-            .map_err(|error| LocatedSyntaxError { error, ranges: line_ranges(before, 0) })?;
+            .map_err(|error| LocatedSyntaxError {
+                error,
+                ranges: line_ranges(before, 0),
+            })?;
         let start = self.lines.count();
         let token = if lines::is_comment(token) { "" } else { token };
         let (part, ended) = lines::trim_continuation(token, self.escape);
@@ -165,7 +179,9 @@ impl Parser<'_> {
                 self.comments.push(comment.to_owned());
             }
         }
-        let Some(found) = self.directives.line(token)? else { return Ok(()) };
+        let Some(found) = self.directives.line(token)? else {
+            return Ok(());
+        };
         if found.name == "escape" {
             match found.value.as_str() {
                 "\\" => self.escape = '\\',
@@ -205,7 +221,10 @@ impl Parser<'_> {
     /// Splits a logical line and reads the heredocs it announces.
     fn finish(&mut self, line: String, start: u32) -> Result<(), LocatedSyntaxError> {
         let end = self.lines.count();
-        let located = |error, end| LocatedSyntaxError { error, ranges: line_ranges(start, end) };
+        let located = |error, end| LocatedSyntaxError {
+            error,
+            ranges: line_ranges(start, end),
+        };
         let mut node = words::node(&line, self.escape).map_err(|error| located(error, end))?;
         if node.takes_heredocs() && line.contains("<<") {
             let announced = heredoc::heredocs_of_line(&line).map_err(|error| located(error.into(), end))?;
@@ -230,7 +249,10 @@ mod tests {
 
     #[test]
     fn reads_continuations_comments_and_directives() {
-        let file = parse("# escape=`\n# about base\nFROM x `\n # no\n\n  AS base\nRUN <<A cat <<-B\n1\nA\n\t2\n\tB\n").unwrap();
+        let file = parse(
+            "# escape=`\n# about base\nFROM x `\n # no\n\n  AS base\nRUN <<A cat <<-B\n1\nA\n\t2\n\tB\n",
+        )
+        .unwrap();
         assert_eq!(file.escape, '`');
         assert_eq!(file.empty_continuations, [6]);
         assert_eq!(file.nodes[0].args, ["x", "AS", "base"]);
@@ -250,7 +272,10 @@ mod tests {
         assert_eq!(err.ranges, line_ranges(2, 3));
         assert_eq!(parse("# nothing\n\n").unwrap_err().error, SyntaxError::Empty);
         let long = format!("FROM x\nRUN {}\n", "y".repeat(MAX_LINE));
-        assert_eq!(parse(&long).unwrap_err().to_string(), "dockerfile line greater than max allowed size of 65535");
+        assert_eq!(
+            parse(&long).unwrap_err().to_string(),
+            "dockerfile line greater than max allowed size of 65535"
+        );
         assert_eq!(
             parse("FROM x\nRUN [\"a\", 1]\n").unwrap_err().to_string(),
             "when using JSON array syntax, arrays must be comprised of strings only"

@@ -7,7 +7,11 @@ use crate::text::{is_latin1_space, split_separator, split_separators};
 /// Splits a logical line.
 pub(super) fn node(line: &str, escape: char) -> Result<Node, SyntaxError> {
     let (name, flags, rest) = split_command(line, escape);
-    let mut node = Node { name, flags, ..Node::default() };
+    let mut node = Node {
+        name,
+        flags,
+        ..Node::default()
+    };
     match node.name.to_lowercase().as_str() {
         "add" | "copy" | "volume" => json_or_words(&mut node, &rest)?,
         "expose" | "from" => node.args = words_of(&rest),
@@ -45,7 +49,11 @@ fn onbuild(node: &mut Node, rest: &str, escape: char) -> Result<(), SyntaxError>
 }
 
 fn words_of(rest: &str) -> Vec<String> {
-    if rest.is_empty() { Vec::new() } else { split_separators(rest) }
+    if rest.is_empty() {
+        Vec::new()
+    } else {
+        split_separators(rest)
+    }
 }
 
 /// Reads a JSON array of strings; `None` if it is not JSON.
@@ -53,7 +61,9 @@ fn json_array(rest: &str) -> Result<Option<Vec<String>>, SyntaxError> {
     if !rest.trim_start().starts_with('[') {
         return Ok(None);
     }
-    let Ok(values) = serde_json::from_str::<Vec<serde_json::Value>>(rest.trim_start()) else { return Ok(None) };
+    let Ok(values) = serde_json::from_str::<Vec<serde_json::Value>>(rest.trim_start()) else {
+        return Ok(None);
+    };
     let strings = values.into_iter().map(|value| match value {
         serde_json::Value::String(text) => Ok(text),
         _ => Err(SyntaxError::JsonNotStrings),
@@ -86,12 +96,19 @@ fn json_or_words(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {
 
 fn healthcheck(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {
     let bytes = rest.as_bytes();
-    let end = bytes.iter().position(|byte| is_latin1_space(*byte)).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| is_latin1_space(*byte))
+        .unwrap_or(bytes.len());
     if end == 0 {
         return Ok(());
     }
-    let next = bytes[end..].iter().position(|byte| !is_latin1_space(*byte)).map_or(bytes.len(), |at| end + at);
-    node.args.push(String::from_utf8_lossy(&bytes[..end]).into_owned());
+    let next = bytes[end..]
+        .iter()
+        .position(|byte| !is_latin1_space(*byte))
+        .map_or(bytes.len(), |at| end + at);
+    node.args
+        .push(String::from_utf8_lossy(&bytes[..end]).into_owned());
     json_or_text(node, &String::from_utf8_lossy(&bytes[next..]))
 }
 
@@ -139,7 +156,9 @@ fn quoted_words(rest: &str, escape: char) -> Vec<String> {
 /// Reads `name=value …` or the old `name value`: three arguments each, the third says whether there was a `=`.
 fn name_values(rest: &str, instruction: &'static str, escape: char) -> Result<Vec<String>, SyntaxError> {
     let words = quoted_words(rest, escape);
-    let Some(first) = words.first() else { return Ok(Vec::new()) };
+    let Some(first) = words.first() else {
+        return Ok(Vec::new());
+    };
     if !first.contains('=') {
         let (name, Some(value)) = split_separator(rest) else {
             return Err(SyntaxError::TwoArguments(instruction));
@@ -148,7 +167,9 @@ fn name_values(rest: &str, instruction: &'static str, escape: char) -> Result<Ve
     }
     let mut args = Vec::with_capacity(words.len() * 3);
     for word in words {
-        let Some((name, value)) = word.split_once('=') else { return Err(SyntaxError::NoEquals(word)) };
+        let Some((name, value)) = word.split_once('=') else {
+            return Err(SyntaxError::NoEquals(word));
+        };
         args.extend([name.to_owned(), value.to_owned(), "=".to_owned()]);
     }
     Ok(args)
@@ -164,7 +185,10 @@ mod tests {
 
     #[test]
     fn splits_each_instruction_its_own_way() {
-        assert_eq!(args("ENV a=1 b='x y' c=\\ z"), ["a", "1", "=", "b", "'x y'", "=", "c", "\\ z", "="]);
+        assert_eq!(
+            args("ENV a=1 b='x y' c=\\ z"),
+            ["a", "1", "=", "b", "'x y'", "=", "c", "\\ z", "="]
+        );
         assert_eq!(args("ENV a  b c"), ["a", "b c", ""]);
         assert_eq!(args("ARG a b=\"\" c"), ["a", "b=\"\"", "c"]);
         assert_eq!(args("RUN echo  hi"), ["echo  hi"]);
@@ -174,6 +198,9 @@ mod tests {
         assert_eq!(args("ONBUILD COPY a b"), ["COPY", "a", "b"]);
         assert_eq!(args("WORKDIR /a b"), ["/a b"]);
         assert_eq!(node("ENV a", '\\'), Err(SyntaxError::TwoArguments("ENV")));
-        assert_eq!(node("ENV a=1 b", '\\').unwrap_err().to_string(), "Syntax error - can't find = in \"b\". Must be of the form: name=value");
+        assert_eq!(
+            node("ENV a=1 b", '\\').unwrap_err().to_string(),
+            "Syntax error - can't find = in \"b\". Must be of the form: name=value"
+        );
     }
 }

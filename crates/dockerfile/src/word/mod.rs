@@ -83,7 +83,10 @@ pub(crate) struct Expanded {
 
 /// Expands words; its settings say how literally.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "four independent switches of the lexer, set by name")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent switches of the lexer, set by name"
+)]
 pub(crate) struct Lexer {
     escape: char,
     /// Quotes stay.
@@ -98,7 +101,13 @@ pub(crate) struct Lexer {
 
 impl Lexer {
     pub(crate) const fn new(escape: char) -> Self {
-        Self { escape, raw_quotes: false, raw_escapes: false, skip_quotes: false, skip_unset: false }
+        Self {
+            escape,
+            raw_quotes: false,
+            raw_escapes: false,
+            skip_quotes: false,
+            skip_unset: false,
+        }
     }
 
     /// Expands a word. What was found before an error is returned along with it.
@@ -107,18 +116,32 @@ impl Lexer {
         let result = scan.run(None, self.raw_escapes);
         let (text, result) = match result {
             Ok((text, _)) => (text, Ok(())),
-            Err(error) => (String::new(), Err(WordError::In { word: word.to_owned(), error: Box::new(error) })),
+            Err(error) => (
+                String::new(),
+                Err(WordError::In {
+                    word: word.to_owned(),
+                    error: Box::new(error),
+                }),
+            ),
         };
-        (Expanded { text, matched: scan.matched, unmatched: scan.unmatched }, result)
+        (
+            Expanded {
+                text,
+                matched: scan.matched,
+                unmatched: scan.unmatched,
+            },
+            result,
+        )
     }
 
     /// Expands and splits at spaces outside of quotes.
     pub(crate) fn words(&self, word: &str, variables: &dyn Variables) -> Result<Vec<String>, WordError> {
         let mut scan = Scan::new(self, word, variables);
         let result = scan.run(None, self.raw_escapes);
-        result
-            .map(|(_, words)| words)
-            .map_err(|error| WordError::In { word: word.to_owned(), error: Box::new(error) })
+        result.map(|(_, words)| words).map_err(|error| WordError::In {
+            word: word.to_owned(),
+            error: Box::new(error),
+        })
     }
 }
 
@@ -262,7 +285,11 @@ impl<'a> Scan<'a> {
                 Some(c) => out.push(c),
             }
         }
-        Ok(if self.lexer.raw_quotes { format!("'{out}'") } else { out })
+        Ok(if self.lexer.raw_quotes {
+            format!("'{out}'")
+        } else {
+            out
+        })
     }
 
     fn double_quote(&mut self) -> Result<String, WordError> {
@@ -326,7 +353,11 @@ impl<'a> Scan<'a> {
 
     fn lookup(&mut self, name: &str) -> Option<&'a str> {
         let value = self.variables.get(name);
-        let set = if value.is_some() { &mut self.matched } else { &mut self.unmatched };
+        let set = if value.is_some() {
+            &mut self.matched
+        } else {
+            &mut self.unmatched
+        };
         if !set.contains(name) {
             set.insert(name.to_owned());
         }
@@ -380,7 +411,11 @@ impl<'a> Scan<'a> {
     }
 
     fn modified(&mut self, name: &str, modifier: char, empty_is_unset: bool) -> Result<String, WordError> {
-        let shown = if empty_is_unset { format!(":{modifier}") } else { modifier.to_string() };
+        let shown = if empty_is_unset {
+            format!(":{modifier}")
+        } else {
+            modifier.to_string()
+        };
         let trims = matches!(modifier, '#' | '%');
         if trims && empty_is_unset {
             return Err(WordError::Modifier(shown));
@@ -397,15 +432,28 @@ impl<'a> Scan<'a> {
             '?' => match (usable, value) {
                 (Some(value), _) => Ok(value.to_owned()),
                 (None, value) => {
-                    let reason = if value.is_none() { "is not allowed to be unset" } else { "is not allowed to be empty" };
+                    let reason = if value.is_none() {
+                        "is not allowed to be unset"
+                    } else {
+                        "is not allowed to be empty"
+                    };
                     let message = if word.is_empty() { reason.to_owned() } else { word };
-                    Err(WordError::Required { name: name.to_owned(), message })
+                    Err(WordError::Required {
+                        name: name.to_owned(),
+                        message,
+                    })
                 }
             },
             '#' | '%' => {
-                let (word, greedy) = word.strip_prefix(modifier).map_or((word.as_str(), false), |rest| (rest, true));
+                let (word, greedy) = word
+                    .strip_prefix(modifier)
+                    .map_or((word.as_str(), false), |rest| (rest, true));
                 let value = value.unwrap_or_default();
-                let trim = if modifier == '#' { pattern::trim_prefix } else { pattern::trim_suffix };
+                let trim = if modifier == '#' {
+                    pattern::trim_prefix
+                } else {
+                    pattern::trim_suffix
+                };
                 trim(word, value, greedy)
             }
             _ => Err(WordError::Modifier(shown)),
@@ -441,7 +489,10 @@ impl<'a> Scan<'a> {
                 name.push(c);
             }
             _ => {
-                while let Some(c) = self.peek().filter(|c| c.is_alphabetic() || c.is_ascii_digit() || *c == '_') {
+                while let Some(c) = self
+                    .peek()
+                    .filter(|c| c.is_alphabetic() || c.is_ascii_digit() || *c == '_')
+                {
                     self.next();
                     name.push(c);
                 }

@@ -56,7 +56,12 @@ struct Matcher<'a> {
 
 impl Matcher<'_> {
     /// Finds the first match at `from` or, unless anchored, behind it: its start and end.
-    fn find(&mut self, text: &[char], from: usize, anchored: bool) -> Result<Option<(usize, usize)>, PatternError> {
+    fn find(
+        &mut self,
+        text: &[char],
+        from: usize,
+        anchored: bool,
+    ) -> Result<Option<(usize, usize)>, PatternError> {
         let mut current: Vec<Thread> = Vec::new();
         let mut next: Vec<Thread> = Vec::new();
         // For each token, the last position for which it was added.
@@ -87,7 +92,15 @@ impl Matcher<'_> {
                     Token::Star if *c != '\n' => thread.token,
                     _ => continue,
                 };
-                self.add(&mut next, &mut seen, Thread { start: thread.start, token: advance }, at + 1);
+                self.add(
+                    &mut next,
+                    &mut seen,
+                    Thread {
+                        start: thread.start,
+                        token: advance,
+                    },
+                    at + 1,
+                );
             }
             std::mem::swap(&mut current, &mut next);
         }
@@ -103,7 +116,10 @@ impl Matcher<'_> {
                 break;
             }
             seen[token] = at;
-            threads.push(Thread { start: thread.start, token });
+            threads.push(Thread {
+                start: thread.start,
+                token,
+            });
             if self.tokens.get(token) != Some(&Token::Star) {
                 break;
             }
@@ -141,7 +157,11 @@ fn trim<'t>(
     greedy: bool,
 ) -> Result<&'t [char], WordError> {
     let tokens = tokens.map_err(located(pattern))?;
-    let mut matcher = Matcher { tokens: &tokens, greedy, steps: 0 };
+    let mut matcher = Matcher {
+        tokens: &tokens,
+        greedy,
+        steps: 0,
+    };
     let found = matcher.find(text, 0, true).map_err(located(pattern))?;
     Ok(found.map_or(text, |(_, end)| &text[end..]))
 }
@@ -152,7 +172,11 @@ fn reverse(pattern: &str) -> String {
     let mut pieces: Vec<&[char]> = Vec::new();
     let mut at = 0;
     while at < chars.len() {
-        let length = if chars[at] == '\\' && at + 1 < chars.len() { 2 } else { 1 };
+        let length = if chars[at] == '\\' && at + 1 < chars.len() {
+            2
+        } else {
+            1
+        };
         pieces.push(&chars[at..at + length]);
         at += length;
     }
@@ -165,12 +189,18 @@ fn reverse(pattern: &str) -> String {
 pub(super) fn replace(pattern: &str, value: &str, replacement: &str, all: bool) -> Result<String, WordError> {
     let tokens = compile(pattern.chars()).map_err(located(pattern))?;
     let text: Vec<char> = value.chars().collect();
-    let mut matcher = Matcher { tokens: &tokens, greedy: true, steps: 0 };
+    let mut matcher = Matcher {
+        tokens: &tokens,
+        greedy: true,
+        steps: 0,
+    };
     let mut out = String::with_capacity(value.len());
     let mut copied = 0;
     let mut from = 0;
     while from <= text.len() {
-        let Some((start, end)) = matcher.find(&text, from, false).map_err(located(pattern))? else { break };
+        let Some((start, end)) = matcher.find(&text, from, false).map_err(located(pattern))? else {
+            break;
+        };
         out.extend(&text[copied..start]);
         // An empty match right behind another match does not count.
         if end > copied || start == 0 || !all {
@@ -201,9 +231,15 @@ fn expand_template(template: &str, matched: &[char], out: &mut String) {
             continue;
         }
         let (braced, body) = rest.strip_prefix('{').map_or((false, rest), |body| (true, body));
-        let length = body.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(body.len());
+        let length = body
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(body.len());
         let (name, tail) = body.split_at(length);
-        let tail = if braced { tail.strip_prefix('}') } else { Some(tail) };
+        let tail = if braced {
+            tail.strip_prefix('}')
+        } else {
+            Some(tail)
+        };
         match tail {
             Some(tail) if !name.is_empty() => {
                 if name == "0" {

@@ -15,7 +15,12 @@ impl Variables for BTreeMap<&str, &str> {
 }
 
 fn variables() -> BTreeMap<&'static str, &'static str> {
-    BTreeMap::from([("FOO", "xxyy"), ("EMPTY", ""), ("URL", "http://a/b*/c"), ("WORDS", "a b")])
+    BTreeMap::from([
+        ("FOO", "xxyy"),
+        ("EMPTY", ""),
+        ("URL", "http://a/b*/c"),
+        ("WORDS", "a b"),
+    ])
 }
 
 fn expand(word: &str) -> Result<String, String> {
@@ -63,17 +68,44 @@ fn expands() {
 #[test]
 fn refuses() {
     for (word, wanted) in [
-        ("'a", "failed to process \"'a\": unexpected end of statement while looking for matching single-quote"),
-        ("\"a", "failed to process \"\\\"a\": unexpected end of statement while looking for matching double-quote"),
+        (
+            "'a",
+            "failed to process \"'a\": unexpected end of statement while looking for matching single-quote",
+        ),
+        (
+            "\"a",
+            "failed to process \"\\\"a\": unexpected end of statement while looking for matching double-quote",
+        ),
         ("${", "failed to process \"${\": syntax error: missing '}'"),
         ("${}", "failed to process \"${}\": syntax error: bad substitution"),
-        ("${FOO", "failed to process \"${FOO\": unsupported modifier (\u{fffd}) in substitution"),
-        ("${FOO-a", "failed to process \"${FOO-a\": syntax error: missing '}'"),
-        ("${FOO:=a}", "failed to process \"${FOO:=a}\": unsupported modifier (:=) in substitution"),
-        ("${FOO:#a}", "failed to process \"${FOO:#a}\": unsupported modifier (:#) in substitution"),
-        ("${NO?}", "failed to process \"${NO?}\": NO: is not allowed to be unset"),
-        ("${EMPTY:?no way}", "failed to process \"${EMPTY:?no way}\": EMPTY: no way"),
-        ("${FOO//x}", "failed to process \"${FOO//x}\": syntax error: missing '/' in ${}"),
+        (
+            "${FOO",
+            "failed to process \"${FOO\": unsupported modifier (\u{fffd}) in substitution",
+        ),
+        (
+            "${FOO-a",
+            "failed to process \"${FOO-a\": syntax error: missing '}'",
+        ),
+        (
+            "${FOO:=a}",
+            "failed to process \"${FOO:=a}\": unsupported modifier (:=) in substitution",
+        ),
+        (
+            "${FOO:#a}",
+            "failed to process \"${FOO:#a}\": unsupported modifier (:#) in substitution",
+        ),
+        (
+            "${NO?}",
+            "failed to process \"${NO?}\": NO: is not allowed to be unset",
+        ),
+        (
+            "${EMPTY:?no way}",
+            "failed to process \"${EMPTY:?no way}\": EMPTY: no way",
+        ),
+        (
+            "${FOO//x}",
+            "failed to process \"${FOO//x}\": syntax error: missing '/' in ${}",
+        ),
     ] {
         assert_eq!(expand(word), Err(wanted.to_owned()), "{word}");
     }
@@ -82,14 +114,20 @@ fn refuses() {
 #[test]
 fn splits_words() {
     let words = |word: &str| Lexer::new('\\').words(word, &variables()).unwrap();
-    assert_eq!(words("a  'b c' $WORDS \"$WORDS\" d\\ e"), ["a", "b c", "a", "b", "a b", "d e"]);
+    assert_eq!(
+        words("a  'b c' $WORDS \"$WORDS\" d\\ e"),
+        ["a", "b c", "a", "b", "a b", "d e"]
+    );
     assert_eq!(words("<< EOF x<y"), ["<< EOF", "x<y"]);
 }
 
 #[test]
 fn remembers_what_was_used() {
     let (found, _) = Lexer::new('\\').expand("$FOO ${NO:-$EMPTY}", &variables());
-    assert_eq!(found.matched, BTreeSet::from(["FOO".to_owned(), "EMPTY".to_owned()]));
+    assert_eq!(
+        found.matched,
+        BTreeSet::from(["FOO".to_owned(), "EMPTY".to_owned()])
+    );
     assert_eq!(found.unmatched, BTreeSet::from(["NO".to_owned()]));
 }
 
@@ -102,7 +140,10 @@ fn keeps_what_is_asked_to_stay() {
     assert_eq!(found.text, "echo \"xxyy\" '$x' ${NO:-a} $NO");
     let mut lexer = Lexer::new('\\');
     lexer.skip_quotes = true;
-    assert_eq!(lexer.expand("it's \"$FOO\"", &variables()).0.text, "it's \"xxyy\"");
+    assert_eq!(
+        lexer.expand("it's \"$FOO\"", &variables()).0.text,
+        "it's \"xxyy\""
+    );
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dockerfile::{
-    Answer, AnswerError, Conversion, Failure, FilesNeed, ImageAnswer, ImageConfigNeed, Need, Outcome, Request,
-    SourceAnswer, SourceMetadataNeed, Step,
+    Answer, AnswerError, Conversion, Failure, FilesNeed, ImageAnswer, ImageConfigNeed, Need, Outcome,
+    Request, SourceAnswer, SourceMetadataNeed, Step,
 };
 use llb::pb::Definition;
 use oci::Platform;
@@ -23,7 +23,10 @@ pub struct Driver<'a> {
 }
 
 fn missing(name: &str) -> AnswerError {
-    AnswerError { message: format!("{name}: not found"), token: 7 }
+    AnswerError {
+        message: format!("{name}: not found"),
+        token: 7,
+    }
 }
 
 impl Driver<'_> {
@@ -65,12 +68,27 @@ impl Driver<'_> {
     }
 
     fn image(&mut self, need: &ImageConfigNeed) -> Answer {
-        let store = need.store.as_ref().map(|store| format!("{}/{}", store.session_id, store.store_id));
-        let platform = need.platform.as_ref().map(Platform::format_all).unwrap_or_default();
+        let store = need
+            .store
+            .as_ref()
+            .map(|store| format!("{}/{}", store.session_id, store.store_id));
+        let platform = need
+            .platform
+            .as_ref()
+            .map(Platform::format_all)
+            .unwrap_or_default();
         let mode = store.unwrap_or_else(|| need.resolve_mode.clone());
-        self.asked.push(format!("{}|{platform}|{mode}|{}", need.reference, need.log_name));
-        let normal = need.platform.as_ref().map(|platform| platform.normalized().format()).unwrap_or_default();
-        let found = self.images.get(format!("{}|{normal}", need.reference)).or(self.images.get(&need.reference));
+        self.asked
+            .push(format!("{}|{platform}|{mode}|{}", need.reference, need.log_name));
+        let normal = need
+            .platform
+            .as_ref()
+            .map(|platform| platform.normalized().format())
+            .unwrap_or_default();
+        let found = self
+            .images
+            .get(format!("{}|{normal}", need.reference))
+            .or(self.images.get(&need.reference));
         match found {
             None => Answer::Failed(missing(&need.reference)),
             Some(image) => Answer::Image(ImageAnswer {
@@ -93,13 +111,19 @@ impl Driver<'_> {
 }
 
 /// Makes a request as the daemon would.
-pub fn request(options: BTreeMap<String, String>, platforms: &[&str], without: &[&str]) -> Request {
-    let platforms: Vec<Platform> = platforms.iter().map(|text| Platform::parse(text).unwrap()).collect();
+pub fn request(options: BTreeMap<String, String>, platforms: &[String], without: &[String]) -> Request {
+    let platforms: Vec<Platform> = platforms
+        .iter()
+        .map(|text| Platform::parse(text).unwrap())
+        .collect();
     Request {
         options,
         session_id: "session".into(),
         inputs: BTreeMap::new(),
-        llb_capabilities: capabilities().into_iter().filter(|cap| !without.contains(&cap.as_str())).collect(),
+        llb_capabilities: capabilities()
+            .into_iter()
+            .filter(|cap| !without.contains(cap))
+            .collect(),
         worker_platforms: platforms,
     }
 }

@@ -50,7 +50,12 @@ fn matches_buildkit() {
         }
     }
     let count = problems.len();
-    assert!(problems.is_empty(), "{count} differences in {} cases:\n{}", names.len(), problems.join("\n"));
+    assert!(
+        problems.is_empty(),
+        "{count} differences in {} cases:\n{}",
+        names.len(),
+        problems.join("\n")
+    );
 }
 
 fn drop_cap(value: &mut Value) {
@@ -88,65 +93,103 @@ fn compare(path: &str, expected: &Value, actual: &Value, problems: &mut Vec<Stri
     }
 }
 
+fn texts(value: &Value) -> Vec<String> {
+    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter()
+        .map(|text| text.as_str().unwrap().to_owned())
+        .collect()
+}
+
 fn run(dir: &Path, images: &Value) -> Value {
     let options = read_json(&dir.join("options.json"));
-    let texts = |value: &Value| -> Vec<String> {
-        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        list.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
-    };
-    let platforms = texts(&options["platforms"]);
-    let platforms: Vec<&str> =
-        if platforms.is_empty() { vec!["linux/amd64"] } else { platforms.iter().map(String::as_str).collect() };
+    let mut platforms = texts(&options["platforms"]);
+    if platforms.is_empty() {
+        platforms.push("linux/amd64".to_owned());
+    }
     let without = texts(&options["missing"]);
-    let without: Vec<&str> = without.iter().map(String::as_str).collect();
-    let given: BTreeMap<String, String> = serde_json::from_value(options["options"].clone()).unwrap_or_default();
+    let given: BTreeMap<String, String> =
+        serde_json::from_value(options["options"].clone()).unwrap_or_default();
     let files = files_of(dir);
-    let mut driver =
-        Driver { files: &files, images, sources: &options["sources"], solved: Vec::new(), asked: Vec::new() };
+    let mut driver = Driver {
+        files: &files,
+        images,
+        sources: &options["sources"],
+        solved: Vec::new(),
+        asked: Vec::new(),
+    };
     let result = driver.run(request(given, &platforms, &without));
-    let Driver { mut solved, mut asked, .. } = driver;
+    let Driver {
+        mut solved,
+        mut asked,
+        ..
+    } = driver;
     asked.sort();
     let mut out = json!({});
-    let mut warnings = Vec::new();
-    match result {
-        Ok(Outcome::Build(build)) => {
-            let mut refs = Vec::new();
-            for found in build.results {
-                let id = if build.multi_platform { found.id.clone() } else { String::new() };
-                refs.push(format!("{id}={}", root(&found.definition)));
-                solved.push(found.definition);
-                for attestation in found.attestations {
-                    refs.push(format!("attestation {}={}", found.id, root(&attestation.definition)));
-                    solved.push(attestation.definition);
-                }
-            }
-            refs.sort();
-            out["refs"] = json!(refs);
-            out["metadata"] = texts_of(&build.metadata);
-            warnings = build.warnings;
-        }
-        Ok(Outcome::Metadata(metadata)) => out["metadata"] = texts_of(&metadata),
-        Ok(Outcome::Forward(forward)) => out["forward"] = json!(forward.options),
-        Err(failure) => {
-            out["error"] = failure_json(&failure);
-            warnings = failure.warnings;
-        }
-    }
     if !asked.is_empty() {
         out["asked"] = json!(asked);
     }
+    let warnings = describe(result, &mut out, &mut solved);
     if !warnings.is_empty() {
         out["warnings"] = warnings.iter().map(warning_json).collect();
     }
-    let solves: Map<String, Value> = solved.iter().map(|found| (root(found), vertices(found))).collect();
+    let solves: Map<String, Value> = solved
+        .iter()
+        .map(|found| (root(found), vertices(found)))
+        .collect();
     if !solves.is_empty() {
         out["solves"] = Value::Object(solves);
     }
     out
 }
 
+/// Describes how a conversion ended; returns its warnings.
+fn describe(
+    result: Result<Outcome, Box<Failure>>,
+    out: &mut Value,
+    solved: &mut Vec<Definition>,
+) -> Vec<Warning> {
+    match result {
+        Ok(Outcome::Build(build)) => {
+            let mut refs = Vec::new();
+            for found in build.results {
+                let id = if build.multi_platform {
+                    found.id.clone()
+                } else {
+                    String::new()
+                };
+                refs.push(format!("{id}={}", root(&found.definition)));
+                solved.push(found.definition);
+                for attestation in found.attestations {
+                    let root = root(&attestation.definition);
+                    refs.push(format!("attestation {}={root}", found.id));
+                    solved.push(attestation.definition);
+                }
+            }
+            refs.sort();
+            out["refs"] = json!(refs);
+            out["metadata"] = texts_of(&build.metadata);
+            build.warnings
+        }
+        Ok(Outcome::Metadata(metadata)) => {
+            out["metadata"] = texts_of(&metadata);
+            Vec::new()
+        }
+        Ok(Outcome::Forward(forward)) => {
+            out["forward"] = json!(forward.options);
+            Vec::new()
+        }
+        Err(failure) => {
+            out["error"] = failure_json(&failure);
+            failure.warnings
+        }
+    }
+}
+
 fn texts_of(metadata: &BTreeMap<String, Vec<u8>>) -> Value {
-    metadata.iter().map(|(key, value)| (key.clone(), json!(String::from_utf8_lossy(value)))).collect()
+    metadata
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(String::from_utf8_lossy(value))))
+        .collect()
 }
 
 fn lines(ranges: &[Range]) -> Value {
@@ -161,7 +204,11 @@ fn lines(ranges: &[Range]) -> Value {
 }
 
 fn failure_json(failure: &Failure) -> Value {
-    let sources: Vec<Value> = failure.sources.iter().map(|source| lines(&source.ranges)).collect();
+    let sources: Vec<Value> = failure
+        .sources
+        .iter()
+        .map(|source| lines(&source.ranges))
+        .collect();
     json!({ "message": failure.message, "sources": sources })
 }
 
@@ -183,12 +230,18 @@ fn root(definition: &Definition) -> String {
 }
 
 fn vertices(definition: &Definition) -> Value {
-    let digests = definition.def.iter().map(|raw| oci::Digest::sha256(raw).to_string());
+    let digests = definition
+        .def
+        .iter()
+        .map(|raw| oci::Digest::sha256(raw).to_string());
     let empty = OpMetadata::default();
     let vertex = |digest: String| {
         let metadata = definition.metadata.get(&digest).unwrap_or(&empty);
         let mut out = json!({});
-        for (key, name) in [("name", "llb.customname"), ("command", "com.docker.dockerfile.v1.command")] {
+        for (key, name) in [
+            ("name", "llb.customname"),
+            ("command", "com.docker.dockerfile.v1.command"),
+        ] {
             if let Some(text) = metadata.description.get(name).filter(|text| !text.is_empty()) {
                 out[key] = json!(text);
             }
@@ -201,16 +254,26 @@ fn vertices(definition: &Definition) -> Value {
         }
         if !metadata.caps.is_empty() {
             // BuildKit's scanner finds this one on what was marshaled before.
-            let caps: Vec<_> = metadata.caps.keys().filter(|cap| *cap != "exec.meta.setsdefaultpath").collect();
+            let caps: Vec<_> = metadata
+                .caps
+                .keys()
+                .filter(|cap| *cap != "exec.meta.setsdefaultpath")
+                .collect();
             out["caps"] = json!(caps);
         }
         if let Some(resources) = &metadata.linux_resources {
             out["resources"] = json!(serde_json::to_string(resources).unwrap());
         }
-        let source = definition.source.as_ref().and_then(|source| source.locations.get(&digest));
+        let source = definition
+            .source
+            .as_ref()
+            .and_then(|source| source.locations.get(&digest));
         let found = source.map(|found| found.locations.as_slice()).unwrap_or_default();
         if !found.is_empty() {
-            out["lines"] = found.iter().map(|place| json!(wire_lines(&place.ranges))).collect();
+            out["lines"] = found
+                .iter()
+                .map(|place| json!(wire_lines(&place.ranges)))
+                .collect();
         }
         (digest, out)
     };

@@ -1,1 +1,252 @@
-//! Input that means no good.
+//! Input that means no good: it has to be refused or converted, in bounded time and without a panic.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use dockerfile::{Failure, Outcome};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::drive::{Driver, request};
+
+fn images() -> Value {
+    json!({ "docker.io/library/alpine:latest": { "Config": {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", "a".repeat(64))] },
+    } } })
+}
+
+fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
+    let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.as_bytes().to_vec());
+    let images = images();
+    let mut driver = Driver {
+        files: &files,
+        images: &images,
+        sources: &Value::Null,
+        solved: Vec::new(),
+        asked: Vec::new(),
+    };
+    driver.run(request(options, &["linux/amd64".to_owned()], &[]))
+}
+
+/// Repeats a line with a number in it up to a size.
+fn repeat(start: &str, line: impl Fn(usize) -> String, bytes: usize) -> String {
+    let mut text = start.to_owned();
+    for at in 0.. {
+        if text.len() >= bytes {
+            break;
+        }
+        text.push_str(&line(at));
+    }
+    text
+}
+
+fn monsters(bytes: usize) -> Vec<(&'static str, String)> {
+    let alpine = "FROM alpine\n";
+    let long = |start: &str, word: &str| format!("FROM alpine\n{start}{}", word.repeat(bytes / word.len()));
+    let lines = |line: &'static str| repeat(alpine, move |at| line.replace('#', &at.to_string()), bytes);
+    vec![
+        ("run", lines("RUN #\n")),
+        ("env", lines("ENV a#=b\n")),
+        ("same env", lines("ENV a=$a$a#\n")),
+        ("env and run", lines("ENV a#=b\nRUN c\n")),
+        ("arg", lines("ARG a#\n")),
+        ("arg and run", lines("ARG a#\nRUN c\n")),
+        ("undefined", lines("WORKDIR $a#\n")),
+        ("undefined with names", lines("ENV b#=c\nWORKDIR $a#\n")),
+        ("label", lines("LABEL a#=b\n")),
+        ("expose", lines("EXPOSE 0-65535\n")),
+        ("volume", lines("VOLUME a#\n")),
+        ("onbuild", lines("ONBUILD RUN #\n")),
+        ("copy", lines("COPY a# b\n")),
+        ("link", lines("COPY --link a# b\n")),
+        ("from image", lines("COPY --from=alpine a# b\n")),
+        ("mounts", lines("RUN --mount=type=cache,target=/#  x\n")),
+        ("heredocs", lines("RUN <<E\n#\nE\n")),
+        (
+            "stages",
+            repeat("", |at| format!("FROM alpine AS s{at}\nRUN x\n"), bytes),
+        ),
+        (
+            "chain",
+            repeat(
+                "FROM alpine AS s0\n",
+                |at| format!("FROM s{at} AS s{}\nENV x{at}=1\n", at + 1),
+                bytes,
+            ),
+        ),
+        (
+            "ladder",
+            repeat(
+                "FROM alpine AS s0\n",
+                |at| format!("FROM alpine AS s{}\nCOPY --from=s{at} / /\n", at + 1),
+                bytes,
+            ),
+        ),
+        ("empty lines", "\n".repeat(bytes)),
+        ("comments", "# x\n".repeat(bytes / 4)),
+        (
+            "continuations",
+            format!("FROM alpine\nRUN a {}", "\\\n".repeat(bytes / 2)),
+        ),
+        (
+            "long run",
+            format!("FROM alpine\nRUN {}", "aaaaaaa \\\n".repeat(bytes / 10)),
+        ),
+        (
+            "long onbuild",
+            format!("FROM alpine\n{}RUN x", "ONBUILD \\\n".repeat(bytes / 10)),
+        ),
+        (
+            "nested",
+            format!("FROM alpine\nENV A={}", "${A:-\\\n".repeat(bytes / 7)),
+        ),
+        (
+            "nested pattern",
+            format!(
+                "FROM alpine\nENV A={}\nENV B=${{A#{}b}}",
+                "a\\\n".repeat(bytes / 6),
+                "*a\\\n".repeat(bytes / 8)
+            ),
+        ),
+        (
+            "many flags",
+            format!("FROM alpine\nCOPY {} a b", "--exclude=a \\\n".repeat(bytes / 14)),
+        ),
+        (
+            "many words",
+            format!("FROM alpine\nENV {}", "a=b \\\n".repeat(bytes / 6)),
+        ),
+        (
+            "many sources",
+            format!("FROM alpine\nCOPY {} b/", "a \\\n".repeat(bytes / 4)),
+        ),
+        (
+            "many heredocs",
+            format!("FROM alpine\nRUN {}\n", "<<a \\\n".repeat(bytes / 6)),
+        ),
+        (
+            "many ports",
+            format!("FROM alpine\nEXPOSE {}", "1-65535 \\\n".repeat(bytes / 10)),
+        ),
+        ("json", format!("FROM alpine\nRUN {}", "[\\\n".repeat(bytes / 3))),
+        ("quotes", long("ENV a=", "'\"")),
+        ("long line", long("RUN ", "x")),
+        ("long unknown", "x".repeat(bytes)),
+        ("zeros", "\0".repeat(bytes)),
+    ]
+}
+
+#[test]
+fn monsters_are_survived() {
+    // A megabyte of each takes long without optimisation; a bit of each shows the same.
+    let bytes = std::env::var("HOSTILE_BYTES")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let only = std::env::var("HOSTILE").ok();
+    for (name, dockerfile) in monsters(bytes.unwrap_or(32 << 10)) {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
+        let started = Instant::now();
+        let result = convert(&dockerfile, BTreeMap::new());
+        if bytes.is_some() {
+            let shown = result
+                .map(|_| "converted".to_owned())
+                .unwrap_or_else(|failure| failure.message.chars().take(90).collect());
+            eprintln!("{:>6} ms  {name}: {shown}", started.elapsed().as_millis());
+        }
+    }
+}
+
+#[test]
+fn a_large_dockerfile_is_quick() {
+    let dockerfile = repeat(
+        "",
+        |at| {
+            let run = "RUN echo $A \\\n  && true\n".repeat(9);
+            format!("FROM alpine AS stage{at}\nENV A={at}\n{run}")
+        },
+        22_000,
+    );
+    let started = Instant::now();
+    assert!(convert(&dockerfile, BTreeMap::new()).is_ok());
+    if std::env::var("HOSTILE_BYTES").is_ok() {
+        eprintln!("{} lines: {:?}", dockerfile.lines().count(), started.elapsed());
+    }
+}
+
+/// All Dockerfiles of the golden cases.
+fn corpus() -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut paths: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    let read = |path: &std::path::PathBuf| std::fs::read_to_string(path.join("Dockerfile")).ok();
+    paths.iter().filter_map(read).collect()
+}
+
+/// Fragments that mean something somewhere.
+const PIECES: [&str; 24] = [
+    "\\\n",
+    "\n",
+    "${",
+    "}",
+    "$",
+    "'",
+    "\"",
+    "<<E",
+    "\nE\n",
+    "--",
+    "=",
+    ",",
+    "[\"",
+    "\"]",
+    "# check=error=true\n",
+    " AS ",
+    "FROM ",
+    "ONBUILD ",
+    "--mount=type=",
+    "--from=",
+    ":-",
+    "//",
+    "\u{feff}",
+    "é\u{800}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Dockerfiles with pieces cut out and others put in never panic.
+    #[test]
+    fn mutations_are_survived(
+        pick in any::<proptest::sample::Index>(),
+        edits in prop::collection::vec((any::<proptest::sample::Index>(), 0usize..9, 0usize..PIECES.len(), any::<bool>()), 0..6),
+        lint in any::<bool>(),
+    ) {
+        let corpus = corpus();
+        let mut text: Vec<char> = pick.get(&corpus).chars().collect();
+        for (at, cut, piece, puts) in edits {
+            let from = at.index(text.len() + 1);
+            let to = (from + cut).min(text.len());
+            let piece = if puts { PIECES[piece] } else { "" };
+            text.splice(from..to, piece.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let mut options = BTreeMap::new();
+        if lint {
+            options.insert("requestid".to_owned(), "frontend.lint".to_owned());
+        }
+        let _ = convert(&text, options);
+    }
+
+    /// Arbitrary text never panics either.
+    #[test]
+    fn noise_is_survived(lines in prop::collection::vec("(FROM alpine|RUN|COPY|ADD|ENV|ARG|HEALTHCHECK|EXPOSE|VOLUME|LABEL|ONBUILD COPY)?[ -~\t\\\\$\"'{}<é]{0,30}", 0..8)) {
+        let _ = convert(&format!("FROM alpine\n{}", lines.join("\n")), BTreeMap::new());
+    }
+}

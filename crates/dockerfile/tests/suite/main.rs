@@ -1,4 +1,5 @@
 //! Tests of the frontend from the outside.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod drive;
 mod golden;
