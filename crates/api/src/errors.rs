@@ -179,7 +179,7 @@ impl Detail {
 fn any(name: &str, value: Vec<u8>) -> Any {
     Any {
         type_url: format!("{PREFIX}{name}+json"),
-        value: value.into(),
+        value,
     }
 }
 

@@ -3,7 +3,12 @@
 //! The short names are the ones to use: [`control`], [`gateway`], [`worker`], [`filesync`], [`secrets`], [`ssh`],
 //! [`upload`], [`exporter`], [`policysession`], [`fsutil`], [`apicaps`], [`errdefs`], [`stack`], [`rpc`], [`trace`], [`content`].
 #![expect(missing_docs, reason = "the names are those of the protocol")]
-#![expect(clippy::large_enum_variant, reason = "the shapes are those of the protocol")]
+#![expect(
+    clippy::large_enum_variant,
+    clippy::struct_excessive_bools,
+    clippy::too_many_lines,
+    reason = "the shapes are those of the protocol and of its generator"
+)]
 
 pub mod moby {
     pub mod buildkit {

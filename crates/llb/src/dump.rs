@@ -75,11 +75,11 @@ pub fn to_dot(ops: &[DumpedOp]) -> String {
 
 fn mount_of(exec: &ExecOp, input: usize) -> &str {
     let is_mount = |index: i64| usize::try_from(index).is_ok_and(|index| index == input);
-    let mounts = exec
+    let mut mounts = exec
         .mounts
         .iter()
         .filter(|mount| is_mount(mount.input) && mount.dest != "/");
-    mounts.last().map_or("", |mount| mount.dest.as_str())
+    mounts.next_back().map_or("", |mount| mount.dest.as_str())
 }
 
 fn label(dumped: &DumpedOp) -> (String, &'static str) {

@@ -1,5 +1,10 @@
 //! Wire types of package `pb`, generated from `proto/ops.proto`.
 #![expect(missing_docs, reason = "the names are those of the protocol")]
+#![expect(
+    clippy::large_enum_variant,
+    clippy::struct_excessive_bools,
+    reason = "the shapes are those of the protocol"
+)]
 
 include!("gen/pb.rs");
 

@@ -184,7 +184,7 @@ mod tests {
             ("linux/amd64", "linux/386", true),
             ("linux/amd64", "linux/amd64/v2", false),
             ("linux/amd64/v3", "linux/amd64/v2", true),
-            ("linux/amd64/v3", "linux/amd64", false),
+            ("linux/amd64/v3", "linux/amd64", true),
             ("linux/arm64", "linux/arm64/v8", true),
             ("linux/arm64", "linux/arm/v7", true),
             ("linux/arm64/v8.2", "linux/arm64/v8.1", true),
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn compare_prefers_the_best_match() {
         let only = PlatformMatcher::only(&platform("linux/arm64"));
-        let mut images = vec![
+        let mut images = [
             platform("linux/amd64"),
             platform("linux/arm/v6"),
             platform("linux/arm64"),

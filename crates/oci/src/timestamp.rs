@@ -91,7 +91,7 @@ pub fn parse(text: &str) -> Option<(i64, u32)> {
         nanoseconds = digits.parse().ok()?;
         at = end;
     }
-    let offset = match text[at..].as_bytes() {
+    let offset = match &bytes[at..] {
         b"Z" | b"z" => 0,
         [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
             let offset = number(at + 1, at + 3)? * 3600 + number(at + 4, at + 6)? * 60;

@@ -2,7 +2,7 @@
 
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures_util::{Stream, StreamExt as _};
 use prost::Message as _;
@@ -36,25 +36,9 @@ pub async fn receive<S>(
 where
     S: Stream<Item = Result<Packet, Status>> + Unpin,
 {
-    let (packets, mut queue) = mpsc::channel::<Message>(QUEUE);
+    let (packets, queue) = mpsc::channel::<Message>(QUEUE);
     let requests = outgoing.clone();
-    let mut disk = tokio::task::spawn_blocking(move || {
-        let mut writer = Writer::open(&dest, options)?;
-        while let Some(message) = queue.blocking_recv() {
-            for id in writer.handle(message)? {
-                requests
-                    .blocking_send(Ok(Message::Request(id).into()))
-                    .map_err(|_| TransferError::Ended)?;
-            }
-            if writer.is_done() {
-                writer.finish()?;
-                return requests
-                    .blocking_send(Ok(Message::Fin.into()))
-                    .map_err(|_| TransferError::Ended);
-            }
-        }
-        Err(TransferError::Ended)
-    });
+    let mut disk = tokio::task::spawn_blocking(move || write(&dest, options, queue, &requests));
     let mut moved = 0;
     let mut report = |bytes: usize, last: bool| {
         moved += bytes as u64;
@@ -112,6 +96,31 @@ where
         }
     }
     Ok(())
+}
+
+/// Writes what comes out of the queue, until all is there.
+fn write(
+    dest: &Path,
+    options: ReceiveOptions,
+    mut queue: mpsc::Receiver<Message>,
+    requests: &mpsc::Sender<Result<Packet, Status>>,
+) -> Result<(), TransferError> {
+    let put = |message: Message| {
+        requests
+            .blocking_send(Ok(message.into()))
+            .map_err(|_| TransferError::Ended)
+    };
+    let mut writer = Writer::open(dest, options)?;
+    while let Some(message) = queue.blocking_recv() {
+        for id in writer.handle(message)? {
+            put(Message::Request(id))?;
+        }
+        if writer.is_done() {
+            writer.finish()?;
+            return put(Message::Fin);
+        }
+    }
+    Err(TransferError::Ended)
 }
 
 fn joined(done: Result<Result<(), TransferError>, tokio::task::JoinError>) -> Result<(), TransferError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use api::file_send::{self, Answers, BytesMessage, FileSend, FileSendServer, Messages};
@@ -10,7 +10,7 @@ use api::fsutil::{FilterOptions, Packet, ReceiveOptions, SendSource, receive, se
 use api::pb::control::control_client::ControlClient;
 use api::pb::filesync::file_sync_client::FileSyncClient;
 use api::pb::filesync::file_sync_server::{FileSync, FileSyncServer};
-use api::session::{SessionHost, decode_lists, encode_lists, methods};
+use api::session::{SessionConn, SessionHost, decode_lists, encode_lists, methods};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use prost::Message as _;
@@ -88,42 +88,24 @@ impl FileSend for Target {
     }
 }
 
-#[tokio::test]
-async fn files_move_both_ways() {
-    let mut daemon = daemon::start();
-    let (context, out, work) = (
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-    );
-    fs::create_dir(context.path().join("ü")).unwrap();
-    fs::write(context.path().join("ü/file"), vec![7; 3 << 20]).unwrap();
-    fs::write(context.path().join("skipped"), "no").unwrap();
-
+fn host(context: &Path, out: &Path) -> SessionHost {
     let mut services = tonic::service::Routes::builder();
-    services.add_service(FileSyncServer::new(Files(context.path().into())));
-    services.add_service(FileSendServer::new(Target(out.path().into())));
-    let host = SessionHost {
+    services.add_service(FileSyncServer::new(Files(context.into())));
+    services.add_service(FileSendServer::new(Target(out.into())));
+    SessionHost {
         id: "session-1".into(),
         name: String::new(),
         shared_key: "key".into(),
         methods: [methods::FILE_SYNC, methods::FILE_SEND].concat(),
         services,
-    };
-    let hosted = tokio::spawn(host.run(ControlClient::new(daemon::dial(&daemon.socket).await)));
-    let session = daemon.sessions.recv().await.unwrap();
-    assert_eq!(
-        (session.id.as_str(), session.shared_key.as_str()),
-        ("session-1", "key")
-    );
-    assert!(session.supports("/moby.filesync.v1.FileSync/diffcopy"));
-    assert!(!session.supports(methods::GET_SECRET));
+    }
+}
 
+async fn fetch_tree(session: &SessionConn, dest: &Path) {
     let (requests, outgoing) = mpsc::channel(16);
-    let mut call = Request::new(
-        ReceiverStream::new(outgoing)
-            .filter_map(|packet: Result<Packet, Status>| std::future::ready(packet.ok())),
-    );
+    let packets = ReceiverStream::new(outgoing);
+    let mut call =
+        Request::new(packets.filter_map(|packet: Result<Packet, Status>| std::future::ready(packet.ok())));
     let (dir, include) = (["context".to_owned()], ["ü".to_owned()]);
     *call.metadata_mut() = encode_lists([
         ("dir-name", dir.as_slice()),
@@ -134,18 +116,12 @@ async fn files_move_both_ways() {
         .await
         .unwrap()
         .into_inner();
-    receive(
-        work.path().into(),
-        ReceiveOptions::default(),
-        incoming,
-        requests,
-        None,
-    )
-    .await
-    .unwrap();
-    assert_eq!(fs::read(work.path().join("ü/file")).unwrap(), vec![7; 3 << 20]);
-    assert!(!work.path().join("skipped").exists());
+    receive(dest.into(), ReceiveOptions::default(), incoming, requests, None)
+        .await
+        .unwrap();
+}
 
+async fn send_file(session: &SessionConn) {
     let headers = file_send::headers("file", &BTreeMap::new());
     let (chunks, mut answers) = file_send::call::<BytesMessage>(session.channel.clone(), headers)
         .await
@@ -160,8 +136,9 @@ async fn files_move_both_ways() {
     }
     drop(chunks);
     assert!(answers.next().await.is_none());
-    assert_eq!(fs::metadata(out.path().join("file")).unwrap().len(), 4 << 20);
+}
 
+async fn send_tree(session: &SessionConn, dir: &Path) {
     let headers = file_send::headers("tree", &BTreeMap::new());
     let (chunks, answers) = file_send::call::<Packet>(session.channel.clone(), headers)
         .await
@@ -173,14 +150,37 @@ async fn files_move_both_ways() {
         }
     });
     let source = SendSource {
-        dir: context.path().into(),
+        dir: dir.into(),
         filter: FilterOptions::default(),
     };
     send(source, answers, packets, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn files_move_both_ways() {
+    let mut daemon = daemon::start();
+    let dirs: [tempfile::TempDir; 3] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let [context, out, work] = dirs.each_ref().map(tempfile::TempDir::path);
+    fs::create_dir(context.join("ü")).unwrap();
+    fs::write(context.join("ü/file"), vec![7; 3 << 20]).unwrap();
+    fs::write(context.join("skipped"), "no").unwrap();
+
+    let hosted = tokio::spawn(host(context, out).run(ControlClient::new(daemon::dial(&daemon.socket).await)));
+    let session = daemon.sessions.recv().await.unwrap();
     assert_eq!(
-        fs::read(out.path().join("tree/ü/file")).unwrap(),
-        vec![7; 3 << 20]
+        (session.id.as_str(), session.shared_key.as_str()),
+        ("session-1", "key")
     );
+    assert!(session.supports("/moby.filesync.v1.FileSync/diffcopy"));
+    assert!(!session.supports(methods::GET_SECRET));
+
+    fetch_tree(&session, work).await;
+    assert_eq!(fs::read(work.join("ü/file")).unwrap(), vec![7; 3 << 20]);
+    assert!(!work.join("skipped").exists());
+    send_file(&session).await;
+    assert_eq!(fs::metadata(out.join("file")).unwrap().len(), 4 << 20);
+    send_tree(&session, context).await;
+    assert_eq!(fs::read(out.join("tree/ü/file")).unwrap(), vec![7; 3 << 20]);
 
     let mut refused = Request::new(tokio_stream::empty());
     *refused.metadata_mut() = encode_lists([("dir-name", ["other".to_owned()].as_slice())]);

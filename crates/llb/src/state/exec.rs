@@ -295,7 +295,10 @@ impl Run {
         let platform = self.constraints.platform.clone();
         let exec = ExecVertex {
             // The root mount has the filesystem. A second way to it would make dropping a chain recursive.
-            base: State { output: None, settings: self.base.settings },
+            base: State {
+                output: None,
+                settings: self.base.settings,
+            },
             mounts,
             proxy: self.proxy,
             secrets: self.secrets,

@@ -102,7 +102,10 @@ impl State {
         let index = i64::try_from(root.output).unwrap_or(i64::MAX);
         // As in the Go client, what is done on the result does not take over its platform.
         let output = Imported::output(&set, graph.vertex(root).digest, index);
-        Ok(Self::new(Some(Output { platform: None, ..output })))
+        Ok(Self::new(Some(Output {
+            platform: None,
+            ..output
+        })))
     }
 }
 

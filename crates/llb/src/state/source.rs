@@ -104,6 +104,10 @@ pub struct LocalOptions {
 
 /// Options of [`State::git`].
 #[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an attribute of the protocol"
+)]
 pub struct GitOptions {
     /// Commit, tag or branch; goes before the fragment's.
     pub reference: String,

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use llb::pb::{self, Definition, LinuxResources, MountContentCache, NetMode, Op, OpMetadata, SecurityMode, Source};
+use llb::pb::{
+    self, Definition, LinuxResources, MountContentCache, NetMode, Op, OpMetadata, SecurityMode, Source,
+};
 use llb::{
     CacheSharing, Chown, Constraints, CopyOptions, FileActions, GitOptions, HttpOptions, ImageBlobOptions,
-    ImageOptions, LocalOptions, MarshalOptions, MkdirOptions, MkfileOptions, Mount, OciLayoutOptions, Owner, ProxyEnv,
-    ResolveMode, RmOptions, Secret, SourceMap, Ssh, State, SymlinkOptions, diff, merge,
+    ImageOptions, LocalOptions, MarshalOptions, MkdirOptions, MkfileOptions, Mount, OciLayoutOptions, Owner,
+    ProxyEnv, ResolveMode, RmOptions, Secret, SourceMap, Ssh, State, SymlinkOptions, diff, merge,
 };
 use oci::{Digest, ImageConfig, Platform};
 use prost::Message as _;
@@ -36,7 +38,13 @@ impl Cases {
             local_unique_id: "unique".into(),
             ..MarshalOptions::default()
         };
-        Self { golden: golden.into_iter().map(|golden| (golden.name.clone(), golden)).collect(), options }
+        Self {
+            golden: golden
+                .into_iter()
+                .map(|golden| (golden.name.clone(), golden))
+                .collect(),
+            options,
+        }
     }
 
     #[track_caller]
@@ -66,7 +74,10 @@ impl Cases {
 }
 
 fn arm() -> Platform {
-    Platform { variant: "v7".into(), ..Platform::new("linux", "arm") }
+    Platform {
+        variant: "v7".into(),
+        ..Platform::new("linux", "arm")
+    }
 }
 
 fn image(name: &str) -> State {
@@ -110,8 +121,14 @@ fn images(cases: &mut Cases) {
         checksum: Some(Digest::sha256("x")),
         constraints: Constraints::new().platform(&arm()).custom_name("named"),
     };
-    cases.check("image-options", &State::image("docker.io/library/busybox:1.36", options));
-    let options = ImageOptions { resolve_mode: ResolveMode::PreferLocal, ..ImageOptions::default() };
+    cases.check(
+        "image-options",
+        &State::image("docker.io/library/busybox:1.36", options),
+    );
+    let options = ImageOptions {
+        resolve_mode: ResolveMode::PreferLocal,
+        ..ImageOptions::default()
+    };
     cases.check("image-prefer-local", &State::image(&named("a/b", "x"), options));
     let options = OciLayoutOptions {
         session_id: "sess".into(),
@@ -128,9 +145,15 @@ fn images(cases: &mut Cases) {
         ..ImageBlobOptions::default()
     };
     cases.check("image-blob", &State::image_blob(&named("a/b", "z"), options));
-    let options =
-        ImageBlobOptions { session_id: "s".into(), store_id: "t".into(), ..ImageBlobOptions::default() };
-    cases.check("oci-layout-blob", &State::oci_layout_blob(&named("a/b", "z"), options));
+    let options = ImageBlobOptions {
+        session_id: "s".into(),
+        store_id: "t".into(),
+        ..ImageBlobOptions::default()
+    };
+    cases.check(
+        "oci-layout-blob",
+        &State::oci_layout_blob(&named("a/b", "z"), options),
+    );
     cases.check("scratch", &State::scratch());
 }
 
@@ -159,17 +182,36 @@ fn locals_and_urls(cases: &mut Cases) {
         ..HttpOptions::default()
     };
     cases.check("http", &State::http("https://example.com/f", options));
-    cases.check("http-plain", &State::http("https://example.com/f", HttpOptions::default()));
-    let options = HttpOptions { signature: Some(("k".into(), "s".into())), ..HttpOptions::default() };
+    cases.check(
+        "http-plain",
+        &State::http("https://example.com/f", HttpOptions::default()),
+    );
+    let options = HttpOptions {
+        signature: Some(("k".into(), "s".into())),
+        ..HttpOptions::default()
+    };
     cases.check("http-signature", &State::http("https://example.com/f", options));
 }
 
 fn gits(cases: &mut Cases) {
     let options = GitOptions::default;
-    cases.check("git", &State::git("https://github.com/moby/buildkit.git", "v1:sub/dir", options()));
-    cases.check("git-short", &State::git("github.com/moby/buildkit.git", "", options()));
-    let ssh = GitOptions { known_ssh_hosts: "hosts\n".into(), mount_ssh_sock: "sock".into(), ..options() };
-    cases.check("git-ssh", &State::git("git@github.com:moby/buildkit.git", "main", ssh));
+    cases.check(
+        "git",
+        &State::git("https://github.com/moby/buildkit.git", "v1:sub/dir", options()),
+    );
+    cases.check(
+        "git-short",
+        &State::git("github.com/moby/buildkit.git", "", options()),
+    );
+    let ssh = GitOptions {
+        known_ssh_hosts: "hosts\n".into(),
+        mount_ssh_sock: "sock".into(),
+        ..options()
+    };
+    cases.check(
+        "git-ssh",
+        &State::git("git@github.com:moby/buildkit.git", "main", ssh),
+    );
     let all = GitOptions {
         reference: "r".into(),
         subdir: "s".into(),
@@ -182,7 +224,10 @@ fn gits(cases: &mut Cases) {
         auth_header_secret: Some("h".into()),
         ..options()
     };
-    cases.check("git-options", &State::git("https://u:p@host:8443/repo.git?x=y#frag", "", all));
+    cases.check(
+        "git-options",
+        &State::git("https://u:p@host:8443/repo.git?x=y#frag", "", all),
+    );
 }
 
 fn execs(cases: &mut Cases) {
@@ -201,7 +246,12 @@ fn execs(cases: &mut Cases) {
         .cgroup_parent("cg")
         .network(NetMode::Host)
         .security(SecurityMode::Insecure);
-    let resources = LinuxResources { memory: 5, cpu_shares: 6, cpuset_cpus: "0".into(), ..Default::default() };
+    let resources = LinuxResources {
+        memory: 5,
+        cpu_shares: 6,
+        cpuset_cpus: "0".into(),
+        ..Default::default()
+    };
     let proxy = ProxyEnv {
         http_proxy: "a".into(),
         https_proxy: "b".into(),
@@ -209,9 +259,15 @@ fn execs(cases: &mut Cases) {
         no_proxy: "d".into(),
         all_proxy: "e".into(),
     };
-    let constraints =
-        Constraints::new().ignore_cache().progress_group("g", "group", true).linux_resources(resources);
-    let exec = settings.run(["sh", "-c", "x"]).valid_exit_codes([0, 3]).proxy(proxy).cdi_device("v/d=1", true);
+    let constraints = Constraints::new()
+        .ignore_cache()
+        .progress_group("g", "group", true)
+        .linux_resources(resources);
+    let exec = settings
+        .run(["sh", "-c", "x"])
+        .valid_exit_codes([0, 3])
+        .proxy(proxy)
+        .cdi_device("v/d=1", true);
     cases.check("run-settings", &exec.constraints(&constraints).done().root());
     let config = r#"{"architecture":"arm64","os":"linux","config":{"Env":["P=1","Q"],"WorkingDir":"rel"}}"#;
     let config: ImageConfig = serde_json::from_str(config).unwrap();
@@ -220,9 +276,24 @@ fn execs(cases: &mut Cases) {
 
 fn mounts(cases: &mut Cases) {
     let (alpine, busybox, scratch) = (image("alpine"), image("busybox"), State::scratch());
-    let secret = Secret { optional: true, uid: 1, gid: 2, mode: 0o440, ..Secret::file("sid", "/run/secrets/s") };
-    let agent = Ssh { optional: true, ..Ssh::new("agent") };
-    let sock = Ssh { target: "/sock".into(), uid: 3, gid: 4, mode: 0o666, ..Ssh::new("") };
+    let secret = Secret {
+        optional: true,
+        uid: 1,
+        gid: 2,
+        mode: 0o440,
+        ..Secret::file("sid", "/run/secrets/s")
+    };
+    let agent = Ssh {
+        optional: true,
+        ..Ssh::new("agent")
+    };
+    let sock = Ssh {
+        target: "/sock".into(),
+        uid: 3,
+        gid: 4,
+        mode: 0o666,
+        ..Ssh::new("")
+    };
     let exec = alpine
         .run(["m"])
         .mount(Mount::new("/z", &busybox).selector("/bin").readonly())
@@ -231,7 +302,11 @@ fn mounts(cases: &mut Cases) {
         .mount(Mount::cache("/c", &scratch, "id", CacheSharing::Locked))
         .mount(Mount::cache("/d", &busybox, "id2", CacheSharing::Private).selector("x"))
         .mount(Mount::tmpfs("/e", 1024))
-        .mount(Mount::new("/f", &busybox).no_output().content_cache(MountContentCache::On))
+        .mount(
+            Mount::new("/f", &busybox)
+                .no_output()
+                .content_cache(MountContentCache::On),
+        )
         .secret(secret)
         .secret(Secret::env("sid2", "SECRET"))
         .ssh(agent)
@@ -242,22 +317,35 @@ fn mounts(cases: &mut Cases) {
     cases.check("mounts-b", &run(&exec.mount("/b").unwrap(), "n"));
     cases.check("mounts-z", &exec.mount("/z").unwrap());
     assert!(exec.mount("/c").is_none() && exec.mount("/e").is_none() && exec.mount("/nope").is_none());
-    let exec = alpine.run(["ro"]).readonly_root().mount(Mount::new("/out", &scratch)).done();
+    let exec = alpine
+        .run(["ro"])
+        .readonly_root()
+        .mount(Mount::new("/out", &scratch))
+        .done();
     cases.check("readonly", &exec.mount("/out").unwrap());
     cases.check("readonly-root", &exec.root());
 }
 
 fn platforms_and_caps(cases: &mut Cases) {
     let on_arm = Constraints::new().platform(&arm());
-    let options = ImageOptions { constraints: on_arm.clone(), ..ImageOptions::default() };
+    let options = ImageOptions {
+        constraints: on_arm.clone(),
+        ..ImageOptions::default()
+    };
     cases.check("run-platform", &run(&State::image("alpine", options), "p"));
     let constrained = image("alpine").run(["p"]).constraints(&on_arm).done().root();
     cases.check("run-constraint-platform", &run(&constrained, "q"));
     let state = run(&image("alpine"), "p");
     let all: BTreeSet<String> = llb::caps::ALL.iter().map(ToString::to_string).collect();
-    let options = MarshalOptions { caps: Some(all), ..cases.options.clone() };
+    let options = MarshalOptions {
+        caps: Some(all),
+        ..cases.options.clone()
+    };
     cases.check_with("caps-known", &state, &options);
-    let options = MarshalOptions { caps: Some(BTreeSet::new()), ..cases.options.clone() };
+    let options = MarshalOptions {
+        caps: Some(BTreeSet::new()),
+        ..cases.options.clone()
+    };
     cases.check_with("caps-unknown", &state, &options);
 }
 
@@ -271,12 +359,28 @@ fn files(cases: &mut Cases) {
         chown: Some(Chown::parse("me:7")),
         created_ns: Some(1_700_000_000_000_000_005),
     };
-    let root = |chown| MkfileOptions { chown, created_ns: None };
+    let root = |chown| MkfileOptions {
+        chown,
+        created_ns: None,
+    };
     let chain = FileActions::new()
         .mkdir("foo", 0o1777, options)
         .mkfile("foo/bar", 0o600, "data", root(Some(Chown::ids(0, 0))))
-        .symlink("old", "new", SymlinkOptions { chown: Some(Chown::parse("root")), created_ns: None })
-        .rm("x*", RmOptions { allow_not_found: true, allow_wildcard: true });
+        .symlink(
+            "old",
+            "new",
+            SymlinkOptions {
+                chown: Some(Chown::parse("root")),
+                created_ns: None,
+            },
+        )
+        .rm(
+            "x*",
+            RmOptions {
+                allow_not_found: true,
+                allow_wildcard: true,
+            },
+        );
     cases.check("file-chain", &alpine.dir("/wd").file(chain, &none));
 }
 
@@ -295,12 +399,18 @@ fn copies(cases: &mut Cases) {
         allow_wildcard: true,
         allow_empty_wildcard: true,
         always_replace_existing_dest_paths: true,
-        chown: Some(Chown { user: Some(Owner::Name("n".into())), group: None }),
+        chown: Some(Chown {
+            user: Some(Owner::Name("n".into())),
+            group: None,
+        }),
         ..CopyOptions::default()
     };
     let copy = FileActions::new().copy(&alpine, "/etc/../x", "y/", options);
     cases.check("copy", &busybox.file(copy, &none));
-    let symbolic = CopyOptions { mode_str: "u+x".into(), ..CopyOptions::default() };
+    let symbolic = CopyOptions {
+        mode_str: "u+x".into(),
+        ..CopyOptions::default()
+    };
     let copy = FileActions::new()
         .copy(&alpine.dir("/s"), "a", "b/.", CopyOptions::default())
         .copy(&alpine, ".", ".", CopyOptions::default())
@@ -316,7 +426,9 @@ fn copies(cases: &mut Cases) {
         .copy(&bound, "/m/f", "/three", CopyOptions::default());
     cases.check("copy-actions", &busybox.file(copy, &none));
     let copy = |from: &State| FileActions::new().copy(from, "/a", "/b", CopyOptions::default());
-    let state = State::scratch().file(copy(&alpine), &none).file(copy(&State::scratch()), &none);
+    let state = State::scratch()
+        .file(copy(&alpine), &none)
+        .file(copy(&State::scratch()), &none);
     cases.check("copy-scratch", &state);
 }
 
@@ -336,14 +448,39 @@ fn locations(cases: &mut Cases) {
     let map = SourceMap::new(None, "Dockerfile", "Dockerfile", "FROM x\n");
     let at = |line| {
         let position = Some(pb::Position { line, character: 0 });
-        Constraints::new().location(&map, vec![pb::Range { start: position, end: position }])
+        Constraints::new().location(
+            &map,
+            vec![pb::Range {
+                start: position,
+                end: position,
+            }],
+        )
     };
-    let base = State::image("alpine", ImageOptions { constraints: at(1), ..ImageOptions::default() });
+    let base = State::image(
+        "alpine",
+        ImageOptions {
+            constraints: at(1),
+            ..ImageOptions::default()
+        },
+    );
     let described = at(2).description([("a", "b")]).export_cache(true);
     let chained = base.run(["one"]).constraints(&described).done().root();
-    let second = chained.run(["two"]).constraints(&at(3).export_cache(false)).done().root();
-    cases.check("locations", &merge([&second, &chained], &Constraints::new().ignore_cache()));
-    let options = MarshalOptions { platform: arm(), ..MarshalOptions::default() };
+    let second = chained
+        .run(["two"])
+        .constraints(&at(3).export_cache(false))
+        .done()
+        .root();
+    cases.check(
+        "locations",
+        &merge([&second, &chained], &Constraints::new().ignore_cache()),
+    );
+    let options = MarshalOptions {
+        platform: arm(),
+        ..MarshalOptions::default()
+    };
     let definition: Definition = chained.marshal(&options).unwrap();
-    cases.check("imported", &run(&State::from_definition(&definition).unwrap(), "after"));
+    cases.check(
+        "imported",
+        &run(&State::from_definition(&definition).unwrap(), "after"),
+    );
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use llb::pb::{self, Definition, Op};
 use llb::{Constraints, Graph, GraphError, ImageOptions, MarshalOptions, OpError, State, encode_op, merge};
 use oci::Digest;
-use prost::Message as _;
 use proptest::prelude::*;
+use prost::Message as _;
 
 fn image(name: &str) -> State {
     State::image(name, ImageOptions::default())
@@ -20,44 +20,83 @@ fn marshal(state: &State) -> Definition {
 /// Makes a definition whose result is the first output of `op`.
 fn definition(op: &Op) -> Definition {
     let raw = encode_op(op);
-    let root = Op { inputs: vec![input(&raw, 0)], ..Op::default() };
-    Definition { def: vec![raw, root.encode_to_vec().into()], ..Definition::default() }
+    let root = Op {
+        inputs: vec![input(&raw, 0)],
+        ..Op::default()
+    };
+    Definition {
+        def: vec![raw, root.encode_to_vec().into()],
+        ..Definition::default()
+    }
 }
 
 fn input(raw: &Bytes, index: i64) -> pb::Input {
-    pb::Input { digest: Digest::sha256(raw).to_string(), index }
+    pb::Input {
+        digest: Digest::sha256(raw).to_string(),
+        index,
+    }
 }
 
 fn exec(change: impl FnOnce(&mut pb::ExecOp)) -> Op {
     let mut exec = pb::ExecOp {
-        meta: Some(pb::Meta { args: vec!["a".into()], ..Default::default() }),
-        mounts: vec![pb::Mount { input: -1, dest: "/".into(), ..Default::default() }],
+        meta: Some(pb::Meta {
+            args: vec!["a".into()],
+            ..Default::default()
+        }),
+        mounts: vec![pb::Mount {
+            input: -1,
+            dest: "/".into(),
+            ..Default::default()
+        }],
         ..Default::default()
     };
     change(&mut exec);
-    Op { op: Some(pb::op::Op::Exec(exec)), ..Op::default() }
+    Op {
+        op: Some(pb::op::Op::Exec(exec)),
+        ..Op::default()
+    }
 }
 
 fn file(change: impl FnOnce(&mut pb::FileAction)) -> Op {
-    let mkdir = pb::FileActionMkDir { path: "/a".into(), ..Default::default() };
+    let mkdir = pb::FileActionMkDir {
+        path: "/a".into(),
+        ..Default::default()
+    };
     let action = Some(pb::file_action::Action::Mkdir(mkdir));
-    let mut action = pb::FileAction { input: -1, secondary_input: -1, output: 0, action };
+    let mut action = pb::FileAction {
+        input: -1,
+        secondary_input: -1,
+        output: 0,
+        action,
+    };
     change(&mut action);
-    Op { op: Some(pb::op::Op::File(pb::FileOp { actions: vec![action] })), ..Op::default() }
+    Op {
+        op: Some(pb::op::Op::File(pb::FileOp {
+            actions: vec![action],
+        })),
+        ..Op::default()
+    }
 }
 
 #[test]
 fn vertices_come_in_topological_order() {
     let alpine = image("alpine");
     let one = alpine.run(["one"]).done().root();
-    let graph = Graph::load(&marshal(&merge([&one, &alpine, &one], &Constraints::new().custom_name("all")))).unwrap();
+    let graph = Graph::load(&marshal(&merge(
+        [&one, &alpine, &one],
+        &Constraints::new().custom_name("all"),
+    )))
+    .unwrap();
     assert_eq!(graph.vertices().len(), 3);
     for (at, vertex) in graph.vertices().iter().enumerate() {
         assert!(vertex.inputs.iter().all(|edge| edge.vertex < at));
         assert_eq!(vertex.digest, Digest::sha256(&vertex.raw));
     }
     let root = graph.vertex(graph.root());
-    assert_eq!(root.name, "merge (one, docker-image://docker.io/library/alpine:latest, one)");
+    assert_eq!(
+        root.name,
+        "merge (one, docker-image://docker.io/library/alpine:latest, one)"
+    );
     assert_eq!(root.metadata.description["llb.customname"], "all");
     assert_eq!(graph.find(&root.digest), Some(2));
 }
@@ -85,18 +124,39 @@ fn names_of_nested_merges_stay_short() {
 
 #[test]
 fn shapes_that_are_no_graph_are_refused() {
-    let load = |def: Vec<Bytes>| Graph::load(&Definition { def, ..Definition::default() }).unwrap_err();
+    let load = |def: Vec<Bytes>| {
+        Graph::load(&Definition {
+            def,
+            ..Definition::default()
+        })
+        .unwrap_err()
+    };
     assert_eq!(load(Vec::new()), GraphError::Empty);
     assert_eq!(load(vec![encode_op(&exec(|_| {}))]), GraphError::TooSmall(1));
-    assert!(matches!(load(vec!["\u{1}".into(), Bytes::new()]), GraphError::Decode(_)));
-    assert_eq!(load(vec![encode_op(&exec(|_| {})), Bytes::new()]), GraphError::NoRoot);
-    let missing = Op { inputs: vec![pb::Input { digest: "sha256:x".into(), index: 0 }], ..Op::default() };
+    assert!(matches!(
+        load(vec!["\u{1}".into(), Bytes::new()]),
+        GraphError::Decode(_)
+    ));
+    assert_eq!(
+        load(vec![encode_op(&exec(|_| {})), Bytes::new()]),
+        GraphError::NoRoot
+    );
+    let missing = Op {
+        inputs: vec![pb::Input {
+            digest: "sha256:x".into(),
+            index: 0,
+        }],
+        ..Op::default()
+    };
     let missing = encode_op(&missing);
     let error = load(vec![encode_op(&exec(|_| {})), missing]);
     assert_eq!(error, GraphError::MissingInput("sha256:x".into()));
     for index in [-1, 1, i64::MAX] {
         let raw = encode_op(&exec(|_| {}));
-        let root = encode_op(&Op { inputs: vec![input(&raw, index)], ..Op::default() });
+        let root = encode_op(&Op {
+            inputs: vec![input(&raw, index)],
+            ..Op::default()
+        });
         assert_eq!(load(vec![raw, root]), GraphError::Output { input: 0, index });
     }
 }
@@ -107,10 +167,22 @@ fn bad_operations_are_refused() {
     let value = |field, value| OpError::UnknownValue { field, value };
     let cases = [
         (Op::default(), OpError::UnknownKind),
-        (exec(|exec| exec.meta = None), OpError::Missing("exec op with no meta")),
-        (exec(|exec| exec.meta = Some(pb::Meta::default())), OpError::Missing("exec op with no args")),
-        (exec(|exec| exec.mounts.clear()), OpError::Missing("exec op with no mounts")),
-        (exec(|exec| exec.mounts[0].dest = "/a".into()), OpError::Missing("exec op with no rootfs")),
+        (
+            exec(|exec| exec.meta = None),
+            OpError::Missing("exec op with no meta"),
+        ),
+        (
+            exec(|exec| exec.meta = Some(pb::Meta::default())),
+            OpError::Missing("exec op with no args"),
+        ),
+        (
+            exec(|exec| exec.mounts.clear()),
+            OpError::Missing("exec op with no mounts"),
+        ),
+        (
+            exec(|exec| exec.mounts[0].dest = "/a".into()),
+            OpError::Missing("exec op with no rootfs"),
+        ),
         (exec(|exec| exec.mounts[0].input = 0), index("mount input", 0)),
         (exec(|exec| exec.mounts[0].input = -2), index("mount input", -2)),
         (exec(|exec| exec.mounts[0].output = 1), index("mount output", 1)),
@@ -118,9 +190,15 @@ fn bad_operations_are_refused() {
         (exec(|exec| exec.network = 7), value("network mode", 7)),
         (exec(|exec| exec.security = 2), value("security mode", 2)),
         (file(|action| action.input = 0), index("file action input", 0)),
-        (file(|action| action.secondary_input = 3), index("file action secondary input", 3)),
+        (
+            file(|action| action.secondary_input = 3),
+            index("file action secondary input", 3),
+        ),
         (file(|action| action.output = 1), index("file action output", 1)),
-        (file(|action| action.action = None), OpError::Missing("file action of unknown kind")),
+        (
+            file(|action| action.action = None),
+            OpError::Missing("file action of unknown kind"),
+        ),
     ];
     for (op, want) in cases {
         assert_eq!(Graph::load(&definition(&op)).unwrap_err(), GraphError::Op(want));
@@ -137,16 +215,34 @@ fn rewriting_renews_what_depends_on_the_change() {
     graph
         .rewrite::<OpError>(|vertex| {
             let mut op = vertex.op.clone();
-            let Some(pb::op::Op::Source(source)) = &mut op.op else { return Ok(None) };
+            let Some(pb::op::Op::Source(source)) = &mut op.op else {
+                return Ok(None);
+            };
             source.identifier = source.identifier.replace("alpine:latest", "alpine:3");
             Ok(vertex.name.contains("alpine").then_some(op))
         })
         .unwrap();
-    let want = marshal(&merge([&image("alpine:3").run(["one"]).done().root(), &image("busybox")], &Constraints::new()));
+    let want = marshal(&merge(
+        [&image("alpine:3").run(["one"]).done().root(), &image("busybox")],
+        &Constraints::new(),
+    ));
     let want = Graph::load(&want).unwrap();
-    let digests = |graph: &Graph| graph.vertices().iter().map(|vertex| vertex.digest).collect::<Vec<_>>();
+    let digests = |graph: &Graph| {
+        graph
+            .vertices()
+            .iter()
+            .map(|vertex| vertex.digest)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(digests(&graph), digests(&want));
-    assert_eq!(before.iter().zip(digests(&graph)).filter(|(before, after)| *before == after).count(), 1);
+    assert_eq!(
+        before
+            .iter()
+            .zip(digests(&graph))
+            .filter(|(before, after)| *before == after)
+            .count(),
+        1
+    );
 }
 
 proptest! {

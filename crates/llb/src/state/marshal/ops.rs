@@ -18,78 +18,24 @@ use crate::{attr, caps, encode_op};
 
 impl Marshaler<'_> {
     pub(super) fn encode_vertex(&self, vertex: &Vertex) -> Result<Encoded, MarshalError> {
+        if let Kind::Imported { set, digest } = &vertex.kind {
+            let (raw, metadata, locations) = set.marshal(digest).ok_or(MarshalError::NoIdentifier)?;
+            return Ok(Encoded {
+                raw,
+                metadata: metadata.clone(),
+                locations: locations.to_vec(),
+            });
+        }
         let mut constraints = vertex.constraints.clone();
-        let (mut inputs, mut keeps_platform) = (Vec::new(), false);
-        let kind = match &vertex.kind {
-            Kind::Source {
-                error: Some(error), ..
-            } => return Err(error.clone()),
-            Kind::Source {
-                identifier, attrs, ..
-            } => {
-                keeps_platform =
-                    identifier.starts_with("docker-image://") || identifier.starts_with("oci-layout://");
-                op::Op::Source(self.source(identifier, attrs, &mut constraints)?)
+        let mut inputs = Vec::new();
+        let kind = self.kind(&vertex.kind, &mut constraints, &mut inputs)?;
+        let keeps_platform = match &kind {
+            op::Op::Exec(_) | op::Op::Build(_) => true,
+            op::Op::Source(source) => {
+                let identifier = &source.identifier;
+                identifier.starts_with("docker-image://") || identifier.starts_with("oci-layout://")
             }
-            Kind::Exec(exec) => {
-                keeps_platform = true;
-                op::Op::Exec(self.exec(exec, &mut constraints, &mut inputs)?)
-            }
-            Kind::File(actions) => {
-                constraints.add_cap(caps::FILE_BASE);
-                op::Op::File(self.file(actions, &mut inputs)?)
-            }
-            Kind::Merge(merged) => {
-                inputs = merged.iter().map(|input| self.input(input)).collect();
-                op::Op::Merge(MergeOp {
-                    inputs: (0..)
-                        .take(inputs.len())
-                        .map(|input| MergeInput { input })
-                        .collect(),
-                })
-            }
-            Kind::Diff { lower, upper } => {
-                op::Op::Diff(self.diff(lower.as_ref(), upper.as_ref(), &mut inputs))
-            }
-            Kind::Passthrough {
-                id,
-                inputs: passed,
-                outputs,
-            } => {
-                if id.is_empty() {
-                    return Err(MarshalError::NoId);
-                }
-                if outputs.is_empty() {
-                    return Err(MarshalError::NoOutput);
-                }
-                inputs = passed.iter().map(|input| self.input(input)).collect();
-                op::Op::Passthrough(PassthroughOp {
-                    id: id.clone(),
-                    outputs: outputs.clone(),
-                })
-            }
-            Kind::Build { source, attrs } => {
-                keeps_platform = true;
-                inputs = vec![self.input(source)];
-                let definition = (LLB_DEFINITION_INPUT.to_owned(), BuildInput { input: 0 });
-                let attrs = attrs.clone();
-                op::Op::Build(BuildOp {
-                    builder: EMPTY,
-                    inputs: BTreeMap::from([definition]),
-                    def: None,
-                    attrs,
-                })
-            }
-            // Inputs are resolved before they are encoded.
-            Kind::Deferred(_) => return Err(MarshalError::NoIdentifier),
-            Kind::Imported { set, digest } => {
-                let (raw, metadata, locations) = set.marshal(digest).ok_or(MarshalError::NoIdentifier)?;
-                return Ok(Encoded {
-                    raw,
-                    metadata: metadata.clone(),
-                    locations: locations.to_vec(),
-                });
-            }
+            _ => false,
         };
         let (constrained, metadata) = self.constrained(&constraints);
         let platform = constrained.platform.filter(|_| keeps_platform);
@@ -103,6 +49,61 @@ impl Marshaler<'_> {
             raw,
             metadata,
             locations: constraints.locations,
+        })
+    }
+
+    fn kind(
+        &self,
+        kind: &Kind,
+        constraints: &mut Constraints,
+        inputs: &mut Vec<Input>,
+    ) -> Result<op::Op, MarshalError> {
+        Ok(match kind {
+            Kind::Source {
+                error: Some(error), ..
+            } => return Err(error.clone()),
+            Kind::Source {
+                identifier, attrs, ..
+            } => op::Op::Source(self.source(identifier, attrs, constraints)?),
+            Kind::Exec(exec) => op::Op::Exec(self.exec(exec, constraints, inputs)?),
+            Kind::File(actions) => {
+                constraints.add_cap(caps::FILE_BASE);
+                op::Op::File(self.file(actions, inputs)?)
+            }
+            Kind::Merge(merged) => {
+                inputs.extend(merged.iter().map(|input| self.input(input)));
+                let merged = (0..).take(inputs.len()).map(|input| MergeInput { input });
+                op::Op::Merge(MergeOp {
+                    inputs: merged.collect(),
+                })
+            }
+            Kind::Diff { lower, upper } => op::Op::Diff(self.diff(lower.as_ref(), upper.as_ref(), inputs)),
+            Kind::Passthrough { id, .. } if id.is_empty() => return Err(MarshalError::NoId),
+            Kind::Passthrough { outputs, .. } if outputs.is_empty() => return Err(MarshalError::NoOutput),
+            Kind::Passthrough {
+                id,
+                inputs: passed,
+                outputs,
+            } => {
+                inputs.extend(passed.iter().map(|input| self.input(input)));
+                op::Op::Passthrough(PassthroughOp {
+                    id: id.clone(),
+                    outputs: outputs.clone(),
+                })
+            }
+            Kind::Build { source, attrs } => {
+                inputs.push(self.input(source));
+                let definition = (LLB_DEFINITION_INPUT.to_owned(), BuildInput { input: 0 });
+                let definition = BTreeMap::from([definition]);
+                op::Op::Build(BuildOp {
+                    builder: EMPTY,
+                    inputs: definition,
+                    def: None,
+                    attrs: attrs.clone(),
+                })
+            }
+            // Inputs are resolved, and what is imported is passed on, before anything is encoded.
+            Kind::Deferred(_) | Kind::Imported { .. } => return Err(MarshalError::NoIdentifier),
         })
     }
 
