@@ -80,6 +80,7 @@ struct Parts {
     frontend: Option<(String, String)>,
     unsupported_subrequest: Option<String>,
     unsupported_capability: Option<String>,
+    lost_inputs: Vec<usize>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -96,6 +97,7 @@ impl BuildError {
             frontend: None,
             unsupported_subrequest: None,
             unsupported_capability: None,
+            lost_inputs: Vec::new(),
             source: None,
         }))
     }
@@ -188,6 +190,28 @@ impl BuildError {
     pub fn with_unsupported_capability(mut self, name: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.0).unsupported_capability = Some(name.into());
         self
+    }
+
+    /// Says that this input of the op cannot be had any more, although it was found in a cache. If it was loaded, it is
+    /// forgotten and made anew, and the op is tried again; else the error stands.
+    #[must_use]
+    pub fn with_lost_input(mut self, input: usize) -> Self {
+        Arc::make_mut(&mut self.0).lost_inputs.push(input);
+        self
+    }
+
+    /// Says which of the vertex's inputs a lost input is, where the op knew only that it lost what it was given.
+    #[must_use]
+    pub(crate) fn rename_lost_inputs(mut self, input: usize) -> Self {
+        if !self.0.lost_inputs.is_empty() {
+            Arc::make_mut(&mut self.0).lost_inputs = vec![input];
+        }
+        self
+    }
+
+    /// Returns the inputs that cannot be had any more.
+    pub fn lost_inputs(&self) -> &[usize] {
+        &self.0.lost_inputs
     }
 
     /// Returns who has to act.

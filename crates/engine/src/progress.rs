@@ -168,7 +168,7 @@ enum Entry {
     Vertex(Digest),
     Status(Digest, String),
     Log(VertexLog),
-    Warning(VertexWarning),
+    Warning(Box<VertexWarning>),
 }
 
 /// State that changes are merged into and that readers walk by sequence number.
@@ -232,7 +232,7 @@ impl Board {
     fn warning(&mut self, warning: VertexWarning) {
         if self.warnings < MAX_WARNINGS {
             self.warnings += 1;
-            self.push(Entry::Warning(warning));
+            self.push(Entry::Warning(Box::new(warning)));
         }
     }
 
@@ -240,13 +240,11 @@ impl Board {
     fn read(&self, cursor: &mut u64) -> StatusBatch {
         let mut batch = StatusBatch::default();
         let mut bytes = 0;
-        let mut entries = 0;
         let mut clipped = *cursor < self.logs_dropped;
-        for (number, entry) in self.order.range(*cursor..) {
+        for (entries, (number, entry)) in self.order.range(*cursor..).enumerate() {
             if entries >= MAX_BATCH_ENTRIES || bytes >= MAX_BATCH_BYTES {
                 return batch;
             }
-            entries += 1;
             *cursor = number + 1;
             match entry {
                 Entry::Vertex(digest) => batch
@@ -269,7 +267,7 @@ impl Board {
                 }
                 Entry::Warning(warning) => {
                     bytes += warning.size();
-                    batch.warnings.push(warning.clone());
+                    batch.warnings.push(warning.as_ref().clone());
                 }
             }
         }
@@ -501,7 +499,7 @@ impl VertexProgress {
                     }
                 }
                 Entry::Log(log) => job.log(log.clone()),
-                Entry::Warning(warning) => job.warn(warning.clone()),
+                Entry::Warning(warning) => job.warn(warning.as_ref().clone()),
             }
         }
         this.jobs.push(job.clone());

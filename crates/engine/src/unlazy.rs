@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::BuildError;
+use crate::error::{BuildError, ErrorKind};
 use crate::op::{OpContext, ResultRef};
 use crate::progress::VertexProgress;
 use crate::session::SessionGroup;
@@ -44,13 +44,18 @@ pub trait Unlazy: Send + Sync + fmt::Debug {
     async fn unpack(&self, ctx: &FetchContext, reference: &cache::ImmutableRef) -> Result<(), BuildError>;
 }
 
-/// Makes the snapshots of all inputs of a step.
+/// Makes the snapshots of all inputs of a step, at once.
 ///
 /// # Errors
-/// The first failure.
+/// The first failure. When an input's bytes do not exist any more, the error names it: what came from a cache is then
+/// made anew.
 pub async fn unpack_all(unlazy: &dyn Unlazy, ctx: &FetchContext, inputs: &[ResultRef]) -> Result<(), BuildError> {
-    for reference in inputs.iter().filter_map(ResultRef::get).filter(|reference| reference.is_lazy()) {
-        unlazy.unpack(ctx, reference).await?;
-    }
-    Ok(())
+    let lazy = inputs.iter().enumerate().filter_map(|(index, input)| Some((index, input.get()?)));
+    let unpacked = lazy.filter(|(_, reference)| reference.is_lazy()).map(|(index, reference)| async move {
+        unlazy.unpack(ctx, reference).await.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => error.with_lost_input(index),
+            _ => error,
+        })
+    });
+    futures_util::future::try_join_all(unpacked).await.map(drop)
 }

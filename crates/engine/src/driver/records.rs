@@ -93,6 +93,16 @@ impl LocalRecords {
             .map_err(|error| BuildError::from_source(ErrorKind::Internal, error))
     }
 
+    /// Forgets a local result wherever it is recorded.
+    pub(crate) fn forget(&self, stored: &StoredResult) {
+        if stored.key.store != StoreId::LOCAL {
+            return;
+        }
+        if let Err(error) = self.store.records().release(&stored.result) {
+            tracing::warn!(%error, result = %stored.result, "a lost result cannot be forgotten");
+        }
+    }
+
     /// Loads a result; `None` when it is gone.
     pub(crate) fn load(&self, stored: &StoredResult) -> Option<ResultRef> {
         let record = stored.key.record.to_string();

@@ -306,6 +306,7 @@ impl DriverTask {
                 None => inputs.push(self.no_op(effect, vertex)),
             },
             Effect::Save { vertex, record } => self.save(vertex, &record),
+            Effect::Forget { stored } => self.parts.records.forget(&stored),
             Effect::Cancel { effect } => {
                 if let Some(cancel) = self.cancels.get(&effect) {
                     cancel.cancel();
@@ -512,6 +513,10 @@ impl DriverTask {
                 Input::Executed { effect, outputs }
             }
             Answer::Failed(error) => Input::Failed { effect, error },
+            Answer::Lost(error) => {
+                tracing::warn!(%error, inputs = ?error.lost_inputs(), "cached inputs are gone");
+                Input::Lost { effect, inputs: error.lost_inputs().to_vec(), error }
+            }
             Answer::Canceled => Input::Canceled { effect },
         };
         self.tell(input);

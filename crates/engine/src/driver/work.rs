@@ -25,6 +25,7 @@ pub(crate) enum Answer {
     Loaded(Option<(ResultRef, SystemTime)>),
     Executed(Vec<Option<ResultRef>>),
     Failed(BuildError),
+    Lost(BuildError),
     Canceled,
 }
 
@@ -44,8 +45,10 @@ pub(crate) async fn cancellable(cancel: CancellationToken, work: impl Future<Out
 fn failed(error: BuildError, cancel: &CancellationToken) -> Answer {
     if cancel.is_cancelled() || error.is_canceled() {
         Answer::Canceled
-    } else {
+    } else if error.lost_inputs().is_empty() {
         Answer::Failed(error)
+    } else {
+        Answer::Lost(error)
     }
 }
 
@@ -87,6 +90,7 @@ pub(crate) async fn checksum(op: Arc<dyn Op>, ctx: OpContext, input: usize, refe
     match op.content_digest(&ctx, input, &reference).await {
         Ok(digest) => Answer::Checksum(digest),
         Err(error) => {
+            let error = error.rename_lost_inputs(input);
             let error = name_op(error, &ctx, &[reference], Some(Subject::ContentOf(input)));
             let answer = failed(error.clone(), &ctx.cancel);
             if matches!(answer, Answer::Failed(_)) {
