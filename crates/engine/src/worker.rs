@@ -55,14 +55,22 @@ impl Worker {
     pub fn new(parts: WorkerParts) -> Result<Self, BuildError> {
         let socket_dir = parts.dir.join("sockets");
         remake(&socket_dir).map_err(|error| {
-            BuildError::from_source(ErrorKind::Internal, error).context(format!("prepare {}", socket_dir.display()))
+            BuildError::from_source(ErrorKind::Internal, error)
+                .context(format!("prepare {}", socket_dir.display()))
         })?;
-        Ok(Self { parts, cache_dirs: CacheDirs::default(), socket_dir })
+        Ok(Self {
+            parts,
+            cache_dirs: CacheDirs::default(),
+            socket_dir,
+        })
     }
 
     fn exec(&self, vertex: &VertexSpec) -> Result<Arc<dyn Op>, BuildError> {
         let executor = self.parts.executor.clone().ok_or_else(|| {
-            BuildError::new(ErrorKind::Denied, "running containers needs root: start the daemon as root")
+            BuildError::new(
+                ErrorKind::Denied,
+                "running containers needs root: start the daemon as root",
+            )
         })?;
         let parts = ExecParts {
             executor,
@@ -87,6 +95,10 @@ impl Worker {
 }
 
 fn remake(dir: &Path) -> std::io::Result<()> {
+    // What a killed daemon left mounted must not be emptied.
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        snapshot::unmount(&entry.path()).map_err(|error| error.source)?;
+    }
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -134,10 +146,17 @@ impl SourceResolver for Worker {
             "oci-layout" => oci_layout::resolve_meta(&self.parts.images, ctx, op, request).await,
             "http" | "https" => {
                 let http = self.parts.http.resolve_meta(ctx, &op).await?;
-                Ok(SourceMeta { op, http: Some(http), ..SourceMeta::default() })
+                Ok(SourceMeta {
+                    op,
+                    http: Some(http),
+                    ..SourceMeta::default()
+                })
             }
             // There is nothing to find out without the directory's transfer.
-            "local" => Ok(SourceMeta { op, ..SourceMeta::default() }),
+            "local" => Ok(SourceMeta {
+                op,
+                ..SourceMeta::default()
+            }),
             scheme => Err(unknown_scheme(scheme)),
         }
     }

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use cache::Store;
 use executor::{
-    Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest, Security, Stdio, Ulimit,
+    Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest, Security, Stdio,
+    Ulimit,
 };
 use llb::pb;
 use oci::Digest;
@@ -47,7 +48,7 @@ pub struct ExecParts {
     pub unlazy: Arc<dyn Unlazy>,
     /// The cache mounts in use.
     pub cache_dirs: CacheDirs,
-    /// A directory of this op's own for sockets; must exist.
+    /// A directory of this op's own for sockets and mounts; must exist.
     pub socket_dir: PathBuf,
 }
 
@@ -70,7 +71,12 @@ impl ExecOp {
         validate(exec)?;
         let key = key::key(exec, vertex.op.platform.as_ref(), vertex.inputs.len())?;
         let resources = resources(vertex.metadata.linux_resources.as_ref());
-        Ok(Self { op: Arc::clone(&vertex.op), parts, key, resources })
+        Ok(Self {
+            op: Arc::clone(&vertex.op),
+            parts,
+            key,
+            resources,
+        })
     }
 
     fn exec_op(&self) -> Result<&pb::ExecOp, BuildError> {
@@ -86,7 +92,9 @@ fn exec_op(op: &pb::Op) -> Result<&pb::ExecOp, BuildError> {
 }
 
 fn validate(exec: &pb::ExecOp) -> Result<(), BuildError> {
-    let Some(meta) = &exec.meta else { return Err(BuildError::user("invalid exec op with no meta")) };
+    let Some(meta) = &exec.meta else {
+        return Err(BuildError::user("invalid exec op with no meta"));
+    };
     if meta.args.is_empty() {
         return Err(BuildError::user("invalid exec op with no args"));
     }
@@ -129,19 +137,35 @@ impl Op for ExecOp {
         input: usize,
         reference: &ResultRef,
     ) -> Result<Option<Digest>, BuildError> {
-        let Some(selectors) = self.key.selectors.get(input).and_then(Option::as_ref) else { return Ok(None) };
-        unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), std::slice::from_ref(reference)).await?;
+        let Some(selectors) = self.key.selectors.get(input).and_then(Option::as_ref) else {
+            return Ok(None);
+        };
+        unpack_all(
+            &*self.parts.unlazy,
+            &FetchContext::from(ctx),
+            std::slice::from_ref(reference),
+        )
+        .await?;
         checksum::of(reference, selectors.clone()).await.map(Some)
     }
 
-    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
+    async fn exec(
+        &self,
+        ctx: &OpContext,
+        inputs: &[ResultRef],
+    ) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let exec = self.exec_op()?;
         unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
         let env = environment(ctx, exec).await?;
         let prepared = Mounts::new(ctx, &self.parts, exec, inputs).prepare().await?;
         let request = self.request(exec, env, &prepared)?;
         let ran = run(&self.parts.executor, ctx, request).await;
-        let outcome = ran.map_err(run_error).and_then(|status| judge(exec, status));
+        if let Err(error @ RunError::Start { .. }) = &ran {
+            ctx.progress().log(LogStream::Stderr, format!("{error}\n"));
+        }
+        let outcome = ran
+            .map_err(|error| run_error(exec, error))
+            .and_then(|status| judge(exec, status));
         let failed = outcome.is_err();
         let finished = blocking(move || prepared.finish(failed)).await?;
         match outcome {
@@ -162,7 +186,11 @@ impl Op for ExecOp {
         let secret_files = exec.mounts.iter().filter_map(|mount| mount.secret_opt.as_ref());
         let secrets = secret_files
             .map(|secret| (secret.id.clone(), secret.optional))
-            .chain(exec.secretenv.iter().map(|secret| (secret.id.clone(), secret.optional)))
+            .chain(
+                exec.secretenv
+                    .iter()
+                    .map(|secret| (secret.id.clone(), secret.optional)),
+            )
             .collect();
         let agents = exec.mounts.iter().filter_map(|mount| mount.ssh_opt.as_ref());
         Some(OpProvenance {
@@ -181,9 +209,17 @@ impl ExecOp {
         env: Vec<String>,
         prepared: &Prepared,
     ) -> Result<RunRequest, BuildError> {
-        let meta = exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec op lost its meta"))?;
-        let process =
-            Process { args: meta.args.clone(), env, cwd: meta.cwd.clone(), user: meta.user.clone(), tty: false };
+        let meta = exec
+            .meta
+            .as_ref()
+            .ok_or_else(|| BuildError::internal("an exec op lost its meta"))?;
+        let process = Process {
+            args: meta.args.clone(),
+            env,
+            cwd: meta.cwd.clone(),
+            user: meta.user.clone(),
+            tty: false,
+        };
         let mut request = RunRequest::new(prepared.root.clone(), process);
         request.mounts.clone_from(&prepared.mounts);
         request.network = network(exec.network)?;
@@ -193,7 +229,11 @@ impl ExecOp {
         request.ulimits = meta
             .ulimit
             .iter()
-            .map(|limit| Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+            .map(|limit| Ulimit {
+                name: limit.name.clone(),
+                soft: limit.soft,
+                hard: limit.hard,
+            })
             .collect();
         request.cgroup_parent.clone_from(&meta.cgroup_parent);
         request.resources = self.resources.clone();
@@ -224,7 +264,10 @@ pub(crate) fn security(mode: i32) -> Result<Security, BuildError> {
 /// Reads further lines of `/etc/hosts`.
 pub(crate) fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<HostAddress>, BuildError> {
     let read = |entry: &pb::HostIp| match entry.ip.parse::<IpAddr>() {
-        Ok(address) => Ok(HostAddress { host: entry.host.clone(), address }),
+        Ok(address) => Ok(HostAddress {
+            host: entry.host.clone(),
+            address,
+        }),
         Err(_) => Err(BuildError::user(format!("failed to parse IP {}", entry.ip))),
     };
     hosts.iter().map(read).collect()
@@ -258,7 +301,10 @@ async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Resul
     let mut env = Vec::with_capacity(secrets.len());
     for secret in secrets {
         if secret.id.is_empty() {
-            return Err(BuildError::user(format!("secret ID missing for {:?} environment variable", secret.name)));
+            return Err(BuildError::user(format!(
+                "secret ID missing for {:?} environment variable",
+                secret.name
+            )));
         }
         let value = match mounts::secret(ctx, &secret.id).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -272,10 +318,17 @@ async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Resul
 
 /// Runs a container and shows what it writes.
 async fn run(executor: &Executor, ctx: &OpContext, request: RunRequest) -> Result<ExitStatus, RunError> {
-    let failure = |source| RunError::Io { what: "pipe for the process' output".to_owned(), source };
+    let failure = |source| RunError::Io {
+        what: "pipe for the process' output".to_owned(),
+        source,
+    };
     let (stdout, stdout_end) = log_pipe().map_err(failure)?;
     let (stderr, stderr_end) = log_pipe().map_err(failure)?;
-    let stdio = Stdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
+    let stdio = Stdio {
+        stdin: None,
+        stdout: Some(stdout_end),
+        stderr: Some(stderr_end),
+    };
     let progress = ctx.progress();
     let (status, (), ()) = tokio::join!(
         executor.run(request, stdio, ctx.cancel()),
@@ -309,7 +362,9 @@ fn judge(exec: &pb::ExecOp, status: ExitStatus) -> Result<(), BuildError> {
     let is_valid = if meta.valid_exit_codes.is_empty() {
         status.success()
     } else {
-        meta.valid_exit_codes.iter().any(|code| u32::try_from(*code) == Ok(status.code))
+        meta.valid_exit_codes
+            .iter()
+            .any(|code| u32::try_from(*code) == Ok(status.code))
     };
     if is_valid {
         return Ok(());
@@ -318,25 +373,42 @@ fn judge(exec: &pb::ExecOp, status: ExitStatus) -> Result<(), BuildError> {
     if status.oom_killed {
         reason.push_str(": cannot allocate memory");
     }
-    let process = meta.args.join(" ");
-    let text = format!("process {process:?} did not complete successfully: {reason}");
-    Err(BuildError::user(text).with_exit_code(status.code))
+    Err(BuildError::user(reason)
+        .context(subject(exec))
+        .with_exit_code(status.code))
 }
 
-fn run_error(error: RunError) -> BuildError {
-    match error {
-        RunError::Canceled => BuildError::canceled(),
-        RunError::Invalid { .. } | RunError::Start { .. } => BuildError::from_source(ErrorKind::User, error),
+/// What a failure is about.
+fn subject(exec: &pb::ExecOp) -> String {
+    let process = exec
+        .meta
+        .as_ref()
+        .map(|meta| meta.args.join(" "))
+        .unwrap_or_default();
+    format!("process {process:?} did not complete successfully")
+}
+
+fn run_error(exec: &pb::ExecOp, error: RunError) -> BuildError {
+    let error = match error {
+        RunError::Canceled => return BuildError::canceled(),
+        // As an OCI runtime ends when it cannot start its program.
+        RunError::Start { .. } => BuildError::from_source(ErrorKind::User, error).with_exit_code(1),
+        RunError::Invalid { .. } => BuildError::from_source(ErrorKind::User, error),
         RunError::Unprivileged { .. } => BuildError::from_source(ErrorKind::Denied, error),
         RunError::SupervisorLost { .. } => BuildError::from_source(ErrorKind::Unavailable, error),
-        RunError::NotRunning { .. } | RunError::Io { .. } => BuildError::from_source(ErrorKind::Internal, error),
-    }
+        RunError::NotRunning { .. } | RunError::Io { .. } => {
+            BuildError::from_source(ErrorKind::Internal, error)
+        }
+    };
+    error.context(subject(exec))
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| BuildError::internal(format!("exec op: {error}")))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| BuildError::internal(format!("exec op: {error}")))?
 }
 
 #[cfg(test)]
@@ -345,11 +417,22 @@ mod tests {
 
     fn exec(valid_exit_codes: Vec<i32>) -> pb::ExecOp {
         let args = vec!["/bin/sh".to_owned(), "-c".to_owned(), "false".to_owned()];
-        pb::ExecOp { meta: Some(pb::Meta { args, valid_exit_codes, ..Default::default() }), ..Default::default() }
+        pb::ExecOp {
+            meta: Some(pb::Meta {
+                args,
+                valid_exit_codes,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
     }
 
     fn status(code: u32) -> ExitStatus {
-        ExitStatus { code, signal: None, oom_killed: false }
+        ExitStatus {
+            code,
+            signal: None,
+            oom_killed: false,
+        }
     }
 
     #[test]

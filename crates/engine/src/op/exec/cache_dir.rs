@@ -4,10 +4,13 @@
 //! until its holder is gone; ops take their keys in one global order, so no set of ops can wait in a circle.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, Weak};
 
 use cache::{ImmutableRef, MutableRef, RecordType, RefOptions, Store};
+use executor::{ContainerId, MountSource};
 use llb::pb::CacheSharingOpt;
+use snapshot::MountGuard;
 use tokio::sync::{Mutex, Notify};
 
 use super::blocking;
@@ -29,10 +32,24 @@ struct Held {
     /// Taken when it is let go of.
     reference: Option<MutableRef>,
     dirs: Arc<Shared>,
+    /// Where a shared overlay is mounted: two overlays on one upper directory would break it.
+    mount_dir: Option<PathBuf>,
+    mounted: std::sync::Mutex<Option<MountGuard>>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
+        let mounted = self
+            .mounted
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mounted) = mounted {
+            let path = mounted.path().to_owned();
+            // What cannot be removed now goes at the next start.
+            let _ = mounted.unmount();
+            let _ = std::fs::remove_dir(path);
+        }
         drop(self.reference.take());
         self.dirs.released.notify_waiters();
     }
@@ -43,20 +60,45 @@ impl Drop for Held {
 pub(super) struct CacheDir(Arc<Held>);
 
 impl CacheDir {
-    /// Describes how to mount the directory.
-    pub fn mounts(&self, read_only: bool) -> Result<Vec<snapshot::Mount>, BuildError> {
-        let reference = self.0.reference.as_ref();
+    /// Describes what to mount. Blocking.
+    pub fn source(&self, read_only: bool) -> Result<MountSource, BuildError> {
+        let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
+        let held = &*self.0;
+        let mut mounted = held.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mounted) = &*mounted {
+            return Ok(MountSource::Host(mounted.path().to_owned()));
+        }
+        let reference = held.reference.as_ref();
         let reference = reference.ok_or_else(|| BuildError::internal("a cache mount was let go of"))?;
-        reference.mounts(read_only).map_err(|error| BuildError::from_source(ErrorKind::Internal, error))
+        let (Some(dir), false) = (&held.mount_dir, reference.stat().parents.ids().is_empty()) else {
+            return reference
+                .mounts(read_only)
+                .map(MountSource::Snapshot)
+                .map_err(internal);
+        };
+        let mounts = reference.mounts(false).map_err(internal)?;
+        let [mount] = mounts.as_slice() else {
+            return Ok(MountSource::Snapshot(mounts));
+        };
+        let path = dir.join(ContainerId::random().as_str());
+        let failed =
+            |error| BuildError::from_source(ErrorKind::Internal, error).context("mount a shared cache");
+        std::fs::create_dir(&path).map_err(failed)?;
+        *mounted = Some(
+            mount
+                .mount_at(&path)
+                .map_err(|error| BuildError::from_source(ErrorKind::Internal, error))?,
+        );
+        Ok(MountSource::Host(path))
     }
 }
 
 impl CacheDirs {
     /// Takes the directory of `key`, making it on top of `base` if there is none to have. Waits for locked ones; dropping
-    /// the future gives up.
+    /// the future gives up. Shared directories with a base are mounted below `mount_dir` for all who share them.
     pub(super) async fn take(
         &self,
-        store: &Store,
+        (store, mount_dir): (&Store, &Path),
         key: &str,
         base: Option<ImmutableRef>,
         sharing: CacheSharingOpt,
@@ -82,7 +124,13 @@ impl CacheDirs {
                 may_wait,
             };
             if let Some(reference) = blocking(move || request.find_or_make()).await? {
-                let held = Arc::new(Held { reference: Some(reference), dirs: Arc::clone(&self.0) });
+                let is_shared = sharing == CacheSharingOpt::Shared;
+                let held = Arc::new(Held {
+                    reference: Some(reference),
+                    dirs: Arc::clone(&self.0),
+                    mount_dir: is_shared.then(|| mount_dir.to_owned()),
+                    mounted: std::sync::Mutex::default(),
+                });
                 if sharing == CacheSharingOpt::Shared {
                     shared.insert(key.to_owned(), Arc::downgrade(&held));
                 }
@@ -124,7 +172,10 @@ impl Request {
             retain: true,
             ..RefOptions::default()
         };
-        let reference = self.store.create_mutable(self.base.as_ref(), options).map_err(internal)?;
+        let reference = self
+            .store
+            .create_mutable(self.base.as_ref(), options)
+            .map_err(internal)?;
         reference.set_index(&self.index).map_err(internal)?;
         Ok(Some(reference))
     }

@@ -23,7 +23,11 @@ pub(super) struct Key {
 }
 
 /// Works out the identity of `exec` on a vertex with `inputs` inputs.
-pub(super) fn key(exec: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: usize) -> Result<Key, BuildError> {
+pub(super) fn key(
+    exec: &pb::ExecOp,
+    platform: Option<&pb::Platform>,
+    inputs: usize,
+) -> Result<Key, BuildError> {
     let digest = digest(exec, platform)?;
     let mut deps = vec![Dep::default(); inputs];
     let mut selectors = vec![None; inputs];
@@ -36,7 +40,14 @@ pub(super) fn key(exec: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: us
             selectors[index] = Some(to_selectors(&reads.paths));
         }
     }
-    Ok(Key { map: CacheMap { digests: vec![digest], deps, ..CacheMap::default() }, selectors })
+    Ok(Key {
+        map: CacheMap {
+            digests: vec![digest],
+            deps,
+            ..CacheMap::default()
+        },
+        selectors,
+    })
 }
 
 #[derive(Serialize)]
@@ -78,8 +89,8 @@ fn digest(exec: &pb::ExecOp, platform: Option<&pb::Platform>) -> Result<Digest, 
             os_features: &[],
         },
     };
-    let bytes =
-        oci::json::to_vec(&document).map_err(|error| BuildError::internal(format!("exec op's key: {error}")))?;
+    let bytes = oci::json::to_vec(&document)
+        .map_err(|error| BuildError::internal(format!("exec op's key: {error}")))?;
     Ok(Digest::sha256(&bytes))
 }
 
@@ -95,7 +106,11 @@ fn normalized(exec: &pb::ExecOp) -> pb::ExecOp {
     for mount in &mut exec.mounts {
         mount.selector.clear();
         let dest = mount.dest.clone();
-        if let Some(cache) = mount.cache_opt.as_mut().filter(|cache| !is_default_cache(cache, &dest)) {
+        if let Some(cache) = mount
+            .cache_opt
+            .as_mut()
+            .filter(|cache| !is_default_cache(cache, &dest))
+        {
             cache.id.clear();
             cache.sharing = 0;
         }
@@ -141,9 +156,14 @@ fn reads(exec: &pb::ExecOp, inputs: usize) -> Result<Vec<Reads>, BuildError> {
         if !from_input || mount.input == -1 {
             continue;
         }
-        let found = usize::try_from(mount.input).ok().and_then(|index| reads.get_mut(index));
+        let found = usize::try_from(mount.input)
+            .ok()
+            .and_then(|index| reads.get_mut(index));
         let Some(input) = found else {
-            return Err(BuildError::user(format!("invalid mount input {} of {:?}", mount.input, mount.dest)));
+            return Err(BuildError::user(format!(
+                "invalid mount input {} of {:?}",
+                mount.input, mount.dest
+            )));
         };
         let path = oci::path::join(&["/", &mount.selector]);
         input.by_content = counts_by_content(mount, &path)?;
@@ -158,12 +178,16 @@ fn counts_by_content(mount: &pb::Mount, path: &str) -> Result<bool, BuildError> 
     let is_safe = mount.output == -1 || mount.readonly || path == "/";
     match pb::MountContentCache::try_from(mount.content_cache) {
         Ok(pb::MountContentCache::Off) => Ok(false),
-        Ok(pb::MountContentCache::On) if !is_safe => {
-            Err(BuildError::user(format!("invalid mount cache content of {:?}", mount.dest)))
-        }
+        Ok(pb::MountContentCache::On) if !is_safe => Err(BuildError::user(format!(
+            "invalid mount cache content of {:?}",
+            mount.dest
+        ))),
         Ok(pb::MountContentCache::On) => Ok(true),
         Ok(pb::MountContentCache::Default) => Ok(is_safe && mount.dest != "/"),
-        Err(_) => Err(BuildError::user(format!("unknown content cache mode {}", mount.content_cache))),
+        Err(_) => Err(BuildError::user(format!(
+            "unknown content cache mode {}",
+            mount.content_cache
+        ))),
     }
 }
 
@@ -174,7 +198,11 @@ fn to_selectors(paths: &[String]) -> Vec<Selector> {
     if kept.contains(&"/") {
         return Vec::new();
     }
-    let selector = |path: &str| Selector { path: path.to_owned(), follow_links: true, ..Selector::default() };
+    let selector = |path: &str| Selector {
+        path: path.to_owned(),
+        follow_links: true,
+        ..Selector::default()
+    };
     kept.into_iter().map(selector).collect()
 }
 
@@ -183,14 +211,26 @@ mod tests {
     use super::*;
 
     fn mount(dest: &str, change: impl FnOnce(&mut pb::Mount)) -> pb::Mount {
-        let mut mount = pb::Mount { dest: dest.to_owned(), output: -1, ..Default::default() };
+        let mut mount = pb::Mount {
+            dest: dest.to_owned(),
+            output: -1,
+            ..Default::default()
+        };
         change(&mut mount);
         mount
     }
 
     fn exec(mounts: Vec<pb::Mount>) -> pb::ExecOp {
-        let meta = pb::Meta { args: vec!["true".to_owned()], cwd: "/".to_owned(), ..Default::default() };
-        pb::ExecOp { meta: Some(meta), mounts, ..Default::default() }
+        let meta = pb::Meta {
+            args: vec!["true".to_owned()],
+            cwd: "/".to_owned(),
+            ..Default::default()
+        };
+        pb::ExecOp {
+            meta: Some(meta),
+            mounts,
+            ..Default::default()
+        }
     }
 
     fn digest_of(exec: &pb::ExecOp) -> Digest {
@@ -202,11 +242,17 @@ mod tests {
         let plain = exec(vec![mount("/", |m| m.output = 0)]);
         let mut other = plain.clone();
         let meta = other.meta.as_mut().expect("has meta");
-        meta.proxy_env = Some(pb::ProxyEnv { http_proxy: "http://p".to_owned(), ..Default::default() });
+        meta.proxy_env = Some(pb::ProxyEnv {
+            http_proxy: "http://p".to_owned(),
+            ..Default::default()
+        });
         assert_eq!(digest_of(&plain), digest_of(&other));
         let with_host = |ip: &str| {
             let mut exec = plain.clone();
-            let host = pb::HostIp { host: "h".to_owned(), ip: ip.to_owned() };
+            let host = pb::HostIp {
+                host: "h".to_owned(),
+                ip: ip.to_owned(),
+            };
             exec.meta.as_mut().expect("has meta").extra_hosts.push(host);
             digest_of(&exec)
         };
@@ -220,7 +266,10 @@ mod tests {
             let cache = |m: &mut pb::Mount| {
                 m.mount_type = pb::MountType::Cache.into();
                 m.input = -1;
-                m.cache_opt = Some(pb::CacheOpt { id: id.to_owned(), sharing: 0 });
+                m.cache_opt = Some(pb::CacheOpt {
+                    id: id.to_owned(),
+                    sharing: 0,
+                });
             };
             digest_of(&exec(vec![mount("/", |m| m.output = 0), mount("/c", cache)]))
         };
@@ -230,10 +279,13 @@ mod tests {
 
     #[test]
     fn counts_read_only_mounts_by_content() {
-        let mounts = vec![mount("/", |m| m.output = 0), mount("/src", |m| {
-            m.input = 1;
-            m.selector = "sub".to_owned();
-        })];
+        let mounts = vec![
+            mount("/", |m| m.output = 0),
+            mount("/src", |m| {
+                m.input = 1;
+                m.selector = "sub".to_owned();
+            }),
+        ];
         let key = key(&exec(mounts), None, 2).expect("is valid");
         assert!(!key.map.deps[0].content);
         assert!(key.map.deps[1].content);
@@ -246,5 +298,35 @@ mod tests {
         assert!(key(&exec(vec![mount("/", |m| m.input = 5)]), None, 2).is_err());
         assert!(key(&exec(vec![mount("/", |m| m.input = -7)]), None, 2).is_err());
         assert!(key(&exec(vec![mount("/", |m| m.mount_type = 99)]), None, 2).is_err());
+    }
+
+    fn from_hex(text: &str) -> Vec<u8> {
+        let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("is hexadecimal");
+        (0..text.len()).step_by(2).map(digits).collect()
+    }
+
+    #[test]
+    fn agrees_with_buildkit_bit_for_bit() {
+        let cases = include_str!("testdata/keys.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'));
+        for case in cases {
+            let fields: Vec<&str> = case.split(' ').collect();
+            let op = <pb::Op as prost::Message>::decode(&*from_hex(fields[2])).expect("is an op");
+            let Some(pb::op::Op::Exec(exec)) = &op.op else {
+                panic!("{case}")
+            };
+            let inputs = fields[1].parse().expect("is a number");
+            let key = key(exec, op.platform.as_ref(), inputs).expect("is valid");
+            assert_eq!(key.map.digests[0].to_string(), fields[3], "{}", fields[0]);
+            let selector = |dep: &Dep| dep.selector.map_or("-".to_owned(), |digest| digest.to_string());
+            let deps: Vec<String> = key
+                .map
+                .deps
+                .iter()
+                .map(|dep| format!("{},{}", selector(dep), dep.content))
+                .collect();
+            assert_eq!(deps, fields[4..], "{}", fields[0]);
+        }
     }
 }

@@ -25,11 +25,17 @@ pub(super) async fn secret(ctx: &OpContext, id: &str) -> Result<Bytes, SessionEr
 
 /// The inputs as the mounts use them, for whoever looks into a failure.
 pub(super) fn inputs_by_mount(exec: &pb::ExecOp, inputs: &[ResultRef]) -> Vec<ResultRef> {
-    exec.mounts.iter().map(|mount| input_of(mount, inputs).unwrap_or(ResultRef::SCRATCH)).collect()
+    exec.mounts
+        .iter()
+        .map(|mount| input_of(mount, inputs).unwrap_or(ResultRef::SCRATCH))
+        .collect()
 }
 
 fn input_of(mount: &pb::Mount, inputs: &[ResultRef]) -> Option<ResultRef> {
-    usize::try_from(mount.input).ok().and_then(|index| inputs.get(index)).cloned()
+    usize::try_from(mount.input)
+        .ok()
+        .and_then(|index| inputs.get(index))
+        .cloned()
 }
 
 /// What of a mount has to be asked of clients or waited for, before anything is made.
@@ -51,8 +57,18 @@ pub(super) struct Mounts<'a> {
 }
 
 impl<'a> Mounts<'a> {
-    pub fn new(ctx: &'a OpContext, parts: &'a ExecParts, exec: &'a pb::ExecOp, inputs: &'a [ResultRef]) -> Self {
-        Self { ctx, parts, exec, inputs }
+    pub fn new(
+        ctx: &'a OpContext,
+        parts: &'a ExecParts,
+        exec: &'a pb::ExecOp,
+        inputs: &'a [ResultRef],
+    ) -> Self {
+        Self {
+            ctx,
+            parts,
+            exec,
+            inputs,
+        }
     }
 
     /// Asks clients for what they have, waits for locked cache mounts, makes writable refs.
@@ -81,9 +97,27 @@ impl<'a> Mounts<'a> {
         }
         let (mounts, inputs) = (self.exec.mounts.clone(), self.inputs.to_vec());
         let store = self.parts.store.clone();
-        let args = self.exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default();
+        let args = self
+            .exec
+            .meta
+            .as_ref()
+            .map(|meta| meta.args.join(" "))
+            .unwrap_or_default();
+        let cwd = self
+            .exec
+            .meta
+            .as_ref()
+            .map(|meta| meta.cwd.clone())
+            .unwrap_or_default();
         blocking(move || {
-            let mut making = Making { store, args, prepared: Prepared::default(), mount_count: mounts.len() };
+            let prepared = Prepared::default();
+            let mut making = Making {
+                store,
+                args,
+                cwd,
+                prepared,
+                mount_count: mounts.len(),
+            };
             for (at, (mount, held)) in mounts.iter().zip(held).enumerate() {
                 making.add(at, mount, input_of(mount, &inputs), held)?;
             }
@@ -96,7 +130,10 @@ impl<'a> Mounts<'a> {
         let kind = pb::MountType::try_from(mount.mount_type)
             .map_err(|_| BuildError::user(format!("mount type {} not implemented", mount.mount_type)))?;
         if mount.dest == "/" && kind != pb::MountType::Bind {
-            return Err(BuildError::user(format!("invalid mount type {} for /", kind.as_str_name())));
+            return Err(BuildError::user(format!(
+                "invalid mount type {} for /",
+                kind.as_str_name()
+            )));
         }
         if mount.input < -1 || (mount.input >= 0 && input_of(mount, self.inputs).is_none()) {
             return Err(BuildError::user(format!("missing input {}", mount.input)));
@@ -109,8 +146,10 @@ impl<'a> Mounts<'a> {
     }
 
     async fn secret(&self, mount: &pb::Mount) -> Result<Held, BuildError> {
-        let options =
-            mount.secret_opt.as_ref().ok_or_else(|| BuildError::user("invalid secret mount options"))?;
+        let options = mount
+            .secret_opt
+            .as_ref()
+            .ok_or_else(|| BuildError::user("invalid secret mount options"))?;
         if options.id.is_empty() {
             return Err(BuildError::user("secret ID missing from mount options"));
         }
@@ -127,7 +166,10 @@ impl<'a> Mounts<'a> {
     }
 
     async fn agent(&self, mount: &pb::Mount) -> Result<Held, BuildError> {
-        let options = mount.ssh_opt.as_ref().ok_or_else(|| BuildError::user("invalid ssh mount options"))?;
+        let options = mount
+            .ssh_opt
+            .as_ref()
+            .ok_or_else(|| BuildError::user("invalid ssh mount options"))?;
         let check = |session: Arc<dyn crate::session::Session>| {
             let id = options.id.clone();
             async move {
@@ -136,34 +178,54 @@ impl<'a> Mounts<'a> {
             }
         };
         match self.ctx.sessions().any(check).await {
-            Ok(session) => AgentSocket::open(&self.parts.socket_dir, session, options).await.map(Held::Agent),
+            Ok(session) => AgentSocket::open(&self.parts.socket_dir, session, options)
+                .await
+                .map(Held::Agent),
             Err(_) if options.optional => Ok(Held::Absent),
-            Err(SessionError::Unsupported { .. }) => {
-                Err(BuildError::user(format!("no SSH key {:?} forwarded from the client", options.id)))
-            }
+            Err(SessionError::Unsupported { .. }) => Err(BuildError::user(format!(
+                "no SSH key {:?} forwarded from the client",
+                options.id
+            ))),
             Err(error) => Err(error.into()),
         }
     }
 
     fn cache_key(&self, mount: &pb::Mount) -> Result<String, BuildError> {
-        let options = mount.cache_opt.as_ref().ok_or_else(|| BuildError::user("missing cache mount options"))?;
-        Ok(match input_of(mount, self.inputs).as_ref().and_then(ResultRef::get) {
-            Some(base) => format!("{}:{}", options.id, base.id()),
-            None => options.id.clone(),
-        })
+        let options = mount
+            .cache_opt
+            .as_ref()
+            .ok_or_else(|| BuildError::user("missing cache mount options"))?;
+        Ok(
+            match input_of(mount, self.inputs).as_ref().and_then(ResultRef::get) {
+                Some(base) => format!("{}:{}", options.id, base.id()),
+                None => options.id.clone(),
+            },
+        )
     }
 
     async fn take_cache_dir(&self, key: &str, mount: &pb::Mount) -> Result<CacheDir, BuildError> {
-        let options = mount.cache_opt.as_ref().ok_or_else(|| BuildError::user("missing cache mount options"))?;
+        let options = mount
+            .cache_opt
+            .as_ref()
+            .ok_or_else(|| BuildError::user("missing cache mount options"))?;
         let sharing = pb::CacheSharingOpt::try_from(options.sharing)
             .map_err(|_| BuildError::user(format!("invalid cache sharing option: {}", options.sharing)))?;
-        let args = self.exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default();
+        let args = self
+            .exec
+            .meta
+            .as_ref()
+            .map(|meta| meta.args.join(" "))
+            .unwrap_or_default();
         let mut description = format!("cached mount {} from exec {args}", mount.dest);
         if options.id != mount.dest {
             description.push_str(&format!(" with id {:?}", options.id));
         }
-        let base = input_of(mount, self.inputs).as_ref().and_then(ResultRef::get).cloned();
-        let taking = self.parts.cache_dirs.take(&self.parts.store, key, base, sharing, description);
+        let base = input_of(mount, self.inputs)
+            .as_ref()
+            .and_then(ResultRef::get)
+            .cloned();
+        let place = (&self.parts.store, self.parts.socket_dir.as_path());
+        let taking = self.parts.cache_dirs.take(place, key, base, sharing, description);
         tokio::select! {
             taken = taking => taken,
             () = self.ctx.cancel().cancelled() => Err(BuildError::canceled()),
@@ -227,7 +289,10 @@ impl Prepared {
                 mounts[at] = reference.commit().ok().map(ResultRef::new);
             }
         }
-        Ok(Finished { outputs: results, mounts })
+        Ok(Finished {
+            outputs: results,
+            mounts,
+        })
     }
 }
 
@@ -238,6 +303,7 @@ fn internal(error: cache::StoreError) -> BuildError {
 struct Making {
     store: Store,
     args: String,
+    cwd: String,
     prepared: Prepared,
     mount_count: usize,
 }
@@ -245,7 +311,15 @@ struct Making {
 impl Making {
     fn writable(&self, mount: &pb::Mount, base: Option<&ImmutableRef>) -> Result<MutableRef, BuildError> {
         let description = format!("mount {} from exec {}", mount.dest, self.args);
-        self.store.create_mutable(base, RefOptions { description, ..RefOptions::default() }).map_err(internal)
+        self.store
+            .create_mutable(
+                base,
+                RefOptions {
+                    description,
+                    ..RefOptions::default()
+                },
+            )
+            .map_err(internal)
     }
 
     fn add(
@@ -260,15 +334,22 @@ impl Making {
         }
         let source = match held {
             Held::Nothing if mount.mount_type == i32::from(pb::MountType::Tmpfs) => {
-                let size = mount.tmpfs_opt.as_ref().and_then(|options| u64::try_from(options.size).ok());
-                MountSource::Tmpfs { size_bytes: size.filter(|size| *size > 0) }
+                let size = mount
+                    .tmpfs_opt
+                    .as_ref()
+                    .and_then(|options| u64::try_from(options.size).ok());
+                MountSource::Tmpfs {
+                    size_bytes: size.filter(|size| *size > 0),
+                }
             }
             Held::Nothing => return self.bind(at, mount, input),
             Held::Cache(dir) => {
-                let source = MountSource::Snapshot(dir.mounts(mount.readonly)?);
+                let source = dir.source(mount.readonly)?;
                 self.prepared.cache_dirs.push(dir);
                 if let (Some(input), true) = (input, mount.output != -1) {
-                    self.prepared.outputs.push((at, mount.output, Output::Input(input)));
+                    self.prepared
+                        .outputs
+                        .push((at, mount.output, Output::Input(input)));
                 }
                 source
             }
@@ -291,7 +372,9 @@ impl Making {
         if has_output && mount.readonly && base.is_some() && !is_root {
             let input = input.ok_or_else(|| BuildError::internal("a mount lost its input"))?;
             let source = MountSource::Snapshot(read_mounts(&input)?);
-            self.prepared.outputs.push((at, mount.output, Output::Input(input)));
+            self.prepared
+                .outputs
+                .push((at, mount.output, Output::Input(input)));
             self.mount(mount, source);
             return Ok(());
         }
@@ -304,12 +387,17 @@ impl Making {
         let reference = self.writable(mount, base)?;
         let mounts = reference.mounts(false).map_err(internal)?;
         if has_output {
-            self.prepared.outputs.push((at, mount.output, Output::Written(reference)));
+            self.prepared
+                .outputs
+                .push((at, mount.output, Output::Written(reference)));
         } else {
             self.prepared.scratch.push((at, reference));
         }
         if is_root {
-            self.prepared.root = Root { mounts, read_only: mount.readonly };
+            self.prepared.root = Root {
+                mounts,
+                read_only: mount.readonly,
+            };
         } else {
             self.mount(mount, MountSource::Snapshot(mounts));
         }
@@ -317,8 +405,13 @@ impl Making {
     }
 
     fn mount(&mut self, mount: &pb::Mount, source: MountSource) {
+        let is_absolute = mount.dest.starts_with('/');
         self.prepared.mounts.push(ContainerMount {
-            target: mount.dest.clone(),
+            target: if is_absolute {
+                mount.dest.clone()
+            } else {
+                oci::path::join(&["/", &self.cwd, &mount.dest])
+            },
             source,
             selector: mount.selector.clone(),
             read_only: mount.readonly,

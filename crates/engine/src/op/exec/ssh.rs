@@ -28,9 +28,14 @@ pub(super) struct AgentSocket {
 
 impl AgentSocket {
     /// Makes a socket in `dir` with the owner and mode that the mount asks for.
-    pub async fn open(dir: &Path, session: Arc<dyn Session>, options: &pb::SshOpt) -> Result<Self, BuildError> {
+    pub async fn open(
+        dir: &Path,
+        session: Arc<dyn Session>,
+        options: &pb::SshOpt,
+    ) -> Result<Self, BuildError> {
         let failure = |error| {
-            BuildError::from_source(ErrorKind::Internal, error).context("failed to make a socket for the agent")
+            BuildError::from_source(ErrorKind::Internal, error)
+                .context("failed to make a socket for the agent")
         };
         let path = dir.join(ContainerId::random().as_str());
         let listener = UnixListener::bind(&path).map_err(failure)?;
@@ -65,20 +70,26 @@ async fn serve(listener: UnixListener, session: Arc<dyn Session>, id: String) {
             connections.join_next().await;
             continue;
         }
-        let Ok((connection, _)) = listener.accept().await else { return };
+        let Ok((connection, _)) = listener.accept().await else {
+            return;
+        };
         connections.spawn(forward(connection, Arc::clone(&session), id.clone()));
     }
 }
 
 /// Carries bytes both ways until either side ends. A failure shows to the process as a closed connection.
 async fn forward(connection: UnixStream, session: Arc<dyn Session>, id: String) {
-    let Ok(mut agent) = session.forward_agent(&id).await else { return };
+    let Ok(mut agent) = session.forward_agent(&id).await else {
+        return;
+    };
     let (mut read, mut write) = connection.into_split();
     let outgoing = agent.outgoing;
     let to_agent = async move {
         let mut buffer = vec![0; PIECE_BYTES];
         while let Ok(count) = read.read(&mut buffer).await {
-            let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else { return };
+            let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
+                return;
+            };
             if outgoing.send(Bytes::copy_from_slice(piece)).await.is_err() {
                 return;
             }
