@@ -18,17 +18,33 @@ pub(crate) struct Binary {
 
 impl Binary {
     pub(crate) fn new(program: &Path, _bundles: &Path) -> Result<Self, ExecutorError> {
-        Ok(Self { program: program.to_owned() })
+        Ok(Self {
+            program: program.to_owned(),
+        })
     }
 }
 
 #[async_trait]
 impl Runtime for Binary {
-    async fn launch(&self, _spec: ContainerSpec, _attachment: Vec<u8>, _stdio: Stdio) -> Result<Arc<Running>, RunError> {
-        Err(RunError::Invalid { message: format!("{} is not supported yet", self.program.display()) })
+    async fn launch(
+        &self,
+        _spec: ContainerSpec,
+        _attachment: Vec<u8>,
+        _stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
+        Err(RunError::Invalid {
+            message: format!("{} is not supported yet", self.program.display()),
+        })
     }
-    async fn join(&self, _container: &Running, _process: ProcessSpec, _stdio: Stdio) -> Result<Arc<Running>, RunError> {
-        Err(RunError::Invalid { message: format!("{} is not supported yet", self.program.display()) })
+    async fn join(
+        &self,
+        _container: &Running,
+        _process: ProcessSpec,
+        _stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
+        Err(RunError::Invalid {
+            message: format!("{} is not supported yet", self.program.display()),
+        })
     }
     fn kill(&self, _number: u64) {}
 }

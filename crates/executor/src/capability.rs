@@ -93,7 +93,10 @@ const fn bits(names: &[&str]) -> u64 {
 
 /// Returns a capability's bit, 0 if there is none of that name (without `CAP_`).
 pub(crate) fn bit(name: &str) -> u64 {
-    NAMES.iter().position(|known| *known == name).map_or(0, |number| 1 << number)
+    NAMES
+        .iter()
+        .position(|known| *known == name)
+        .map_or(0, |number| 1 << number)
 }
 
 /// Lists the names in a set, with `CAP_`, in order of number.

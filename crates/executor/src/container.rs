@@ -53,7 +53,11 @@ impl Container {
         }
         let spec = spec::process_spec(&process, self.security, &[], self.capabilities)?;
         let running = self.runtime.join(&self.first.running, spec, stdio).await?;
-        let mut guard = KillGuard { runtime: &*self.runtime, running: &running, armed: true };
+        let mut guard = KillGuard {
+            runtime: &*self.runtime,
+            running: &running,
+            armed: true,
+        };
         running.started().await?;
         guard.armed = false;
         drop(guard);
@@ -115,8 +119,9 @@ impl ContainerProcess {
     /// # Errors
     /// [`RunError::Invalid`] for a number that is no signal.
     pub fn signal(&self, signal: i32) -> Result<(), RunError> {
-        let signal = Signal::from_named_raw(signal)
-            .ok_or_else(|| RunError::Invalid { message: format!("{signal} is no signal") })?;
+        let signal = Signal::from_named_raw(signal).ok_or_else(|| RunError::Invalid {
+            message: format!("{signal} is no signal"),
+        })?;
         self.running.signal(signal).map(drop)
     }
 
@@ -143,7 +148,9 @@ pub struct Pty {
 impl Pty {
     pub(crate) fn new(master: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&master, true)?;
-        Ok(Self { master: AsyncFd::new(master)? })
+        Ok(Self {
+            master: AsyncFd::new(master)?,
+        })
     }
 
     /// Reads what the process writes; 0 at its end. Safe to cancel.
@@ -181,7 +188,12 @@ impl Pty {
     /// # Errors
     /// As `ioctl(2)`.
     pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         Ok(rustix::termios::tcsetwinsize(self.master.get_ref(), size)?)
     }
 }

@@ -81,18 +81,33 @@ impl Embedded {
             lost: Mutex::default(),
         });
         let reader = tokio::spawn(serve(Arc::clone(&shared)));
-        Ok(Self { shared, reader, supervisor: Some(supervisor) })
+        Ok(Self {
+            shared,
+            reader,
+            supervisor: Some(supervisor),
+        })
     }
 
-    async fn begin(&self, request: impl FnOnce(u64) -> Request, body: Vec<u8>, stdio: Stdio) -> Result<Arc<Running>, RunError> {
+    async fn begin(
+        &self,
+        request: impl FnOnce(u64) -> Request,
+        body: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
         let what = "reach the container supervisor";
-        let failed = |source| RunError::Io { what: what.to_owned(), source };
+        let failed = |source| RunError::Io {
+            what: what.to_owned(),
+            source,
+        };
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let frame = OutgoingFrame::new(&request(number), &body).map_err(failed)?;
         let streams = three_streams(stdio).map_err(failed)?;
         let running = Arc::new(Running::new(number));
         lock(&self.shared.jobs).insert(number, Arc::clone(&running));
-        let mut undo = Undo { shared: &self.shared, number: Some(number) };
+        let mut undo = Undo {
+            shared: &self.shared,
+            number: Some(number),
+        };
         if let Some(reason) = lock(&self.shared.lost).clone() {
             return Err(RunError::SupervisorLost { reason });
         }
@@ -131,7 +146,12 @@ impl Drop for Undo<'_> {
 
 #[async_trait]
 impl Runtime for Embedded {
-    async fn launch(&self, spec: ContainerSpec, attachment: Vec<u8>, stdio: Stdio) -> Result<Arc<Running>, RunError> {
+    async fn launch(
+        &self,
+        spec: ContainerSpec,
+        attachment: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
         let traits = ContainerTraits {
             id: spec.id.clone(),
             isolated_network: spec.isolated_network,
@@ -142,17 +162,30 @@ impl Runtime for Embedded {
             all_devices: spec.all_devices,
         };
         let blueprint = Blueprint::Container(Box::new(spec));
-        let body = wire::encode_body(&blueprint, &attachment)
-            .map_err(|source| RunError::Io { what: "describe the container".to_owned(), source })?;
+        let body = wire::encode_body(&blueprint, &attachment).map_err(|source| RunError::Io {
+            what: "describe the container".to_owned(),
+            source,
+        })?;
         drop(attachment);
-        self.begin(|seq| Request::Start { seq, traits }, body, stdio).await
+        self.begin(|seq| Request::Start { seq, traits }, body, stdio)
+            .await
     }
 
-    async fn join(&self, container: &Running, process: ProcessSpec, stdio: Stdio) -> Result<Arc<Running>, RunError> {
-        let body = wire::encode_body(&Blueprint::Process(Box::new(process)), &[])
-            .map_err(|source| RunError::Io { what: "describe the process".to_owned(), source })?;
+    async fn join(
+        &self,
+        container: &Running,
+        process: ProcessSpec,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
+        let body = wire::encode_body(&Blueprint::Process(Box::new(process)), &[]).map_err(|source| {
+            RunError::Io {
+                what: "describe the process".to_owned(),
+                source,
+            }
+        })?;
         let container = container.number;
-        self.begin(|seq| Request::Exec { seq, container }, body, stdio).await
+        self.begin(|seq| Request::Exec { seq, container }, body, stdio)
+            .await
     }
 
     fn kill(&self, number: u64) {
@@ -165,19 +198,35 @@ fn three_streams(stdio: Stdio) -> io::Result<[OwnedFd; 3]> {
     let or_null = |stream: Option<OwnedFd>| -> io::Result<OwnedFd> {
         match stream {
             Some(stream) => Ok(stream),
-            None => Ok(rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?),
+            None => Ok(rustix::fs::open(
+                c"/dev/null",
+                OFlags::RDWR | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?),
         }
     };
-    Ok([or_null(stdio.stdin)?, or_null(stdio.stdout)?, or_null(stdio.stderr)?])
+    Ok([
+        or_null(stdio.stdin)?,
+        or_null(stdio.stdout)?,
+        or_null(stdio.stderr)?,
+    ])
 }
 
 impl Shared {
     async fn send(&self, frame: &OutgoingFrame, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.socket.async_io(Interest::WRITABLE, |socket| frame.send(socket.as_fd(), fds, SendFlags::DONTWAIT)).await
+        self.socket
+            .async_io(Interest::WRITABLE, |socket| {
+                frame.send(socket.as_fd(), fds, SendFlags::DONTWAIT)
+            })
+            .await
     }
 
     async fn receive(&self) -> io::Result<Option<Frame<Answer>>> {
-        self.socket.async_io(Interest::READABLE, |socket| wire::receive(socket.as_fd(), RecvFlags::DONTWAIT)).await
+        self.socket
+            .async_io(Interest::READABLE, |socket| {
+                wire::receive(socket.as_fd(), RecvFlags::DONTWAIT)
+            })
+            .await
     }
 
     fn lose(&self, reason: &str) {
@@ -222,7 +271,9 @@ fn take_in(
 ) {
     match frame.header {
         Answer::Started { seq } => {
-            let Some(running) = lock(&shared.jobs).get(&seq).cloned() else { return };
+            let Some(running) = lock(&shared.jobs).get(&seq).cloned() else {
+                return;
+            };
             match started(&running, &frame.body, frame.fds) {
                 Ok(Some(left)) => drop(leftovers.insert(seq, left)),
                 Ok(None) => {}
@@ -230,14 +281,27 @@ fn take_in(
             }
         }
         Answer::Failed { seq } => {
-            let Some(running) = lock(&shared.jobs).remove(&seq) else { return };
+            let Some(running) = lock(&shared.jobs).remove(&seq) else {
+                return;
+            };
             let message = wire::decode_body::<Failure>(&frame.body)
                 .map_or_else(|error| error.to_string(), |(failure, _)| failure.message);
             running.set_phase(Phase::Failed(message));
         }
-        Answer::Exited { seq, code, signal, oom_killed } => {
-            let Some(running) = lock(&shared.jobs).remove(&seq) else { return };
-            let phase = Phase::Exited(ExitStatus { code, signal, oom_killed });
+        Answer::Exited {
+            seq,
+            code,
+            signal,
+            oom_killed,
+        } => {
+            let Some(running) = lock(&shared.jobs).remove(&seq) else {
+                return;
+            };
+            let phase = Phase::Exited(ExitStatus {
+                code,
+                signal,
+                oom_killed,
+            });
             let Some(left) = leftovers.remove(&seq) else {
                 running.set_phase(phase);
                 return;
@@ -257,8 +321,19 @@ fn started(running: &Running, body: &[u8], fds: Vec<OwnedFd>) -> io::Result<Opti
     let (prepared, _) = wire::decode_body::<Prepared>(body)?;
     let mut fds = fds.into_iter();
     let process = fds.next().ok_or_else(missing)?;
-    let root = if prepared.has_root { Some(fds.next().ok_or_else(missing)?) } else { None };
-    let pty = if prepared.has_pty { Some(Pty::new(fds.next().ok_or_else(missing)?)?) } else { None };
+    let root = if prepared.has_root {
+        Some(fds.next().ok_or_else(missing)?)
+    } else {
+        None
+    };
+    let pty = if prepared.has_pty {
+        Some(Pty::new(fds.next().ok_or_else(missing)?)?)
+    } else {
+        None
+    };
     running.set_started(process, pty);
-    Ok(root.map(|root| Leftovers { root, stubs: prepared.stubs }))
+    Ok(root.map(|root| Leftovers {
+        root,
+        stubs: prepared.stubs,
+    }))
 }

@@ -79,15 +79,26 @@ impl Executor {
             make_directory(&config.state_dir.join(directory))?;
         }
         let text = hosts::hosts_file("", &[]).unwrap_or_default();
-        write_file(&config.state_dir.join("hosts"), &text)
-            .map_err(|source| ExecutorError::Directory { path: config.state_dir.join("hosts"), source })?;
+        write_file(&config.state_dir.join("hosts"), &text).map_err(|source| ExecutorError::Directory {
+            path: config.state_dir.join("hosts"),
+            source,
+        })?;
         debug_assert!(rootfs::STAGED_ROOT == "root" && rootfs::STAGED_TREE == "tree");
         let runtime: Arc<dyn Runtime> = match &config.runtime {
             RuntimeChoice::Embedded => Arc::new(Embedded::start()?),
-            RuntimeChoice::Binary(program) => Arc::new(Binary::new(program, &config.state_dir.join("bundles"))?),
+            RuntimeChoice::Binary(program) => {
+                Arc::new(Binary::new(program, &config.state_dir.join("bundles"))?)
+            }
         };
-        let inner = Inner { config, runtime, capabilities, resolv_conf: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            config,
+            runtime,
+            capabilities,
+            resolv_conf: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Runs a container to its end and removes what was made for it.
@@ -108,7 +119,11 @@ impl Executor {
         }
         let running = self.launch(&request, stdio).await?;
         let runtime = &*self.inner.runtime;
-        let mut guard = KillGuard { runtime, running: &running, armed: true };
+        let mut guard = KillGuard {
+            runtime,
+            running: &running,
+            armed: true,
+        };
         let mut was_canceled = false;
         let ended = running.ended();
         tokio::pin!(ended);
@@ -122,7 +137,11 @@ impl Executor {
             }
         };
         guard.armed = false;
-        if was_canceled { Err(RunError::Canceled) } else { result }
+        if was_canceled {
+            Err(RunError::Canceled)
+        } else {
+            result
+        }
     }
 
     /// Starts a container. Returns once its program is executed. Dropping the future before kills it.
@@ -131,7 +150,11 @@ impl Executor {
     /// [`RunError::Start`] if its program was not executed.
     pub async fn start(&self, request: RunRequest, stdio: Stdio) -> Result<Container, RunError> {
         let running = self.launch(&request, stdio).await?;
-        let mut guard = KillGuard { runtime: &*self.inner.runtime, running: &running, armed: true };
+        let mut guard = KillGuard {
+            runtime: &*self.inner.runtime,
+            running: &running,
+            armed: true,
+        };
         running.started().await?;
         guard.armed = false;
         drop(guard);
@@ -139,7 +162,10 @@ impl Executor {
             id: request.id,
             runtime: Arc::clone(&self.inner.runtime),
             first: ContainerProcess { running },
-            defaults: Process { args: Vec::new(), ..request.process },
+            defaults: Process {
+                args: Vec::new(),
+                ..request.process
+            },
             security: request.security,
             capabilities: self.inner.capabilities,
         })
@@ -174,19 +200,29 @@ impl Inner {
     fn resolv_conf(&self, host_network: bool) -> Result<PathBuf, RunError> {
         let read = |path: &str| match std::fs::read_to_string(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            result => result.map_err(|source| RunError::Io { what: format!("read {path}"), source }),
+            result => result.map_err(|source| RunError::Io {
+                what: format!("read {path}"),
+                source,
+            }),
         };
         let mut host = read("/etc/resolv.conf")?;
         if !host_network && resolv_conf::is_resolved_stub(&host) {
             host = read("/run/systemd/resolve/resolv.conf")?;
         }
         let text = resolv_conf::resolv_conf(&host, &self.config.dns, host_network);
-        let name = if host_network { "resolv-host.conf" } else { "resolv.conf" };
+        let name = if host_network {
+            "resolv-host.conf"
+        } else {
+            "resolv.conf"
+        };
         let path = self.config.state_dir.join(name);
         let mut written = self.resolv_conf.lock().unwrap_or_else(PoisonError::into_inner);
         let written = &mut written[usize::from(host_network)];
         if written.as_ref() != Some(&text) {
-            write_file(&path, &text).map_err(|source| RunError::Io { what: format!("write {}", path.display()), source })?;
+            write_file(&path, &text).map_err(|source| RunError::Io {
+                what: format!("write {}", path.display()),
+                source,
+            })?;
             *written = Some(text);
         }
         Ok(path)
@@ -195,11 +231,16 @@ impl Inner {
 
 /// The capabilities that containers can be given.
 fn capabilities() -> Result<u64, ExecutorError> {
-    let unprivileged = |reason: &str| ExecutorError::Unprivileged { reason: reason.to_owned() };
+    let unprivileged = |reason: &str| ExecutorError::Unprivileged {
+        reason: reason.to_owned(),
+    };
     if !rustix::process::geteuid().is_root() {
-        return Err(unprivileged("start the daemon as root, or in a user namespace in which it is root"));
+        return Err(unprivileged(
+            "start the daemon as root, or in a user namespace in which it is root",
+        ));
     }
-    let own = rustix::thread::capabilities(None).map_err(|_| unprivileged("the capabilities cannot be read"))?;
+    let own =
+        rustix::thread::capabilities(None).map_err(|_| unprivileged("the capabilities cannot be read"))?;
     if !own.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN) {
         return Err(unprivileged("CAP_SYS_ADMIN is missing"));
     }
@@ -208,8 +249,14 @@ fn capabilities() -> Result<u64, ExecutorError> {
 
 fn make_directory(path: &Path) -> Result<(), ExecutorError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
-    made.map_err(|source| ExecutorError::Directory { path: path.to_owned(), source })
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path);
+    made.map_err(|source| ExecutorError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Replaces a file at once: containers that have the old one keep it.

@@ -42,7 +42,7 @@ pub use container::{Container, ContainerProcess, Pty};
 pub use error::{ExecutorError, RunError};
 pub use executor::{DnsConfig, Executor, ExecutorConfig, RuntimeChoice};
 pub use request::{
-    ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network, Process,
-    Resources, Root, RunRequest, Security, Stdio, Ulimit,
+    ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network,
+    Process, Resources, Root, RunRequest, Security, Stdio, Ulimit,
 };
 pub use supervisor::supervisor_main;

@@ -25,7 +25,12 @@ impl ContainerId {
         let mut bytes = [0_u8; 25];
         // A failure leaves zeros, and the container's directory then exists already.
         let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-        Self(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect())
+        Self(
+            bytes
+                .iter()
+                .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+                .collect(),
+        )
     }
 
     /// Returns the text.
@@ -39,7 +44,9 @@ impl FromStr for ContainerId {
 
     fn from_str(text: &str) -> Result<Self, ContainerIdError> {
         if text.is_empty() || text.len() > 128 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(ContainerIdError { text: text.to_owned() });
+            return Err(ContainerIdError {
+                text: text.to_owned(),
+            });
         }
         Ok(Self(text.to_owned()))
     }

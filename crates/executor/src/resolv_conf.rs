@@ -5,7 +5,12 @@ use std::net::IpAddr;
 use crate::executor::DnsConfig;
 
 /// What is used when the host knows no name server that a container can reach.
-const FALLBACK: &[&str] = &["8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"];
+const FALLBACK: &[&str] = &[
+    "8.8.8.8",
+    "8.8.4.4",
+    "2001:4860:4860::8888",
+    "2001:4860:4860::8844",
+];
 
 /// What a `resolv.conf` says.
 #[derive(Debug, Default)]
@@ -18,7 +23,10 @@ struct ResolvConf {
 
 /// Splits off an IPv6 zone, which `IpAddr` does not take.
 fn address(text: &str) -> Option<IpAddr> {
-    text.split_once('%').map_or(text, |(address, _)| address).parse().ok()
+    text.split_once('%')
+        .map_or(text, |(address, _)| address)
+        .parse()
+        .ok()
 }
 
 fn parse(text: &str) -> ResolvConf {
@@ -31,7 +39,9 @@ fn parse(text: &str) -> ResolvConf {
         let Some(keyword) = fields.next() else { continue };
         let values: Vec<String> = fields.map(str::to_owned).collect();
         match (keyword, values.first()) {
-            ("nameserver", Some(server)) if address(server).is_some() => parsed.nameservers.push(server.clone()),
+            ("nameserver", Some(server)) if address(server).is_some() => {
+                parsed.nameservers.push(server.clone())
+            }
             ("nameserver" | "domain" | "search" | "options", None) | ("nameserver", Some(_)) => {}
             // The last one counts.
             ("domain" | "search", Some(_)) => parsed.search = values,
@@ -60,7 +70,11 @@ pub(crate) fn resolv_conf(host: &str, dns: &DnsConfig, host_network: bool) -> St
     }
     if !dns.search_domains.is_empty() {
         // A lone "." means none.
-        conf.search = if dns.search_domains == ["."] { Vec::new() } else { dns.search_domains.clone() };
+        conf.search = if dns.search_domains == ["."] {
+            Vec::new()
+        } else {
+            dns.search_domains.clone()
+        };
     }
     if !dns.options.is_empty() {
         conf.options.clone_from(&dns.options);
@@ -71,7 +85,11 @@ pub(crate) fn resolv_conf(host: &str, dns: &DnsConfig, host_network: bool) -> St
             conf.nameservers = FALLBACK.iter().map(|&server| server.to_owned()).collect();
         }
     }
-    let mut lines: Vec<String> = conf.nameservers.iter().map(|server| format!("nameserver {server}")).collect();
+    let mut lines: Vec<String> = conf
+        .nameservers
+        .iter()
+        .map(|server| format!("nameserver {server}"))
+        .collect();
     if !conf.search.is_empty() {
         lines.push(format!("search {}", conf.search.join(" ")));
     }
@@ -90,16 +108,25 @@ mod tests {
     fn loopback_servers_are_left_out_unless_the_network_is_the_hosts() {
         let host = "# comment\nnameserver 127.0.0.53\nnameserver 10.0.0.1\nsearch a b\noptions ndots:2\nsortlist x\n";
         let own = resolv_conf(host, &DnsConfig::default(), false);
-        assert_eq!(own, "nameserver 10.0.0.1\nsearch a b\noptions ndots:2\nsortlist x\n");
+        assert_eq!(
+            own,
+            "nameserver 10.0.0.1\nsearch a b\noptions ndots:2\nsortlist x\n"
+        );
         let shared = resolv_conf(host, &DnsConfig::default(), true);
-        assert!(shared.starts_with("nameserver 127.0.0.53\nnameserver 10.0.0.1\n"), "{shared}");
+        assert!(
+            shared.starts_with("nameserver 127.0.0.53\nnameserver 10.0.0.1\n"),
+            "{shared}"
+        );
     }
 
     #[test]
     fn without_any_server_public_ones_are_used() {
         for host_network in [false, true] {
             let text = resolv_conf("search x\n", &DnsConfig::default(), host_network);
-            assert!(text.starts_with("nameserver 8.8.8.8\nnameserver 8.8.4.4\n"), "{text}");
+            assert!(
+                text.starts_with("nameserver 8.8.8.8\nnameserver 8.8.4.4\n"),
+                "{text}"
+            );
         }
     }
 

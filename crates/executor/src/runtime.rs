@@ -18,10 +18,20 @@ use crate::spec::{ContainerSpec, ProcessSpec};
 pub(crate) trait Runtime: Send + Sync + fmt::Debug {
     /// Begins to start a container. Its end is told after all its processes and mounts are gone and the mount points
     /// made for it are removed.
-    async fn launch(&self, spec: ContainerSpec, attachment: Vec<u8>, stdio: Stdio) -> Result<Arc<Running>, RunError>;
+    async fn launch(
+        &self,
+        spec: ContainerSpec,
+        attachment: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError>;
 
     /// Begins to start a further process in a container.
-    async fn join(&self, container: &Running, process: ProcessSpec, stdio: Stdio) -> Result<Arc<Running>, RunError>;
+    async fn join(
+        &self,
+        container: &Running,
+        process: ProcessSpec,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError>;
 
     /// Kills what was begun but has not said that it runs.
     fn kill(&self, number: u64);
@@ -54,7 +64,12 @@ pub(crate) struct Running {
 impl Running {
     /// Describes a process that starts.
     pub(crate) fn new(number: u64) -> Self {
-        Self { number, phase: watch::Sender::new(Phase::Starting), process: Mutex::new(None), pty: Mutex::new(None) }
+        Self {
+            number,
+            phase: watch::Sender::new(Phase::Starting),
+            process: Mutex::new(None),
+            pty: Mutex::new(None),
+        }
     }
 
     /// Records that it runs.
@@ -74,8 +89,12 @@ impl Running {
         let mut phases = self.phase.subscribe();
         let phase = phases.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
         match phase.as_deref() {
-            Ok(Phase::Failed(message)) => Err(RunError::Start { message: message.clone() }),
-            Ok(Phase::Lost(reason)) => Err(RunError::SupervisorLost { reason: reason.clone() }),
+            Ok(Phase::Failed(message)) => Err(RunError::Start {
+                message: message.clone(),
+            }),
+            Ok(Phase::Lost(reason)) => Err(RunError::SupervisorLost {
+                reason: reason.clone(),
+            }),
             // The sender is ours.
             Ok(_) | Err(_) => Ok(()),
         }
@@ -84,12 +103,20 @@ impl Running {
     /// Waits until it is gone.
     pub(crate) async fn ended(&self) -> Result<ExitStatus, RunError> {
         let mut phases = self.phase.subscribe();
-        let phase = phases.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Running)).await;
+        let phase = phases
+            .wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Running))
+            .await;
         match phase.as_deref() {
             Ok(Phase::Exited(status)) => Ok(*status),
-            Ok(Phase::Failed(message)) => Err(RunError::Start { message: message.clone() }),
-            Ok(Phase::Lost(reason)) => Err(RunError::SupervisorLost { reason: reason.clone() }),
-            Ok(_) | Err(_) => Err(RunError::SupervisorLost { reason: "its state was dropped".to_owned() }),
+            Ok(Phase::Failed(message)) => Err(RunError::Start {
+                message: message.clone(),
+            }),
+            Ok(Phase::Lost(reason)) => Err(RunError::SupervisorLost {
+                reason: reason.clone(),
+            }),
+            Ok(_) | Err(_) => Err(RunError::SupervisorLost {
+                reason: "its state was dropped".to_owned(),
+            }),
         }
     }
 
@@ -101,10 +128,15 @@ impl Running {
     /// Sends a signal; `false` if it does not run yet.
     pub(crate) fn signal(&self, signal: Signal) -> Result<bool, RunError> {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(process) = process.as_ref() else { return Ok(false) };
+        let Some(process) = process.as_ref() else {
+            return Ok(false);
+        };
         match rustix::process::pidfd_send_signal(process.as_fd(), signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(true),
-            Err(error) => Err(RunError::Io { what: "send a signal".to_owned(), source: error.into() }),
+            Err(error) => Err(RunError::Io {
+                what: "send a signal".to_owned(),
+                source: error.into(),
+            }),
         }
     }
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability;
 use crate::error::RunError;
-use crate::request::{ContainerMount, MountSource, Network, Process, Resources, RunRequest, Security, Ulimit};
+use crate::request::{
+    ContainerMount, MountSource, Network, Process, Resources, RunRequest, Security, Ulimit,
+};
 
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
@@ -37,7 +39,13 @@ const MASKED_PATHS: &[&str] = &[
 ];
 
 /// Paths of `/proc` that change the machine.
-const READ_ONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Everything about a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,7 +99,10 @@ pub(crate) struct MountSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum MountKind {
     /// A new instance of a file system of the kernel.
-    Kernel { fstype: String, options: Vec<(String, String)> },
+    Kernel {
+        fstype: String,
+        options: Vec<(String, String)>,
+    },
     /// A snapshot.
     Tree(TreeSpec),
     /// A path of the host.
@@ -99,7 +110,13 @@ pub(crate) enum MountKind {
     /// A tmpfs that has the mode of the directory it covers.
     Tmpfs { size_bytes: Option<u64> },
     /// A file in memory: a range of the frame's attachment.
-    File { offset: usize, len: usize, uid: u32, gid: u32, mode: u32 },
+    File {
+        offset: usize,
+        len: usize,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
     /// The container's own cgroups.
     Cgroup,
 }
@@ -175,7 +192,10 @@ pub(crate) struct HostFacts {
 }
 
 /// Makes the specification of a container, and the attachment with the content of its files.
-pub(crate) fn container_spec(request: &RunRequest, facts: &HostFacts) -> Result<(ContainerSpec, Vec<u8>), RunError> {
+pub(crate) fn container_spec(
+    request: &RunRequest,
+    facts: &HostFacts,
+) -> Result<(ContainerSpec, Vec<u8>), RunError> {
     let insecure = request.security == Security::Insecure;
     let mut attachment = Vec::new();
     let mut mounts = system_mounts(facts, insecure);
@@ -208,14 +228,27 @@ pub(crate) fn container_spec(request: &RunRequest, facts: &HostFacts) -> Result<
         read_only_root: request.root.read_only,
         mounts,
         masked_paths: if insecure { Vec::new() } else { owned(MASKED_PATHS) },
-        read_only_paths: if insecure { Vec::new() } else { owned(READ_ONLY_PATHS) },
-        devices: if insecure { facts.insecure_devices.clone() } else { Vec::new() },
+        read_only_paths: if insecure {
+            Vec::new()
+        } else {
+            owned(READ_ONLY_PATHS)
+        },
+        devices: if insecure {
+            facts.insecure_devices.clone()
+        } else {
+            Vec::new()
+        },
         all_devices: insecure,
         isolated_network: request.network == Network::None,
         hostname: hostname(&request.hostname)?,
         cgroup_parent: cgroup_parent(&request.cgroup_parent, &facts.cgroup_parent)?,
         resources: resources(&request.resources)?,
-        process: process_spec(&request.process, request.security, &request.ulimits, facts.capabilities)?,
+        process: process_spec(
+            &request.process,
+            request.security,
+            &request.ulimits,
+            facts.capabilities,
+        )?,
         stubs_recursive: request.remove_stubs_recursive,
         oom_score_adj: facts.oom_score_adj,
         staging: facts.staging.clone(),
@@ -233,24 +266,44 @@ pub(crate) fn process_spec(
     if process.args.is_empty() || process.args.first().is_some_and(String::is_empty) {
         return Err(invalid("no program to run"));
     }
-    let texts = process.args.iter().chain(&process.env).chain([&process.cwd, &process.user]);
+    let texts = process
+        .args
+        .iter()
+        .chain(&process.env)
+        .chain([&process.cwd, &process.user]);
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err(invalid("a NUL byte in arguments, environment, directory or user"));
     }
     let capabilities = match security {
         Security::Sandbox => {
             let set = capability::SANDBOX & available_capabilities;
-            CapabilitySpec { bounding: set, effective: set, permitted: set, inheritable: 0, ambient: 0 }
+            CapabilitySpec {
+                bounding: set,
+                effective: set,
+                permitted: set,
+                inheritable: 0,
+                ambient: 0,
+            }
         }
         Security::Insecure => {
             let set = available_capabilities;
-            CapabilitySpec { bounding: set, effective: set, permitted: set, inheritable: set, ambient: set }
+            CapabilitySpec {
+                bounding: set,
+                effective: set,
+                permitted: set,
+                inheritable: set,
+                ambient: set,
+            }
         }
     };
     Ok(ProcessSpec {
         args: process.args.clone(),
         env: unique_env(&process.env),
-        cwd: if process.cwd.is_empty() { "/".to_owned() } else { process.cwd.clone() },
+        cwd: if process.cwd.is_empty() {
+            "/".to_owned()
+        } else {
+            process.cwd.clone()
+        },
         user: process.user.clone(),
         tty: process.tty,
         limits: ulimits.iter().map(limit).collect::<Result<_, _>>()?,
@@ -262,14 +315,22 @@ pub(crate) fn process_spec(
 }
 
 fn invalid(message: impl Into<String>) -> RunError {
-    RunError::Invalid { message: message.into() }
+    RunError::Invalid {
+        message: message.into(),
+    }
 }
 
 fn kernel(target: &str, fstype: &str, attributes: u64, options: &[(&str, &str)]) -> MountSpec {
-    let options = options.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let options = options
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
     MountSpec {
         target: target.to_owned(),
-        kind: MountKind::Kernel { fstype: fstype.to_owned(), options },
+        kind: MountKind::Kernel {
+            fstype: fstype.to_owned(),
+            options,
+        },
         attributes,
         selector: String::new(),
         stub: false,
@@ -288,14 +349,34 @@ fn bound_file(target: &str, kind: MountKind) -> MountSpec {
 
 fn system_mounts(facts: &HostFacts, insecure: bool) -> Vec<MountSpec> {
     const QUIET: u64 = ATTR_NOSUID | ATTR_NOEXEC | ATTR_NODEV;
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
     let mut mounts = vec![
         kernel("/proc", "proc", QUIET, &[]),
-        kernel("/dev", "tmpfs", ATTR_NOSUID | ATTR_STRICTATIME, &[("mode", "755"), ("size", "65536k")]),
+        kernel(
+            "/dev",
+            "tmpfs",
+            ATTR_NOSUID | ATTR_STRICTATIME,
+            &[("mode", "755"), ("size", "65536k")],
+        ),
         kernel("/dev/pts", "devpts", ATTR_NOSUID | ATTR_NOEXEC, &pts),
-        kernel("/dev/shm", "tmpfs", QUIET, &[("mode", "1777"), ("size", "65536k")]),
+        kernel(
+            "/dev/shm",
+            "tmpfs",
+            QUIET,
+            &[("mode", "1777"), ("size", "65536k")],
+        ),
         kernel("/dev/mqueue", "mqueue", QUIET, &[]),
-        kernel("/sys", "sysfs", QUIET | if insecure { 0 } else { ATTR_RDONLY }, &[]),
+        kernel(
+            "/sys",
+            "sysfs",
+            QUIET | if insecure { 0 } else { ATTR_RDONLY },
+            &[],
+        ),
         bound_file("/etc/resolv.conf", MountKind::Host(facts.resolv_conf.clone())),
     ];
     if let Some(hosts) = &facts.hosts {
@@ -307,7 +388,13 @@ fn system_mounts(facts: &HostFacts, insecure: bool) -> Vec<MountSpec> {
 fn attach_file(attachment: &mut Vec<u8>, bytes: &[u8], (uid, gid): (u32, u32), mode: u32) -> MountKind {
     let offset = attachment.len();
     attachment.extend_from_slice(bytes);
-    MountKind::File { offset, len: bytes.len(), uid, gid, mode: mode & 0o777 }
+    MountKind::File {
+        offset,
+        len: bytes.len(),
+        uid,
+        gid,
+        mode: mode & 0o777,
+    }
 }
 
 fn user_mount(mount: &ContainerMount, attachment: &mut Vec<u8>) -> Result<MountSpec, RunError> {
@@ -317,26 +404,38 @@ fn user_mount(mount: &ContainerMount, attachment: &mut Vec<u8>) -> Result<MountS
     }
     let read_only = if mount.read_only { ATTR_RDONLY } else { 0 };
     let (kind, attributes) = match &mount.source {
-        MountSource::Snapshot(mounts) => {
-            (MountKind::Tree(tree(mounts, &format!("mount {target}"))?), read_only)
-        }
+        MountSource::Snapshot(mounts) => (
+            MountKind::Tree(tree(mounts, &format!("mount {target}"))?),
+            read_only,
+        ),
         MountSource::Host(path) => (MountKind::Host(path.clone()), read_only),
-        MountSource::Tmpfs { size_bytes } => {
-            (MountKind::Tmpfs { size_bytes: size_bytes.filter(|&size| size > 0) }, ATTR_NOSUID | read_only)
-        }
+        MountSource::Tmpfs { size_bytes } => (
+            MountKind::Tmpfs {
+                size_bytes: size_bytes.filter(|&size| size > 0),
+            },
+            ATTR_NOSUID | read_only,
+        ),
         MountSource::File(file) => {
             let no_exec = if file.mode & 0o111 == 0 { ATTR_NOEXEC } else { 0 };
             let kind = attach_file(attachment, &file.bytes, (file.uid, file.gid), file.mode);
             (kind, ATTR_RDONLY | ATTR_NODEV | ATTR_NOSUID | no_exec)
         }
     };
-    Ok(MountSpec { target, kind, attributes, selector: mount.selector.clone(), stub: true })
+    Ok(MountSpec {
+        target,
+        kind,
+        attributes,
+        selector: mount.selector.clone(),
+        stub: true,
+    })
 }
 
 /// Cleans a mount's target textually, as `path.Clean` does.
 fn clean_target(target: &str) -> Result<String, RunError> {
     if !target.starts_with('/') || target.contains('\0') {
-        return Err(invalid(format!("mount target {target:?} is not an absolute path")));
+        return Err(invalid(format!(
+            "mount target {target:?} is not an absolute path"
+        )));
     }
     let mut parts: Vec<&str> = Vec::new();
     for part in target.split('/') {
@@ -349,23 +448,35 @@ fn clean_target(target: &str) -> Result<String, RunError> {
     let clean = format!("/{}", parts.join("/"));
     match parts.first() {
         None => Err(invalid("mount target / is the root file system itself")),
-        Some(&"proc") => Err(invalid(format!("{clean:?} cannot be mounted because it is inside /proc"))),
+        Some(&"proc") => Err(invalid(format!(
+            "{clean:?} cannot be mounted because it is inside /proc"
+        ))),
         Some(_) => Ok(clean),
     }
 }
 
 fn tree(mounts: &[snapshot::Mount], what: &str) -> Result<TreeSpec, RunError> {
     let [mount] = mounts else {
-        return Err(invalid(format!("{what} has {} mounts instead of one", mounts.len())));
+        return Err(invalid(format!(
+            "{what} has {} mounts instead of one",
+            mounts.len()
+        )));
     };
     if !mount.target.as_os_str().is_empty() {
         return Err(invalid(format!("{what} is mounted below its mount point")));
     }
     let text = |option: &std::ffi::OsString| {
-        option.to_str().map(str::to_owned).ok_or_else(|| invalid(format!("{what} is mounted with a path that is not UTF-8")))
+        option
+            .to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| invalid(format!("{what} is mounted with a path that is not UTF-8")))
     };
     let options = mount.options.iter().map(text).collect::<Result<_, _>>()?;
-    Ok(TreeSpec { fstype: mount.fstype.clone(), source: mount.source.clone(), options })
+    Ok(TreeSpec {
+        fstype: mount.fstype.clone(),
+        source: mount.source.clone(),
+        options,
+    })
 }
 
 fn hostname(hostname: &str) -> Result<String, RunError> {
@@ -394,7 +505,10 @@ fn cgroup_parent(asked: &str, default: &str) -> Result<String, RunError> {
 
 fn resources(resources: &Resources) -> Result<ResourceSpec, RunError> {
     let list = |text: &str, what: &str| {
-        if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b',' || byte == b'-') {
+        if text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b',' || byte == b'-')
+        {
             Ok(text.to_owned())
         } else {
             Err(invalid(format!("invalid {what} list {text:?}")))
@@ -416,8 +530,22 @@ fn resources(resources: &Resources) -> Result<ResourceSpec, RunError> {
 
 /// The limits' names, as `ulimits` and `RLIMIT_` spell them.
 pub(crate) const LIMIT_NAMES: &[&str] = &[
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 fn limit(limit: &Ulimit) -> Result<LimitSpec, RunError> {
@@ -428,13 +556,15 @@ fn limit(limit: &Ulimit) -> Result<LimitSpec, RunError> {
     // -1 is `RLIM_INFINITY`; other negative values have no meaning.
     let value = |value: i64| match value {
         -1 => Ok(None),
-        value => {
-            u64::try_from(value).map(Some).map_err(|_| invalid(format!("invalid value {value} of ulimit {name:?}")))
-        }
+        value => u64::try_from(value)
+            .map(Some)
+            .map_err(|_| invalid(format!("invalid value {value} of ulimit {name:?}"))),
     };
     let (soft, hard) = (value(limit.soft)?, value(limit.hard)?);
     if hard.is_some_and(|hard| soft.is_none_or(|soft| soft > hard)) {
-        return Err(invalid(format!("ulimit {name:?}: the soft limit is above the hard one")));
+        return Err(invalid(format!(
+            "ulimit {name:?}: the soft limit is above the hard one"
+        )));
     }
     Ok(LimitSpec { name, soft, hard })
 }

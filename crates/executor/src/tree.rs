@@ -62,7 +62,9 @@ pub(crate) fn make_place(root: BorrowedFd<'_>, path: &str, made: &mut Vec<Stub>)
             stack.pop();
             continue;
         }
-        let parent = stack.last().map_or(top.as_fd(), |(_, directory)| directory.as_fd());
+        let parent = stack
+            .last()
+            .map_or(top.as_fd(), |(_, directory)| directory.as_fd());
         let stat = match rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Some(stat),
             Err(Errno::NOENT) => None,
@@ -107,15 +109,30 @@ fn place(
     if let Some((name, stat)) = last {
         path.push(name.clone());
         let parent = stack.pop().map_or(top, |(_, directory)| directory);
-        return Ok(Place { parent, name: Some(name), stat, path });
+        return Ok(Place {
+            parent,
+            name: Some(name),
+            stat,
+            path,
+        });
     }
     let Some((name, directory)) = stack.pop() else {
         let stat = rustix::fs::fstat(&top)?;
-        return Ok(Place { parent: top, name: None, stat: Some(stat), path });
+        return Ok(Place {
+            parent: top,
+            name: None,
+            stat: Some(stat),
+            path,
+        });
     };
     let stat = rustix::fs::fstat(&directory)?;
     let parent = stack.pop().map_or(top, |(_, directory)| directory);
-    Ok(Place { parent, name: Some(name), stat: Some(stat), path })
+    Ok(Place {
+        parent,
+        name: Some(name),
+        stat: Some(stat),
+        path,
+    })
 }
 
 fn components(path: &OsStr) -> impl DoubleEndedIterator<Item = OsString> {
@@ -139,7 +156,10 @@ fn modified(directory: BorrowedFd<'_>) -> io::Result<(i64, i64)> {
 }
 
 /// The fields' types differ between architectures.
-#[expect(clippy::useless_conversion, reason = "the nanoseconds' type depends on the architecture")]
+#[expect(
+    clippy::useless_conversion,
+    reason = "the nanoseconds' type depends on the architecture"
+)]
 fn times(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
@@ -157,7 +177,11 @@ fn make_directory(
 }
 
 fn stub(path: Vec<OsString>, before: (i64, i64), after: (i64, i64)) -> Stub {
-    Stub { path: path.join(OsStr::new("/")).into_vec(), before, after }
+    Stub {
+        path: path.join(OsStr::new("/")).into_vec(),
+        before,
+        after,
+    }
 }
 
 impl Stub {
@@ -179,7 +203,12 @@ impl Place {
             } else {
                 let before = modified(self.parent.as_fd())?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                drop(rustix::fs::openat(&self.parent, name, flags, Mode::from_raw_mode(0o755))?);
+                drop(rustix::fs::openat(
+                    &self.parent,
+                    name,
+                    flags,
+                    Mode::from_raw_mode(0o755),
+                )?);
                 made.push(stub(self.path.clone(), before, modified(self.parent.as_fd())?));
             }
         }
@@ -213,12 +242,26 @@ fn remove_stub(root: BorrowedFd<'_>, stub: &Stub) -> io::Result<()> {
         _ => return Ok(()),
     };
     let now = modified(parent.as_fd())?;
-    rustix::fs::unlinkat(&parent, name, if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() })?;
+    rustix::fs::unlinkat(
+        &parent,
+        name,
+        if is_directory {
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        },
+    )?;
     // If nothing but the stub changed the directory, nothing did.
     let (seconds, nanoseconds) = if now == stub.after { stub.before } else { now };
     let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds,
+        },
     };
     Ok(rustix::fs::futimens(&parent, &times)?)
 }
@@ -252,12 +295,22 @@ mod tests {
         let root = open(&root_path);
 
         let mut made = Vec::new();
-        for (path, is_directory) in [("/etc/hosts", false), ("/etc/resolv.conf", false), ("/link/deep/dir", true)] {
-            make_place(root.as_fd(), path, &mut made).unwrap().ensure(is_directory, &mut made).unwrap();
+        for (path, is_directory) in [
+            ("/etc/hosts", false),
+            ("/etc/resolv.conf", false),
+            ("/link/deep/dir", true),
+        ] {
+            make_place(root.as_fd(), path, &mut made)
+                .unwrap()
+                .ensure(is_directory, &mut made)
+                .unwrap();
         }
         assert!(root_path.join("etc/hosts").is_file());
         assert!(root_path.join("run/resolve/x").is_file());
-        assert!(root_path.join("outside/deep/dir").is_dir(), "an absolute link stays inside");
+        assert!(
+            root_path.join("outside/deep/dir").is_dir(),
+            "an absolute link stays inside"
+        );
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
 
         remove_stubs(root.as_fd(), &made);
@@ -277,8 +330,14 @@ mod tests {
         let root = open(&root_path);
 
         let mut made = Vec::new();
-        make_place(root.as_fd(), "/a/victim", &mut made).unwrap().ensure(false, &mut made).unwrap();
-        make_place(root.as_fd(), "/used", &mut made).unwrap().ensure(false, &mut made).unwrap();
+        make_place(root.as_fd(), "/a/victim", &mut made)
+            .unwrap()
+            .ensure(false, &mut made)
+            .unwrap();
+        make_place(root.as_fd(), "/used", &mut made)
+            .unwrap()
+            .ensure(false, &mut made)
+            .unwrap();
         std::fs::write(root_path.join("used"), b"x").unwrap();
         std::fs::remove_dir_all(root_path.join("a")).unwrap();
         symlink(&outside, root_path.join("a")).unwrap();

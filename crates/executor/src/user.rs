@@ -37,22 +37,46 @@ struct Group {
 /// Looks up `spec` in the root file system behind `root`.
 pub(crate) fn look_up(root: BorrowedFd<'_>, spec: &str) -> Result<Identity, String> {
     if let Some((uid, gid)) = both_numeric(spec) {
-        let home = read_file(root, "/etc/passwd").ok().flatten().and_then(|text| home_of(&text, uid));
-        return Ok(Identity { uid, gid, groups: vec![gid], home });
+        let home = read_file(root, "/etc/passwd")
+            .ok()
+            .flatten()
+            .and_then(|text| home_of(&text, uid));
+        return Ok(Identity {
+            uid,
+            gid,
+            groups: vec![gid],
+            home,
+        });
     }
-    let files = read_file(root, "/etc/passwd").and_then(|passwd| Ok((passwd, read_file(root, "/etc/group")?)));
+    let files =
+        read_file(root, "/etc/passwd").and_then(|passwd| Ok((passwd, read_file(root, "/etc/group")?)));
     let found = files.and_then(|(passwd, group)| {
-        find(if spec.is_empty() { "0" } else { spec }, passwd.as_deref(), group.as_deref())
+        find(
+            if spec.is_empty() { "0" } else { spec },
+            passwd.as_deref(),
+            group.as_deref(),
+        )
     });
     match found {
-        Err(_) if spec.is_empty() => Ok(Identity { uid: 0, gid: 0, groups: vec![0], home: None }),
+        Err(_) if spec.is_empty() => Ok(Identity {
+            uid: 0,
+            gid: 0,
+            groups: vec![0],
+            home: None,
+        }),
         found => found,
     }
 }
 
 /// `uid:gid` needs no files.
 fn both_numeric(spec: &str) -> Option<(u32, u32)> {
-    let id = |text: &str| if text == "root" { Some(0) } else { text.parse().ok() };
+    let id = |text: &str| {
+        if text == "root" {
+            Some(0)
+        } else {
+            text.parse().ok()
+        }
+    };
     let (user, group) = spec.split_once(':')?;
     Some((id(user)?, id(group)?))
 }
@@ -60,14 +84,18 @@ fn both_numeric(spec: &str) -> Option<(u32, u32)> {
 /// `Ok(None)` if there is no such file, or it is no regular one.
 fn read_file(root: BorrowedFd<'_>, path: &str) -> Result<Option<String>, String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let Ok(file) = tree::open_in_root(root, path, flags) else { return Ok(None) };
+    let Ok(file) = tree::open_in_root(root, path, flags) else {
+        return Ok(None);
+    };
     let file = std::fs::File::from(file);
     match file.metadata() {
         Ok(metadata) if metadata.is_file() => {}
         _ => return Ok(None),
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| format!("{path}: {error}"))?;
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("{path}: {error}"))?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
         return Err(format!("{path:?} exceeds {MAX_FILE_BYTES} bytes"));
     }
@@ -82,7 +110,12 @@ fn accounts(text: &str) -> impl Iterator<Item = Account> {
         let uid = fields.next()?.parse().ok()?;
         let gid = fields.next().and_then(|gid| gid.parse().ok())?;
         let home = fields.nth(1).unwrap_or_default().to_owned();
-        Some(Account { name: name.to_owned(), uid, gid, home })
+        Some(Account {
+            name: name.to_owned(),
+            uid,
+            gid,
+            home,
+        })
     })
 }
 
@@ -96,13 +129,23 @@ fn groups(text: &str) -> impl Iterator<Item = Group> {
         let (name, _password) = (fields.next()?, fields.next()?);
         let gid = fields.next()?.parse().ok()?;
         let members = fields.next().unwrap_or_default();
-        let members = members.split(',').filter(|member| !member.is_empty()).map(str::to_owned).collect();
-        Some(Group { name: name.to_owned(), gid, members })
+        let members = members
+            .split(',')
+            .filter(|member| !member.is_empty())
+            .map(str::to_owned)
+            .collect();
+        Some(Group {
+            name: name.to_owned(),
+            gid,
+            members,
+        })
     })
 }
 
 fn home_of(passwd: &str, uid: u32) -> Option<String> {
-    accounts(passwd).find(|account| account.uid == uid).map(|account| account.home)
+    accounts(passwd)
+        .find(|account| account.uid == uid)
+        .map(|account| account.home)
 }
 
 /// `Ok(None)`: not a number.
@@ -127,18 +170,37 @@ fn find(spec: &str, passwd: Option<&str>, group: Option<&str>) -> Result<Identit
         (name, None) => account.name == name,
     });
     let mut identity = match (&account, uid) {
-        (Some(account), _) => {
-            Identity { uid: account.uid, gid: account.gid, groups: Vec::new(), home: Some(account.home.clone()) }
+        (Some(account), _) => Identity {
+            uid: account.uid,
+            gid: account.gid,
+            groups: Vec::new(),
+            home: Some(account.home.clone()),
+        },
+        (None, Some(uid)) => Identity {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home: None,
+        },
+        (None, None) if user.is_empty() => Identity {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: None,
+        },
+        (None, None) => {
+            return Err(format!(
+                "unable to find user {user}: no matching entries in passwd file"
+            ));
         }
-        (None, Some(uid)) => Identity { uid, gid: 0, groups: Vec::new(), home: None },
-        (None, None) if user.is_empty() => Identity { uid: 0, gid: 0, groups: Vec::new(), home: None },
-        (None, None) => return Err(format!("unable to find user {user}: no matching entries in passwd file")),
     };
     let group_text = group.unwrap_or_default();
     if group_name.is_empty() {
         if let Some(account) = &account {
-            identity.groups =
-                groups(group_text).filter(|group| group.members.contains(&account.name)).map(|group| group.gid).collect();
+            identity.groups = groups(group_text)
+                .filter(|group| group.members.contains(&account.name))
+                .map(|group| group.gid)
+                .collect();
         }
     } else {
         let found = groups(group_text).find(|group| match gid {
@@ -149,7 +211,9 @@ fn find(spec: &str, passwd: Option<&str>, group: Option<&str>) -> Result<Identit
             (Some(group), _) => group.gid,
             (None, Some(gid)) => gid,
             (None, None) => {
-                return Err(format!("unable to find group {group_name}: no matching entries in group file"));
+                return Err(format!(
+                    "unable to find group {group_name}: no matching entries in group file"
+                ));
             }
         };
     }
@@ -163,7 +227,8 @@ fn find(spec: &str, passwd: Option<&str>, group: Option<&str>) -> Result<Identit
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbad:x:nan:0::/:\ndaemon:x:2:2::/sbin:/no\nu:x:1000:1001::/home/u:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbad:x:nan:0::/:\ndaemon:x:2:2::/sbin:/no\nu:x:1000:1001::/home/u:\n";
     const GROUP: &str = "# c\nroot:x:0:root\nwheel:x:10:root,u\nstaff:x:50:u\n";
 
     fn look(spec: &str) -> Result<(u32, u32, Vec<u32>), String> {

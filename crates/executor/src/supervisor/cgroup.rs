@@ -21,14 +21,14 @@ const ALWAYS: &[&str] = &["devices", "memory"];
 
 /// Devices that a sandboxed process may use; everything else it may at most make nodes for.
 pub(crate) const ALLOWED_DEVICES: &[(char, u32, Option<u32>)] = &[
-    ('c', 1, Some(3)),   // null
-    ('c', 1, Some(5)),   // zero
-    ('c', 1, Some(7)),   // full
-    ('c', 1, Some(8)),   // random
-    ('c', 1, Some(9)),   // urandom
-    ('c', 5, Some(0)),   // tty
-    ('c', 5, Some(2)),   // ptmx
-    ('c', 136, None),    // pts
+    ('c', 1, Some(3)), // null
+    ('c', 1, Some(5)), // zero
+    ('c', 1, Some(7)), // full
+    ('c', 1, Some(8)), // random
+    ('c', 1, Some(9)), // urandom
+    ('c', 5, Some(0)), // tty
+    ('c', 5, Some(2)), // ptmx
+    ('c', 136, None),  // pts
 ];
 
 /// A version 1 hierarchy.
@@ -61,8 +61,12 @@ impl Layout {
     fn parse(mountinfo: &str) -> Self {
         let mut layout = Self::default();
         for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(point) = left.split(' ').nth(4) else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(point) = left.split(' ').nth(4) else {
+                continue;
+            };
             let mut right = right.split(' ');
             let (fstype, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
             match fstype {
@@ -90,7 +94,9 @@ impl Layout {
     }
 
     fn hierarchy_of(&self, controller: &str) -> Option<&Hierarchy> {
-        self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.iter().any(|own| own == controller))
+        self.hierarchies
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.iter().any(|own| own == controller))
     }
 }
 
@@ -107,16 +113,30 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Names the cgroup of a container. `parent` is absolute and clean.
     pub(crate) fn new(layout: &Layout, parent: &str, id: &str, everywhere: bool) -> Self {
-        let path = Path::new(parent.trim_start_matches('/')).join("buildkit").join(id);
-        Self { layout: layout.clone(), path, everywhere }
+        let path = Path::new(parent.trim_start_matches('/'))
+            .join("buildkit")
+            .join(id);
+        Self {
+            layout: layout.clone(),
+            path,
+            everywhere,
+        }
     }
 
     /// Its directories in the version 1 hierarchies that it is in.
     pub(crate) fn directories(&self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
         let joins = |hierarchy: &&Hierarchy| {
-            self.everywhere || hierarchy.controllers.iter().any(|own| ALWAYS.contains(&own.as_str()))
+            self.everywhere
+                || hierarchy
+                    .controllers
+                    .iter()
+                    .any(|own| ALWAYS.contains(&own.as_str()))
         };
-        self.layout.hierarchies.iter().filter(joins).map(|hierarchy| (hierarchy, hierarchy.mount.join(&self.path)))
+        self.layout
+            .hierarchies
+            .iter()
+            .filter(joins)
+            .map(|hierarchy| (hierarchy, hierarchy.mount.join(&self.path)))
     }
 
     /// Whether this is a version 2 cgroup.
@@ -141,7 +161,11 @@ impl Cgroup {
                 result => result?,
             }
         }
-        Ok(rustix::fs::open(&directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+        Ok(rustix::fs::open(
+            &directory,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
     }
 
     /// Makes the version 1 directories and moves this process into them.
@@ -170,7 +194,10 @@ impl Cgroup {
     /// Sets the version 1 device rules.
     pub(crate) fn restrict_devices(&self) -> io::Result<()> {
         let Some(hierarchy) = self.layout.hierarchy_of("devices") else {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "there is no devices cgroup"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "there is no devices cgroup",
+            ));
         };
         let directory = hierarchy.mount.join(&self.path);
         fs::write(directory.join("devices.deny"), "a")?;
@@ -187,13 +214,20 @@ impl Cgroup {
 
     /// Sets limits.
     pub(crate) fn limit(&self, resources: &ResourceSpec) -> io::Result<()> {
-        let settings = if self.is_unified() { unified_settings(resources) } else { settings(resources) };
+        let settings = if self.is_unified() {
+            unified_settings(resources)
+        } else {
+            settings(resources)
+        };
         for (controller, file, value) in settings {
             let path = if self.is_unified() {
                 self.unified_directory().join(file)
             } else {
                 let hierarchy = self.layout.hierarchy_of(controller).ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::Unsupported, format!("there is no {controller} cgroup"))
+                    io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        format!("there is no {controller} cgroup"),
+                    )
                 })?;
                 hierarchy.mount.join(&self.path).join(file)
             };
@@ -230,7 +264,9 @@ impl Cgroup {
 }
 
 fn enable_controllers(directory: &Path) {
-    let Ok(available) = fs::read_to_string(directory.join("cgroup.controllers")) else { return };
+    let Ok(available) = fs::read_to_string(directory.join("cgroup.controllers")) else {
+        return;
+    };
     for controller in available.split_whitespace() {
         // A controller that cannot be enabled is noticed when a limit needs it.
         let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
@@ -286,13 +322,43 @@ fn settings(resources: &ResourceSpec) -> Vec<Setting> {
         }
     };
     let r = resources;
-    set(r.memory_bytes != 0, "memory", "memory.limit_in_bytes", r.memory_bytes.to_string());
-    set(r.memory_swap_bytes != 0, "memory", "memory.memsw.limit_in_bytes", r.memory_swap_bytes.to_string());
+    set(
+        r.memory_bytes != 0,
+        "memory",
+        "memory.limit_in_bytes",
+        r.memory_bytes.to_string(),
+    );
+    set(
+        r.memory_swap_bytes != 0,
+        "memory",
+        "memory.memsw.limit_in_bytes",
+        r.memory_swap_bytes.to_string(),
+    );
     set(r.cpu_shares != 0, "cpu", "cpu.shares", r.cpu_shares.to_string());
-    set(r.cpu_period_us != 0, "cpu", "cpu.cfs_period_us", r.cpu_period_us.to_string());
-    set(r.cpu_quota_us != 0, "cpu", "cpu.cfs_quota_us", r.cpu_quota_us.to_string());
-    set(!r.cpuset_cpus.is_empty(), "cpuset", "cpuset.cpus", r.cpuset_cpus.clone());
-    set(!r.cpuset_mems.is_empty(), "cpuset", "cpuset.mems", r.cpuset_mems.clone());
+    set(
+        r.cpu_period_us != 0,
+        "cpu",
+        "cpu.cfs_period_us",
+        r.cpu_period_us.to_string(),
+    );
+    set(
+        r.cpu_quota_us != 0,
+        "cpu",
+        "cpu.cfs_quota_us",
+        r.cpu_quota_us.to_string(),
+    );
+    set(
+        !r.cpuset_cpus.is_empty(),
+        "cpuset",
+        "cpuset.cpus",
+        r.cpuset_cpus.clone(),
+    );
+    set(
+        !r.cpuset_mems.is_empty(),
+        "cpuset",
+        "cpuset.mems",
+        r.cpuset_mems.clone(),
+    );
     all
 }
 
@@ -306,15 +372,31 @@ fn unified_settings(resources: &ResourceSpec) -> Vec<Setting> {
         0 => {}
         -1 => all.push(("memory", "memory.swap.max", "max".to_owned())),
         // Here swap is counted apart from memory.
-        both => all.push(("memory", "memory.swap.max", both.saturating_sub(r.memory_bytes).max(0).to_string())),
+        both => all.push((
+            "memory",
+            "memory.swap.max",
+            both.saturating_sub(r.memory_bytes).max(0).to_string(),
+        )),
     }
     if r.cpu_shares != 0 {
         let shares = r.cpu_shares.clamp(2, 262_144);
-        all.push(("cpu", "cpu.weight", (1 + (shares - 2) * 9_999 / 262_142).to_string()));
+        all.push((
+            "cpu",
+            "cpu.weight",
+            (1 + (shares - 2) * 9_999 / 262_142).to_string(),
+        ));
     }
     if r.cpu_quota_us != 0 || r.cpu_period_us != 0 {
-        let quota = if r.cpu_quota_us > 0 { r.cpu_quota_us.to_string() } else { "max".to_owned() };
-        let period = if r.cpu_period_us == 0 { 100_000 } else { r.cpu_period_us };
+        let quota = if r.cpu_quota_us > 0 {
+            r.cpu_quota_us.to_string()
+        } else {
+            "max".to_owned()
+        };
+        let period = if r.cpu_period_us == 0 {
+            100_000
+        } else {
+            r.cpu_period_us
+        };
         all.push(("cpu", "cpu.max", format!("{quota} {period}")));
     }
     if !r.cpuset_cpus.is_empty() {
@@ -339,7 +421,10 @@ mod tests {
         let layout = Layout::parse(hybrid);
         assert!(!layout.unified);
         assert_eq!(layout.hierarchies.len(), 2);
-        assert_eq!(layout.hierarchy_of("cpuacct").unwrap().mount, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(
+            layout.hierarchy_of("cpuacct").unwrap().mount,
+            Path::new("/sys/fs/cgroup/cpu,cpuacct")
+        );
         assert_eq!(layout.hierarchies[1].controllers, ["systemd"]);
 
         let unified = Layout::parse("30 23 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n");
@@ -357,8 +442,10 @@ mod tests {
             cpuset_cpus: "0".to_owned(),
             cpuset_mems: String::new(),
         };
-        let values: Vec<String> =
-            unified_settings(&resources).into_iter().map(|(_, file, value)| format!("{file}={value}")).collect();
+        let values: Vec<String> = unified_settings(&resources)
+            .into_iter()
+            .map(|(_, file, value)| format!("{file}={value}"))
+            .collect();
         assert_eq!(
             values,
             [

@@ -31,7 +31,9 @@ pub(super) struct SetupError {
 impl SetupError {
     /// Makes an error of a text.
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self {
+            message: message.into(),
+        }
     }
 }
 
@@ -52,9 +54,14 @@ pub(super) fn plain(error: &io::Error) -> String {
     if error.raw_os_error().is_none() {
         return text;
     }
-    let text = text.split_once(" (os error").map_or(text.as_str(), |(text, _)| text);
+    let text = text
+        .split_once(" (os error")
+        .map_or(text.as_str(), |(text, _)| text);
     let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
 }
 
 /// What a container's first process knows before it is told what to build.
@@ -89,7 +96,12 @@ pub(super) fn process_main(proof: NewProcess, home: &Home<'_>) -> ! {
 }
 
 fn fail(socket: BorrowedFd<'_>, error: &SetupError) -> ! {
-    if let Ok(body) = wire::encode_body(&Failure { message: error.message.clone() }, &[]) {
+    if let Ok(body) = wire::encode_body(
+        &Failure {
+            message: error.message.clone(),
+        },
+        &[],
+    ) {
         // Without a supervisor nobody is left to tell.
         let _ = wire::send(socket, &Report::Failed, &body, &[]);
     }
@@ -125,7 +137,11 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
         terminal.put_on_console(builder.root())?;
     }
     let built = builder.finish()?;
-    let prepared = Prepared { stubs: built.stubs, has_root: true, has_pty: terminal.is_some() };
+    let prepared = Prepared {
+        stubs: built.stubs,
+        has_root: true,
+        has_pty: terminal.is_some(),
+    };
     report(cradle.socket, &prepared, Some(&built.root), terminal.as_ref())?;
     drop(built.root);
     connect_stdio(stdio, terminal, &identity)?;
@@ -177,7 +193,11 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
     let identity = look_up(root.as_fd(), &spec.user)?;
     let terminal = open_terminal(root.as_fd(), &spec, &identity)?;
     drop(root);
-    let prepared = Prepared { stubs: Vec::new(), has_root: false, has_pty: terminal.is_some() };
+    let prepared = Prepared {
+        stubs: Vec::new(),
+        has_root: false,
+        has_pty: terminal.is_some(),
+    };
     report(home.socket, &prepared, None, terminal.as_ref())?;
     connect_stdio(stdio, terminal, &identity)?;
     credentials::become_program(&spec, &identity)
@@ -200,7 +220,11 @@ fn open_terminal(
     process: &ProcessSpec,
     identity: &Identity,
 ) -> Result<Option<Terminal>, SetupError> {
-    if process.tty { Terminal::open(root, identity.uid).map(Some) } else { Ok(None) }
+    if process.tty {
+        Terminal::open(root, identity.uid).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 fn report(
@@ -210,8 +234,11 @@ fn report(
     terminal: Option<&Terminal>,
 ) -> Result<(), SetupError> {
     let body = wire::encode_body(prepared, &[]).or_fail("report")?;
-    let fds: Vec<BorrowedFd<'_>> =
-        root.map(AsFd::as_fd).into_iter().chain(terminal.map(Terminal::master)).collect();
+    let fds: Vec<BorrowedFd<'_>> = root
+        .map(AsFd::as_fd)
+        .into_iter()
+        .chain(terminal.map(Terminal::master))
+        .collect();
     wire::send(socket, &Report::Prepared, &body, &fds).or_fail("report")
 }
 
@@ -232,7 +259,8 @@ fn connect_stdio(
     rustix::stdio::dup2_stderr(&stderr).or_fail(what)?;
     for stream in [&stdin, &stdout, &stderr] {
         let stat = rustix::fs::fstat(stream).or_fail(what)?;
-        let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
+        let is_device =
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
         if !is_device && stat.st_uid != identity.uid {
             // Whoever handed in something that cannot be given away has its reasons.
             let _ = rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(identity.uid)), None);

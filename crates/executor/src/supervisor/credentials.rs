@@ -38,7 +38,8 @@ pub(super) fn become_program(process: &ProcessSpec, identity: &Identity) -> Resu
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).or_fail("tie to the supervisor")?;
     if !changed_early {
         // Root without rights on a network file system may be refused where the user is not.
-        rustix::process::chdir(process.cwd.as_str()).or_fail(format_args!("chdir to cwd ({:?})", process.cwd))?;
+        rustix::process::chdir(process.cwd.as_str())
+            .or_fail(format_args!("chdir to cwd ({:?})", process.cwd))?;
     }
     execute(process, identity)
 }
@@ -48,7 +49,9 @@ fn compile_filter(process: &ProcessSpec) -> Result<Option<Vec<sys::SockFilter>>,
         return Ok(None);
     }
     let filter = seccomp::filter(process.capabilities.bounding);
-    filter.map(Some).ok_or_else(|| SetupError::new("there is no system call filter for this architecture"))
+    filter
+        .map(Some)
+        .ok_or_else(|| SetupError::new("there is no system call filter for this architecture"))
 }
 
 fn resource(name: &str) -> Option<Resource> {
@@ -78,7 +81,10 @@ fn resource(name: &str) -> Option<Resource> {
 fn set_limit(limit: &LimitSpec) -> Result<(), SetupError> {
     let name = &limit.name;
     let resource = resource(name).ok_or_else(|| SetupError::new(format!("unknown ulimit {name}")))?;
-    let wanted = Rlimit { current: limit.soft, maximum: limit.hard };
+    let wanted = Rlimit {
+        current: limit.soft,
+        maximum: limit.hard,
+    };
     match rustix::process::setrlimit(resource, wanted) {
         Err(rustix::io::Errno::PERM) => {
             let text = |value: Option<u64>| value.map_or("unlimited".to_owned(), |value| value.to_string());
@@ -110,7 +116,11 @@ fn drop_bounding(keep: u64) -> Result<(), SetupError> {
 }
 
 fn set_identity(identity: &Identity) -> Result<(), SetupError> {
-    let groups: Vec<Gid> = identity.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    let groups: Vec<Gid> = identity
+        .groups
+        .iter()
+        .map(|&group| Gid::from_raw(group))
+        .collect();
     rustix::thread::set_thread_groups(&groups).or_fail("set the groups")?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("set the group")?;
@@ -143,10 +153,17 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>, SetupError> {
 }
 
 fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible, SetupError> {
-    let name = process.args.first().ok_or_else(|| SetupError::new("no program to run"))?;
+    let name = process
+        .args
+        .first()
+        .ok_or_else(|| SetupError::new("no program to run"))?;
     let mut env = process.env.clone();
     if variable(&env, "HOME").unwrap_or_default().is_empty() {
-        let home = identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
+        let home = identity
+            .home
+            .as_deref()
+            .filter(|home| !home.is_empty())
+            .unwrap_or("/");
         env.retain(|entry| !entry.starts_with("HOME="));
         env.push(format!("HOME={home}"));
     }
@@ -155,11 +172,20 @@ fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible, Set
     let (args, env) = (c_strings(&process.args)?, c_strings(&env)?);
     sys::mark_all_close_on_exec().or_fail("close descriptors")?;
     let error = sys::execute(&program, &args, &env);
-    Err(SetupError::new(format!("exec {}: {}", program.to_string_lossy(), plain(&error))))
+    Err(SetupError::new(format!(
+        "exec {}: {}",
+        program.to_string_lossy(),
+        plain(&error)
+    )))
 }
 
 fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
-    env.iter().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+    env.iter().find_map(|entry| {
+        entry
+            .split_once('=')
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    })
 }
 
 /// Looks a program up as a shell does.
@@ -182,7 +208,11 @@ fn find_program(name: &str, path: &str) -> Result<Vec<u8>, SetupError> {
             Err(error) => denied |= error.kind() == io::ErrorKind::PermissionDenied,
         }
     }
-    let reason = if denied { "permission denied" } else { "executable file not found in $PATH" };
+    let reason = if denied {
+        "permission denied"
+    } else {
+        "executable file not found in $PATH"
+    };
     Err(SetupError::new(format!("exec: {name:?}: {reason}")))
 }
 
@@ -191,6 +221,11 @@ fn is_executable(path: &[u8]) -> io::Result<()> {
     let stat = rustix::fs::stat(path)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => Err(rustix::io::Errno::ISDIR.into()),
-        _ => Ok(rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?),
+        _ => Ok(rustix::fs::accessat(
+            CWD,
+            path,
+            Access::EXEC_OK,
+            AtFlags::EACCESS,
+        )?),
     }
 }

@@ -38,7 +38,11 @@ pub(super) fn populate(root: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(
         rustix::fs::symlinkat(*target, &dev, *name).or_fail(format_args!("make /dev/{name}"))?;
     }
     for device in devices {
-        let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let kind = if device.block {
+            FileType::BlockDevice
+        } else {
+            FileType::CharacterDevice
+        };
         if let Some((directory, _)) = device.name.split_once('/') {
             match rustix::fs::mkdirat(&dev, directory, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -58,14 +62,25 @@ fn make(
     minor: u32,
 ) -> Result<(), SetupError> {
     // The umask is cleared while a container is built.
-    rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor))
-        .or_fail(format_args!("make /dev/{name}"))
+    rustix::fs::mknodat(
+        dev,
+        name,
+        kind,
+        Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(major, minor),
+    )
+    .or_fail(format_args!("make /dev/{name}"))
 }
 
 /// Lists what an insecure container finds in `/dev` beside the usual: what a kernel log, FUSE, KVM, TUN and loop devices
 /// need. Some loop devices beyond the next free one are included.
 pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
-    let character = |name: &str, major, minor| DeviceNode { name: name.to_owned(), block: false, major, minor };
+    let character = |name: &str, major, minor| DeviceNode {
+        name: name.to_owned(),
+        block: false,
+        major,
+        minor,
+    };
     let mut devices = vec![
         character("kmsg", 1, 11),
         character("cuse", 10, 203),
@@ -81,7 +96,12 @@ pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
         sys::free_loop_device(control.as_fd()).ok()
     });
     for minor in 0..=free.unwrap_or(0).min(248) + 7 {
-        devices.push(DeviceNode { name: format!("loop{minor}"), block: true, major: 7, minor });
+        devices.push(DeviceNode {
+            name: format!("loop{minor}"),
+            block: true,
+            major: 7,
+            minor,
+        });
     }
     devices
 }

@@ -22,7 +22,9 @@ const SEALED: &str = "cooper-supervisor-sealed";
 ///
 /// Must be called first in `main`, before any thread exists.
 pub fn supervisor_main() {
-    let Some(name) = std::env::args_os().next() else { return };
+    let Some(name) = std::env::args_os().next() else {
+        return;
+    };
     let result = match name.as_bytes() {
         name if name == ARGUMENT_ZERO.as_bytes() => seal(),
         name if name == SEALED.as_bytes() => supervise(),
@@ -48,7 +50,13 @@ fn seal() -> io::Result<()> {
 fn read_only_self() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, c"/proc/self/exe", flags)?;
-    sys::change_mount(&mount, MountChange { set: ATTR_RDONLY, ..MountChange::default() })?;
+    sys::change_mount(
+        &mount,
+        MountChange {
+            set: ATTR_RDONLY,
+            ..MountChange::default()
+        },
+    )?;
     Ok(mount)
 }
 

@@ -82,10 +82,18 @@ struct Supervisor {
 impl Supervisor {
     fn new(proof: SingleThread, daemon: OwnedFd) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &daemon, epoll::EventData::new_u64(DAEMON), epoll::EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            &daemon,
+            epoll::EventData::new_u64(DAEMON),
+            epoll::EventFlags::IN,
+        )?;
         let layout = Layout::probe()?;
-        let device_program =
-            if layout.unified { Some(sys::load_device_program(&device::program())?) } else { None };
+        let device_program = if layout.unified {
+            Some(sys::load_device_program(&device::program())?)
+        } else {
+            None
+        };
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let own_pid_namespace = rustix::fs::open(c"/proc/self/ns/pid", flags, rustix::fs::Mode::empty())?;
         Ok(Self {
@@ -134,7 +142,9 @@ impl Supervisor {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
                 result => result?,
             };
-            let Some(Frame { header, body, fds }) = frame else { return Ok(false) };
+            let Some(Frame { header, body, fds }) = frame else {
+                return Ok(false);
+            };
             match header {
                 Request::Start { seq, traits } => {
                     let result = self.start(seq, &traits, &body, fds);
@@ -168,15 +178,28 @@ impl Supervisor {
         wire::send(self.daemon.as_fd(), answer, body, fds)
     }
 
-    fn start(&mut self, seq: u64, traits: &ContainerTraits, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn start(
+        &mut self,
+        seq: u64,
+        traits: &ContainerTraits,
+        body: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), String> {
         if self.jobs.contains_key(&seq) || seq >= FIRST_BLANK {
             return Err(format!("number {seq} is taken"));
         }
         let is_plain = !traits.isolated_network && !traits.special_cgroup;
         let mut job = match self.blank.take_if(|_| is_plain) {
-            Some(blank) => self.take_blank(blank).map_err(|error| format!("take a container: {error}"))?,
+            Some(blank) => self
+                .take_blank(blank)
+                .map_err(|error| format!("take a container: {error}"))?,
             None => {
-                let cgroup = Cgroup::new(&self.layout, &traits.cgroup_parent, &traits.id, traits.special_cgroup);
+                let cgroup = Cgroup::new(
+                    &self.layout,
+                    &traits.cgroup_parent,
+                    &traits.id,
+                    traits.special_cgroup,
+                );
                 self.spawn(&cgroup, traits.isolated_network, traits.all_devices)?
             }
         };
@@ -187,16 +210,26 @@ impl Supervisor {
         if let Some(Err(error)) = sent
             && error.kind() != io::ErrorKind::BrokenPipe
         {
-            job.failure = wire::encode_body(&Failure { message: format!("describe the container: {error}") }, &[]).ok();
+            job.failure = wire::encode_body(
+                &Failure {
+                    message: format!("describe the container: {error}"),
+                },
+                &[],
+            )
+            .ok();
             let _ = rustix::process::pidfd_send_signal(&job.process, Signal::KILL);
         }
-        self.watch(seq, job).map_err(|error| format!("watch the container: {error}"))
+        self.watch(seq, job)
+            .map_err(|error| format!("watch the container: {error}"))
     }
 
     /// Makes a container's first process, which waits for its description.
     fn spawn(&self, cgroup: &Cgroup, isolated_network: bool, all_devices: bool) -> Result<Job, String> {
         if !self.layout.is_usable() {
-            return Err(format!("no control groups are mounted at {}", cgroup::MOUNT_POINT));
+            return Err(format!(
+                "no control groups are mounted at {}",
+                cgroup::MOUNT_POINT
+            ));
         }
         let failed = |what: &str| {
             let what = what.to_owned();
@@ -219,13 +252,21 @@ impl Supervisor {
         }
         let flags = u64::from(flags.unsigned_abs());
         match sys::clone_process(&self.proof, flags, directory.as_ref().map(AsFd::as_fd)) {
-            Ok(Cloned::Child(proof)) => {
-                child::container_main(proof, &Cradle { socket: theirs.as_fd(), cgroup, all_devices })
-            }
-            Ok(Cloned::Parent { pidfd, .. }) => Ok(Job {
+            Ok(Cloned::Child(proof)) => child::container_main(
+                proof,
+                &Cradle {
+                    socket: theirs.as_fd(),
+                    cgroup,
+                    all_devices,
+                },
+            ),
+            Ok(Cloned::Parent { pidfd }) => Ok(Job {
                 process: pidfd,
                 setup: Some(ours),
-                role: Role::Container { cgroup: cgroup.clone(), isolated_network },
+                role: Role::Container {
+                    cgroup: cgroup.clone(),
+                    isolated_network,
+                },
                 prepared: None,
                 failure: None,
                 started: false,
@@ -239,7 +280,15 @@ impl Supervisor {
 
     fn exec(&mut self, seq: u64, container: u64, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
         let running = self.jobs.get(&container).filter(|job| job.started);
-        let Some(Job { process: first, role: Role::Container { cgroup, isolated_network }, .. }) = running else {
+        let Some(Job {
+            process: first,
+            role: Role::Container {
+                cgroup,
+                isolated_network,
+            },
+            ..
+        }) = running
+        else {
             return Err("the container has stopped".to_owned());
         };
         if self.jobs.contains_key(&seq) || seq >= FIRST_BLANK {
@@ -247,8 +296,12 @@ impl Supervisor {
         }
         let failed = |error: io::Error| format!("make a process: {error}");
         let (ours, theirs) = wire::socket_pair().map_err(failed)?;
-        let home =
-            Home { socket: theirs.as_fd(), cgroup, first: first.as_fd(), isolated_network: *isolated_network };
+        let home = Home {
+            socket: theirs.as_fd(),
+            cgroup,
+            first: first.as_fd(),
+            isolated_network: *isolated_network,
+        };
         // Only what is made from here on is in the container's process namespace, not we ourselves.
         rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
             .map_err(|error| format!("join the container: {error}"))?;
@@ -261,7 +314,7 @@ impl Supervisor {
             Some(LinkNameSpaceType::ProcessID),
         )
         .map_err(|error| format!("return from the container: {error}"))?;
-        let Cloned::Parent { pidfd, .. } = cloned.map_err(failed)? else {
+        let Cloned::Parent { pidfd } = cloned.map_err(failed)? else {
             return Err("make a process".to_owned());
         };
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
@@ -306,7 +359,10 @@ impl Supervisor {
     }
 
     fn take_blank(&mut self, number: u64) -> io::Result<Job> {
-        let job = self.jobs.remove(&number).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let job = self
+            .jobs
+            .remove(&number)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         if let Some(setup) = &job.setup {
             epoll::delete(&self.epoll, setup)?;
         }
@@ -319,8 +375,16 @@ impl Supervisor {
         while let Some(job) = self.jobs.get_mut(&seq) {
             let Some(setup) = &job.setup else { break };
             match wire::receive::<Report>(setup.as_fd(), RecvFlags::DONTWAIT) {
-                Ok(Some(Frame { header: Report::Prepared, body, fds })) => job.prepared = Some((body, fds)),
-                Ok(Some(Frame { header: Report::Failed, body, .. })) => job.failure = Some(body),
+                Ok(Some(Frame {
+                    header: Report::Prepared,
+                    body,
+                    fds,
+                })) => job.prepared = Some((body, fds)),
+                Ok(Some(Frame {
+                    header: Report::Failed,
+                    body,
+                    ..
+                })) => job.failure = Some(body),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Ok(None) | Err(_) => {
                     job.setup = None;
@@ -333,27 +397,36 @@ impl Supervisor {
 
     /// Tells the daemon that a program runs, if it does.
     fn announce(&mut self, seq: u64) -> io::Result<()> {
-        let Some(job) = self.jobs.get_mut(&seq) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(&seq) else {
+            return Ok(());
+        };
         if job.failure.is_some() {
             return Ok(());
         }
-        let Some((body, fds)) = job.prepared.take() else { return Ok(()) };
+        let Some((body, fds)) = job.prepared.take() else {
+            return Ok(());
+        };
         job.started = true;
         let process = rustix::io::fcntl_dupfd_cloexec(&job.process, 3)?;
-        let all: Vec<BorrowedFd<'_>> =
-            std::iter::once(process.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(process.as_fd())
+            .chain(fds.iter().map(AsFd::as_fd))
+            .collect();
         self.answer(&Answer::Started { seq }, &body, &all)
     }
 
     /// Takes in a process' end.
     fn reap(&mut self, seq: u64) -> io::Result<()> {
         self.read_reports(seq)?;
-        let Some(job) = self.jobs.get(&seq) else { return Ok(()) };
+        let Some(job) = self.jobs.get(&seq) else {
+            return Ok(());
+        };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let Some(status) = rustix::process::waitid(WaitId::PidFd(job.process.as_fd()), options)? else {
             return Ok(());
         };
-        let Some(job) = self.jobs.remove(&seq) else { return Ok(()) };
+        let Some(job) = self.jobs.remove(&seq) else {
+            return Ok(());
+        };
         epoll::delete(&self.epoll, &job.process)?;
         let mut oom_killed = false;
         if let Role::Container { cgroup, .. } = &job.role {
@@ -371,7 +444,16 @@ impl Supervisor {
         }
         let (code, signal) = exit_code(&status);
         if job.started {
-            return self.answer(&Answer::Exited { seq, code, signal, oom_killed }, &[], &[]);
+            return self.answer(
+                &Answer::Exited {
+                    seq,
+                    code,
+                    signal,
+                    oom_killed,
+                },
+                &[],
+                &[],
+            );
         }
         let body = match job.failure {
             Some(body) => body,
@@ -392,8 +474,9 @@ impl Supervisor {
         }
         // Further processes of a container are waited for before its first one, which cannot end before they are.
         let is_container = |job: &Job| matches!(job.role, Role::Container { .. });
-        let (containers, processes): (Vec<Job>, Vec<Job>) =
-            std::mem::take(&mut self.jobs).into_values().partition(is_container);
+        let (containers, processes): (Vec<Job>, Vec<Job>) = std::mem::take(&mut self.jobs)
+            .into_values()
+            .partition(is_container);
         for job in processes.into_iter().chain(containers) {
             let _ = rustix::process::waitid(WaitId::PidFd(job.process.as_fd()), WaitIdOptions::EXITED);
             if let Role::Container { cgroup, .. } = &job.role {

@@ -54,12 +54,20 @@ impl<'a> Builder<'a> {
         use rustix::mount::{MountPropagationFlags, mount_change};
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change("/", slave).or_fail("detach the host's mounts")?;
-        let root = mount_tree(&spec.root, &spec.staging.join(STAGED_ROOT)).or_fail("mount the root file system")?;
+        let root =
+            mount_tree(&spec.root, &spec.staging.join(STAGED_ROOT)).or_fail("mount the root file system")?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&root).or_fail("look at the root")?.st_mode);
         if kind != FileType::Directory {
             return Err(SetupError::new("the root file system is not a directory"));
         }
-        Ok(Self { spec, attachment, cgroup, root, stubs: Vec::new(), trees: BTreeMap::new() })
+        Ok(Self {
+            spec,
+            attachment,
+            cgroup,
+            root,
+            stubs: Vec::new(),
+            trees: BTreeMap::new(),
+        })
     }
 
     /// Returns the root.
@@ -72,7 +80,9 @@ impl<'a> Builder<'a> {
         match tree::open_in_root(self.root(), path, OFlags::PATH) {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).or_fail(format_args!("working dir {path} points to invalid target")),
+            Err(error) => {
+                return Err(error).or_fail(format_args!("working dir {path} points to invalid target"));
+            }
         }
         let what = format!("create working directory {path}");
         let mut made = Vec::new();
@@ -81,8 +91,14 @@ impl<'a> Builder<'a> {
         for directory in &made {
             let path = directory.path();
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(self.root(), path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)
-                .or_fail(&what)?;
+            rustix::fs::chownat(
+                self.root(),
+                path,
+                Some(Uid::from_raw(uid)),
+                Some(Gid::from_raw(gid)),
+                flags,
+            )
+            .or_fail(&what)?;
         }
         Ok(())
     }
@@ -108,16 +124,25 @@ impl<'a> Builder<'a> {
         }
         if !self.spec.read_only_root {
             enter(self.root()).or_fail("change the root")?;
-            return Ok(Built { root: self.root, stubs: self.stubs });
+            return Ok(Built {
+                root: self.root,
+                stubs: self.stubs,
+            });
         }
         // A read-only copy of the mount, so that stubs can still be removed through the original.
         let copy = clone_mount(self.root()).or_fail("make the root read-only")?;
-        let change = MountChange { set: ATTR_RDONLY, ..MountChange::default() };
+        let change = MountChange {
+            set: ATTR_RDONLY,
+            ..MountChange::default()
+        };
         sys::change_mount(&copy, change).or_fail("make the root read-only")?;
         attach(copy.as_fd(), self.root()).or_fail("make the root read-only")?;
         let top = open_path(&self.spec.staging.join(STAGED_ROOT)).or_fail("open the root")?;
         enter(top.as_fd()).or_fail("change the root")?;
-        Ok(Built { root: self.root, stubs: self.stubs })
+        Ok(Built {
+            root: self.root,
+            stubs: self.stubs,
+        })
     }
 
     fn mount(&mut self, mount: &MountSpec) -> Result<(), SetupError> {
@@ -129,10 +154,19 @@ impl<'a> Builder<'a> {
                 self.place(mount, &source, true)
             }
             MountKind::Tmpfs { size_bytes } => self.tmpfs(mount, *size_bytes),
-            MountKind::File { offset, len, uid, gid, mode } => {
-                let bytes = offset.checked_add(*len).and_then(|end| self.attachment.get(*offset..end));
+            MountKind::File {
+                offset,
+                len,
+                uid,
+                gid,
+                mode,
+            } => {
+                let bytes = offset
+                    .checked_add(*len)
+                    .and_then(|end| self.attachment.get(*offset..end));
                 let bytes = bytes.ok_or_else(|| SetupError::new("a file's content is missing"))?;
-                let staging = open_path(&self.spec.staging.join(STAGED_TREE)).or_fail("open the staging directory")?;
+                let staging =
+                    open_path(&self.spec.staging.join(STAGED_TREE)).or_fail("open the staging directory")?;
                 let source = memory_file(bytes, (*uid, *gid), *mode, mount.attributes, staging.as_fd())
                     .or_fail(format_args!("make the file for {target}"))?;
                 self.place(mount, &source, false)
@@ -159,10 +193,14 @@ impl<'a> Builder<'a> {
             return self.host_source(&tree.source, mount);
         }
         if !self.trees.contains_key(tree) {
-            let mounted = mount_tree(tree, &self.spec.staging.join(STAGED_TREE)).or_fail(format_args!("mount {}", mount.target))?;
+            let mounted = mount_tree(tree, &self.spec.staging.join(STAGED_TREE))
+                .or_fail(format_args!("mount {}", mount.target))?;
             self.trees.insert(tree.clone(), mounted);
         }
-        let mounted = self.trees.get(tree).ok_or_else(|| SetupError::new("a mount vanished"))?;
+        let mounted = self
+            .trees
+            .get(tree)
+            .ok_or_else(|| SetupError::new("a mount vanished"))?;
         let mounted = rustix::io::fcntl_dupfd_cloexec(mounted, 3).or_fail("copy a descriptor")?;
         select(mounted, &mount.selector)
     }
@@ -194,7 +232,10 @@ impl<'a> Builder<'a> {
         let (mut above, mut own) = (Vec::new(), Vec::new());
         let place = make_place(self.root.as_fd(), &mount.target, &mut above).or_fail(&what)?;
         if place.name.is_none() {
-            return Err(SetupError::new(format!("mount point {} is the root", mount.target)));
+            return Err(SetupError::new(format!(
+                "mount point {} is the root",
+                mount.target
+            )));
         }
         let point = place.ensure(is_directory, &mut own).or_fail(&what)?;
         if mount.stub {
@@ -209,7 +250,9 @@ impl<'a> Builder<'a> {
     /// A tmpfs has the mode of the directory that it covers.
     fn tmpfs(&mut self, mount: &MountSpec, size_bytes: Option<u64>) -> Result<(), SetupError> {
         let existing = tree::open_in_root(self.root(), &mount.target, OFlags::PATH).ok();
-        let stat = existing.as_ref().and_then(|existing| rustix::fs::fstat(existing).ok());
+        let stat = existing
+            .as_ref()
+            .and_then(|existing| rustix::fs::fstat(existing).ok());
         let mode = stat.map_or(0o1777, |stat| stat.st_mode & 0o7777);
         let mut options = vec![("mode".to_owned(), format!("{mode:o}"))];
         if let Some(size) = size_bytes {
@@ -230,9 +273,14 @@ impl<'a> Builder<'a> {
         let options = [("mode".to_owned(), "755".to_owned())];
         let source = kernel_mount("tmpfs", &options, mount.attributes & !ATTR_RDONLY).or_fail(what)?;
         self.place(mount, &source, true)?;
-        let change = MountChange { set: mount.attributes, ..MountChange::default() };
+        let change = MountChange {
+            set: mount.attributes,
+            ..MountChange::default()
+        };
         for (hierarchy, directory) in cgroup.directories() {
-            let Some(name) = hierarchy.mount.file_name() else { continue };
+            let Some(name) = hierarchy.mount.file_name() else {
+                continue;
+            };
             rustix::fs::mkdirat(&source, name, Mode::from_raw_mode(0o755)).or_fail(what)?;
             let own = clone_mount(open_path(&directory).or_fail(what)?.as_fd()).or_fail(what)?;
             sys::change_mount(&own, change).or_fail(what)?;
@@ -255,12 +303,19 @@ fn mount_tree(tree: &TreeSpec, staging: &Path) -> io::Result<OwnedFd> {
         target: std::path::PathBuf::new(),
         options: tree.options.iter().map(Into::into).collect(),
     };
-    mount.mount_at(staging).map_err(|error| io::Error::new(error.source.kind(), error.source))?.leave();
+    mount
+        .mount_at(staging)
+        .map_err(|error| io::Error::new(error.source.kind(), error.source))?
+        .leave();
     open_path(staging)
 }
 
 fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Finds the selected part of a source; links in it are followed inside it.
@@ -298,7 +353,11 @@ fn kernel_mount(fstype: &str, options: &[(String, String)], attributes: u64) -> 
     rustix::mount::fsconfig_create(&context)?;
     let attributes = u32::try_from(attributes).map_err(io::Error::other)?;
     let attributes = MountAttrFlags::from_bits_retain(attributes);
-    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    Ok(rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
 }
 
 /// Makes a file in a file system of its own, so that it is nowhere but in memory, and a mount of just that file.
@@ -322,7 +381,13 @@ fn memory_file(
     attach(directory.as_fd(), staging)?;
     let file = rustix::fs::openat(&directory, c"file", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let copy = clone_mount(file.as_fd())?;
-    sys::change_mount(&copy, MountChange { set: attributes, ..MountChange::default() })?;
+    sys::change_mount(
+        &copy,
+        MountChange {
+            set: attributes,
+            ..MountChange::default()
+        },
+    )?;
     Ok(copy)
 }
 
@@ -330,24 +395,45 @@ fn memory_file(
 fn existing(root: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
     match tree::open_in_root(root, path, OFlags::PATH) {
         Ok(found) => Ok(Some(found)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    let Some(point) = existing(root, path)? else { return Ok(()) };
+    let Some(point) = existing(root, path)? else {
+        return Ok(());
+    };
     let copy = clone_mount(point.as_fd())?;
     let set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-    sys::change_mount(&copy, MountChange { set, recursive: true, ..MountChange::default() })?;
+    sys::change_mount(
+        &copy,
+        MountChange {
+            set,
+            recursive: true,
+            ..MountChange::default()
+        },
+    )?;
     attach(copy.as_fd(), point.as_fd())
 }
 
 fn mask(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    let Some(point) = existing(root, path)? else { return Ok(()) };
+    let Some(point) = existing(root, path)? else {
+        return Ok(());
+    };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&point)?.st_mode);
     let cover = if kind == FileType::Directory {
-        let options = [("size".to_owned(), "4k".to_owned()), ("mode".to_owned(), "755".to_owned())];
+        let options = [
+            ("size".to_owned(), "4k".to_owned()),
+            ("mode".to_owned(), "755".to_owned()),
+        ];
         kernel_mount("tmpfs", &options, ATTR_RDONLY)?
     } else {
         clone_mount(tree::open_in_root(root, "/dev/null", OFlags::PATH)?.as_fd())?
@@ -357,11 +443,17 @@ fn mask(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
 
 /// Makes `root` the root and gives up everything of the host.
 fn enter(root: BorrowedFd<'_>) -> io::Result<()> {
-    let host = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let host = rustix::fs::open(
+        c"/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     rustix::process::fchdir(root)?;
     match rustix::process::pivot_root(c".", c".") {
         Err(Errno::INVAL) => {
-            return Err(io::Error::other("pivot_root is refused; is the host's root file system an initramfs?"));
+            return Err(io::Error::other(
+                "pivot_root is refused; is the host's root file system an initramfs?",
+            ));
         }
         result => result?,
     }

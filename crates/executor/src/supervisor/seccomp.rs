@@ -37,16 +37,36 @@ struct Architecture {
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { audit: 0xC000_003E, column: 0, has_x32: true },
-    Architecture { audit: 0x4000_0003, column: 1, has_x32: false },
+    Architecture {
+        audit: 0xC000_003E,
+        column: 0,
+        has_x32: true,
+    },
+    Architecture {
+        audit: 0x4000_0003,
+        column: 1,
+        has_x32: false,
+    },
 ];
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { audit: 0xC000_00B7, column: 2, has_x32: false },
-    Architecture { audit: 0x4000_0028, column: 3, has_x32: false },
+    Architecture {
+        audit: 0xC000_00B7,
+        column: 2,
+        has_x32: false,
+    },
+    Architecture {
+        audit: 0x4000_0028,
+        column: 3,
+        has_x32: false,
+    },
 ];
 #[cfg(target_arch = "riscv64")]
-const ARCHITECTURES: &[Architecture] = &[Architecture { audit: 0xC000_00F3, column: 4, has_x32: false }];
+const ARCHITECTURES: &[Architecture] = &[Architecture {
+    audit: 0xC000_00F3,
+    column: 4,
+    has_x32: false,
+}];
 /// Without a table nothing could be let through, so sandboxed containers are refused.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 const ARCHITECTURES: &[Architecture] = &[];
@@ -94,22 +114,38 @@ pub(crate) fn filter(capabilities: u64) -> Option<Vec<SockFilter>> {
 }
 
 const fn statement(code: u16, value: u32) -> SockFilter {
-    SockFilter { code, jump_true: 0, jump_false: 0, value }
+    SockFilter {
+        code,
+        jump_true: 0,
+        jump_false: 0,
+        value,
+    }
 }
 
 const fn jump(code: u16, value: u32, jump_true: u8, jump_false: u8) -> SockFilter {
-    SockFilter { code, jump_true, jump_false, value }
+    SockFilter {
+        code,
+        jump_true,
+        jump_false,
+        value,
+    }
 }
 
 fn section(architecture: &Architecture, capabilities: u64) -> Vec<SockFilter> {
     let has = |name: &str| capabilities & capability::bit(name) != 0;
     let mut program = vec![statement(LOAD, DATA_NUMBER)];
     if architecture.has_x32 {
-        program.extend([jump(IF_NOT_LESS, 0x4000_0000, 0, 1), statement(RETURN, FAIL | ENOSYS)]);
+        program.extend([
+            jump(IF_NOT_LESS, 0x4000_0000, 0, 1),
+            statement(RETURN, FAIL | ENOSYS),
+        ]);
     }
     let mut allowed = Vec::new();
     for (_, rule, numbers) in SYSCALLS {
-        let Some(number) = numbers.get(architecture.column).and_then(|&number| u32::try_from(number).ok()) else {
+        let Some(number) = numbers
+            .get(architecture.column)
+            .and_then(|&number| u32::try_from(number).ok())
+        else {
             continue;
         };
         let check = match rule {
@@ -144,14 +180,21 @@ fn section(architecture: &Architecture, capabilities: u64) -> Vec<SockFilter> {
         if check.is_empty() {
             allowed.push(number);
         } else {
-            program.push(jump(IF_EQUAL, number, 0, u8::try_from(check.len()).unwrap_or(u8::MAX)));
+            program.push(jump(
+                IF_EQUAL,
+                number,
+                0,
+                u8::try_from(check.len()).unwrap_or(u8::MAX),
+            ));
             program.extend(check);
         }
     }
     allowed.sort_unstable();
     allowed.dedup();
     for range in allowed.chunk_by(|a, b| a + 1 == *b) {
-        let (Some(&first), Some(&last)) = (range.first(), range.last()) else { continue };
+        let (Some(&first), Some(&last)) = (range.first(), range.last()) else {
+            continue;
+        };
         // Ranges ascend: a number below the first one is in none.
         program.extend([
             jump(IF_GREATER, last, 3, 0),
@@ -200,7 +243,11 @@ mod tests {
                 IF_NOT_LESS => accumulator >= instruction.value,
                 other => panic!("code {other}"),
             };
-            at += usize::from(if condition { instruction.jump_true } else { instruction.jump_false });
+            at += usize::from(if condition {
+                instruction.jump_true
+            } else {
+                instruction.jump_false
+            });
         }
     }
 
@@ -216,10 +263,14 @@ mod tests {
         for architecture in ARCHITECTURES {
             let mut expected = std::collections::BTreeMap::new();
             for (name, rule, numbers) in SYSCALLS {
-                let Ok(number) = u32::try_from(numbers[architecture.column]) else { continue };
+                let Ok(number) = u32::try_from(numbers[architecture.column]) else {
+                    continue;
+                };
                 let allowed = match rule {
                     Rule::Always => true,
-                    Rule::With(names) => names.iter().any(|name| capability::SANDBOX & capability::bit(name) != 0),
+                    Rule::With(names) => names
+                        .iter()
+                        .any(|name| capability::SANDBOX & capability::bit(name) != 0),
                     _ => continue,
                 };
                 expected.insert(number, (*name, allowed));
@@ -233,7 +284,12 @@ mod tests {
                 }
                 let allowed = expected.get(&number).is_some_and(|(_, allowed)| *allowed);
                 let verdict = decide(&program, architecture.audit, number, 0);
-                assert_eq!(verdict, if allowed { ALLOW } else { FAIL | EPERM }, "{number} {:?}", expected.get(&number));
+                assert_eq!(
+                    verdict,
+                    if allowed { ALLOW } else { FAIL | EPERM },
+                    "{number} {:?}",
+                    expected.get(&number)
+                );
             }
         }
     }
@@ -242,13 +298,24 @@ mod tests {
     fn arguments_are_looked_at() {
         let program = filter(capability::SANDBOX).unwrap();
         for architecture in ARCHITECTURES {
-            let decide = |name: &str, arg0| decide(&program, architecture.audit, number(name, architecture.column), arg0);
+            let decide = |name: &str, arg0| {
+                decide(
+                    &program,
+                    architecture.audit,
+                    number(name, architecture.column),
+                    arg0,
+                )
+            };
             assert_eq!(decide("socket", 2), ALLOW);
             assert_eq!(decide("socket", 39), ALLOW);
             assert_eq!(decide("socket", 41), ALLOW);
             assert_eq!(decide("socket", 38), FAIL | EPERM);
             assert_eq!(decide("socket", 40), FAIL | EPERM);
-            assert_eq!(decide("socket", 0x1_0000_0026), FAIL | EPERM, "the kernel sees AF_ALG");
+            assert_eq!(
+                decide("socket", 0x1_0000_0026),
+                FAIL | EPERM,
+                "the kernel sees AF_ALG"
+            );
             assert_eq!(decide("clone", 0x11), ALLOW);
             assert_eq!(decide("clone", 0x1000_0011), FAIL | EPERM);
             assert_eq!(decide("clone3", 0), FAIL | ENOSYS);
@@ -264,7 +331,11 @@ mod tests {
         let all = filter(u64::MAX).unwrap();
         let native = &ARCHITECTURES[0];
         for name in ["mount", "clone3", "bpf", "reboot", "unshare"] {
-            assert_eq!(decide(&all, native.audit, number(name, native.column), 0), ALLOW, "{name}");
+            assert_eq!(
+                decide(&all, native.audit, number(name, native.column), 0),
+                ALLOW,
+                "{name}"
+            );
         }
         assert_eq!(decide(&all, 0x1234, 0, 0), KILL_PROCESS);
         if native.has_x32 {

@@ -42,7 +42,8 @@ impl Terminal {
         drop(rustix::fs::openat(&dev, c"console", flags, Mode::from_raw_mode(0o600)).or_fail(what)?);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let point = rustix::fs::openat(&dev, c"console", flags, Mode::empty()).or_fail(what)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let slave = rustix::mount::open_tree(&self.slave, c"", flags).or_fail(what)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&slave, c"", &point, c"", flags).or_fail(what)

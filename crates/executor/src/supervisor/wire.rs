@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,12 @@ pub(crate) enum Answer {
     /// It was not. Body: [`Failure`]. Nothing is left of it.
     Failed { seq: u64 },
     /// It ended. For a container: with all its processes.
-    Exited { seq: u64, code: u32, signal: Option<i32>, oom_killed: bool },
+    Exited {
+        seq: u64,
+        code: u32,
+        signal: Option<i32>,
+        oom_killed: bool,
+    },
 }
 
 /// From a child to the supervisor.
@@ -114,25 +120,46 @@ impl OutgoingFrame {
         message.extend_from_slice(&header);
         if !in_file {
             message.extend_from_slice(body);
-            return Ok(Self { message, body_file: None });
+            return Ok(Self {
+                message,
+                body_file: None,
+            });
         }
         if body.len() > MAX_BODY || message.len() > MAX_MESSAGE {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the container's description is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the container's description is too long",
+            ));
         }
         let file = rustix::fs::memfd_create(c"cooper-spec", rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut file = std::fs::File::from(file);
         file.write_all(body)?;
-        Ok(Self { message, body_file: Some(file.into()) })
+        Ok(Self {
+            message,
+            body_file: Some(file.into()),
+        })
     }
 
     /// Sends it with descriptors.
-    pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
-        let fds: Vec<BorrowedFd<'_>> =
-            self.body_file.iter().map(AsFd::as_fd).chain(fds.iter().copied()).collect();
+    pub(crate) fn send(
+        &self,
+        socket: BorrowedFd<'_>,
+        fds: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> io::Result<()> {
+        let fds: Vec<BorrowedFd<'_>> = self
+            .body_file
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(fds.iter().copied())
+            .collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "too many descriptors",
+            ));
         }
         let parts = [IoSlice::new(&self.message)];
         loop {
@@ -155,7 +182,10 @@ pub(crate) fn send(
 }
 
 /// Receives a frame; `None` when the other side is gone.
-pub(crate) fn receive<H: DeserializeOwned>(socket: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<Option<Frame<H>>> {
+pub(crate) fn receive<H: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    flags: RecvFlags,
+) -> io::Result<Option<Frame<H>>> {
     let mut message = vec![0; MAX_MESSAGE + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -187,7 +217,11 @@ fn decode<H: DeserializeOwned>(message: &[u8], mut fds: Vec<OwnedFd>) -> io::Res
     let (header, body) = rest.split_at_checked(len).ok_or_else(malformed)?;
     let header = serde_json::from_slice(header)?;
     if in_file == 0 {
-        return Ok(Frame { header, body: body.to_vec(), fds });
+        return Ok(Frame {
+            header,
+            body: body.to_vec(),
+            fds,
+        });
     }
     if fds.is_empty() {
         return Err(malformed());
@@ -239,17 +273,36 @@ mod tests {
         let (a, b) = socket_pair().unwrap();
         for len in [0, 1, MAX_MESSAGE - 100, MAX_MESSAGE + 1, 1 << 20] {
             let body = vec![7; len];
-            send(a.as_fd(), &Request::Kill { seq: 5 }, &body, &[a.as_fd(), b.as_fd()]).unwrap();
+            send(
+                a.as_fd(),
+                &Request::Kill { seq: 5 },
+                &body,
+                &[a.as_fd(), b.as_fd()],
+            )
+            .unwrap();
             let frame: Frame<Request> = receive(b.as_fd(), RecvFlags::empty()).unwrap().unwrap();
-            assert_eq!((frame.header, frame.body.len(), frame.fds.len()), (Request::Kill { seq: 5 }, len, 2));
+            assert_eq!(
+                (frame.header, frame.body.len(), frame.fds.len()),
+                (Request::Kill { seq: 5 }, len, 2)
+            );
         }
         drop(a);
-        assert!(receive::<Request>(b.as_fd(), RecvFlags::empty()).unwrap().is_none());
+        assert!(
+            receive::<Request>(b.as_fd(), RecvFlags::empty())
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
     fn malformed_messages_are_errors() {
-        for message in [&b""[..], b"\0", b"\0\xff\xff\xff\xff{}", b"\x01\x02\0\0\0{}", b"\0\x02\0\0\0{}"] {
+        for message in [
+            &b""[..],
+            b"\0",
+            b"\0\xff\xff\xff\xff{}",
+            b"\x01\x02\0\0\0{}",
+            b"\0\x02\0\0\0{}",
+        ] {
             assert!(decode::<Request>(message, Vec::new()).is_err(), "{message:?}");
         }
     }

@@ -60,7 +60,12 @@ pub(crate) fn load_device_program(instructions: &[BpfInstruction]) -> io::Result
     // SAFETY: the structure has the size given; it points to the instructions and the licence, which outlive the call;
     // the kernel only reads them.
     let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<LoadAttributes>(),
+        )
     })?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: on success the kernel returns a new descriptor that nobody else owns.
@@ -77,7 +82,12 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<
     };
     // SAFETY: the structure has the size given and outlives the call, which only reads it.
     check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<AttachAttributes>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attributes,
+            size_of::<AttachAttributes>(),
+        )
     })
     .map(drop)
 }

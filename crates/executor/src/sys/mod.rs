@@ -14,12 +14,19 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fd::AsFd;
 
 pub(crate) use bpf::{BpfInstruction, attach_device_program, load_device_program};
-pub(crate) use process::{Cloned, NewProcess, SingleThread, clone_process, execute, execute_fd, mark_all_close_on_exec, reset_signals, unshare};
+pub(crate) use process::{
+    Cloned, NewProcess, SingleThread, clone_process, execute, execute_fd, mark_all_close_on_exec,
+    reset_signals, unshare,
+};
 pub(crate) use seccomp::{SockFilter, install_seccomp};
 
 /// Turns a raw system call's result into `io::Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Changes of a mount's attributes (`MOUNT_ATTR_*`) and propagation.
@@ -64,7 +71,14 @@ pub(crate) fn join_new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: this operation takes a name or null and touches no other memory.
     let result = unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>(), 0, 0, 0)
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+            0,
+            0,
+            0,
+        )
     };
     check(result).map(drop)
 }
@@ -83,12 +97,16 @@ pub(crate) fn bring_loopback_up() -> io::Result<()> {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
     // SAFETY: the kernel reads and fills the structure, which outlives the call.
-    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) }))?;
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)
+    }))?;
     let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
     // SAFETY: the previous call filled the flags, a plain integer.
     unsafe { request.ifr_ifru.ifru_flags |= up };
     // SAFETY: the kernel reads the structure, which outlives the call.
-    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) }))?;
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)
+    }))?;
     Ok(())
 }
 
@@ -96,11 +114,17 @@ pub(crate) fn bring_loopback_up() -> io::Result<()> {
 pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
     const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
     // SAFETY: the request takes no argument.
-    let number = check(libc::c_long::from(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) }))?;
+    let number = check(libc::c_long::from(unsafe {
+        libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE)
+    }))?;
     u32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// Forwards to `execveat` and friends: pointers to the strings, with the terminating null.
 fn pointers<S: AsRef<CStr>>(strings: &[S]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|text| text.as_ref().as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    strings
+        .iter()
+        .map(|text| text.as_ref().as_ptr())
+        .chain(std::iter::once(std::ptr::null()))
+        .collect()
 }

@@ -29,8 +29,6 @@ impl SingleThread {
 pub(crate) enum Cloned {
     /// In the process that called.
     Parent {
-        /// The new process as seen from here.
-        pid: i32,
         /// Refers to it.
         pidfd: OwnedFd,
     },
@@ -51,7 +49,11 @@ impl NewProcess {
         let mut from: libc::c_uint = 3;
         for number in numbers.into_iter().chain([libc::c_uint::MAX]) {
             if number > from {
-                let to = if number == libc::c_uint::MAX { number } else { number - 1 };
+                let to = if number == libc::c_uint::MAX {
+                    number
+                } else {
+                    number - 1
+                };
                 // SAFETY: closes descriptors that, by the contract above, nobody uses any more.
                 check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0 as libc::c_uint) })?;
             }
@@ -81,15 +83,20 @@ pub(crate) fn clone_process(
     }
     // SAFETY: without CLONE_VM and with a null stack this is a fork: the child runs on a copy of this stack. There is one
     // thread (`_proof`), so no lock of any library is held by another in the copy. The structure and `pidfd` outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
     let pid = check(result)?;
     if pid == 0 {
         return Ok(Cloned::Child(NewProcess(())));
     }
     // SAFETY: on success the kernel stored a new descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Cloned::Parent { pid: i32::try_from(pid).map_err(io::Error::other)?, pidfd })
+    Ok(Cloned::Parent { pidfd })
 }
 
 /// Moves this process into new namespaces (`CLONE_NEW*`).
@@ -127,20 +134,43 @@ pub(crate) fn execute_fd(program: BorrowedFd<'_>, args: &[CString], env: &[CStri
 pub(crate) fn mark_all_close_on_exec() -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: only changes a flag of descriptors.
-    check(unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
-        .map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3 as libc::c_uint,
+            libc::c_uint::MAX,
+            CLOSE_RANGE_CLOEXEC,
+        )
+    })
+    .map(drop)
 }
 
 /// Gives every signal its default action and blocks none.
 pub(crate) fn reset_signals() {
+    // All zeros are the default action without flags, larger than the kernel's `struct sigaction` everywhere; and an
+    // empty set. The C library would not let us change the signals it uses itself.
+    let zeros = [0_u64; 8];
     for signal in 1..=64 {
-        // SAFETY: the default action runs no code of ours. Signals that cannot be changed are refused, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the default action runs no code of ours; the structure outlives the call, which only reads it. Signals
+        // that cannot be changed are refused, which is fine.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                zeros.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                size_of::<u64>(),
+            )
+        };
     }
-    // SAFETY: an all-zero set is valid storage, emptied by the call; the mask is then replaced by it.
+    // SAFETY: as above; blocking nothing is what a new program expects.
     unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            zeros.as_ptr(),
+            std::ptr::null_mut::<libc::c_void>(),
+            size_of::<u64>(),
+        )
+    };
 }

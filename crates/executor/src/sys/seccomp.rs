@@ -22,8 +22,20 @@ struct SockProgram {
 
 /// Filters this process' system calls from now on. Needs `CAP_SYS_ADMIN` or no-new-privileges.
 pub(crate) fn install_seccomp(filter: &[SockFilter]) -> io::Result<()> {
-    let len = libc::c_ushort::try_from(filter.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let program = SockProgram { len, filter: filter.as_ptr() };
+    let len =
+        libc::c_ushort::try_from(filter.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let program = SockProgram {
+        len,
+        filter: filter.as_ptr(),
+    };
     // SAFETY: the program describes `filter`, which outlives the call; the kernel copies and verifies it.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    })
+    .map(drop)
 }

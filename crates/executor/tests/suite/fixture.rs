@@ -6,7 +6,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use executor::{Executor, ExecutorConfig, ExitStatus, Process, Root, RunError, RunRequest, RuntimeChoice, Stdio};
+use executor::{
+    Executor, ExecutorConfig, ExitStatus, Process, Root, RunError, RunRequest, RuntimeChoice, Stdio,
+};
 use tokio_util::sync::CancellationToken;
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -24,11 +26,17 @@ pub fn cannot_run() -> Option<String> {
 
 /// The runtimes to test; for those this machine lacks, why.
 pub fn runtimes() -> Vec<Result<RuntimeChoice, String>> {
-    let runc = ["/usr/sbin/runc", "/usr/bin/runc", "/usr/local/sbin/runc", "/usr/local/bin/runc"];
+    let runc = [
+        "/usr/sbin/runc",
+        "/usr/bin/runc",
+        "/usr/local/sbin/runc",
+        "/usr/local/bin/runc",
+    ];
     let runc = runc.iter().find(|path| Path::new(path).exists());
     vec![
         Ok(RuntimeChoice::Embedded),
-        runc.map(|path| RuntimeChoice::Binary(PathBuf::from(path))).ok_or_else(|| "runc is not installed".to_owned()),
+        runc.map(|path| RuntimeChoice::Binary(PathBuf::from(path)))
+            .ok_or_else(|| "runc is not installed".to_owned()),
     ]
 }
 
@@ -97,8 +105,15 @@ impl Lab {
         std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::fs::create_dir(&work).unwrap();
         let lower = self.directory.path().join("rootfs");
-        let mount = snapshot::Mount::overlay([lower.as_path()], Some((&upper, &work)), &[]);
-        Tree { upper, root: Root { mounts: vec![mount], read_only: false } }
+        let volatile = ["volatile".to_owned()];
+        let mount = snapshot::Mount::overlay([lower.as_path()], Some((&upper, &work)), &volatile);
+        Tree {
+            upper,
+            root: Root {
+                mounts: vec![mount],
+                read_only: false,
+            },
+        }
     }
 
     pub fn request(&self, script: &str) -> RunRequest {
@@ -109,12 +124,20 @@ impl Lab {
         self.run_with(request, &CancellationToken::new()).await
     }
 
-    pub async fn run_with(&self, request: RunRequest, cancel: &CancellationToken) -> Result<Output, RunError> {
+    pub async fn run_with(
+        &self,
+        request: RunRequest,
+        cancel: &CancellationToken,
+    ) -> Result<Output, RunError> {
         let (stdio, streams) = pipes();
         let reading = read_all(streams);
         let status = self.executor.run(request, stdio, cancel).await?;
         let (stdout, stderr) = reading.await.unwrap();
-        Ok(Output { status, stdout, stderr })
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
     }
 
     /// Runs a script that must succeed, and returns what it wrote.
@@ -146,7 +169,14 @@ pub fn process(args: &[&str]) -> Process {
 pub fn pipes() -> (Stdio, (OwnedFd, OwnedFd)) {
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let ((out, stdout), (err, stderr)) = (pipe(), pipe());
-    (Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr) }, (out, err))
+    (
+        Stdio {
+            stdin: None,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        },
+        (out, err),
+    )
 }
 
 pub fn read_all((out, err): (OwnedFd, OwnedFd)) -> tokio::task::JoinHandle<(String, String)> {
@@ -165,7 +195,12 @@ fn make_rootfs(root: &Path) {
     for directory in ["bin", "etc", "tmp", "root", "home/user", "proc", "dev", "sys"] {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
-    for path in [root.to_owned(), root.join("home/user"), root.join("etc"), root.join("bin")] {
+    for path in [
+        root.to_owned(),
+        root.join("home/user"),
+        root.join("etc"),
+        root.join("bin"),
+    ] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     std::fs::set_permissions(root.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
@@ -178,5 +213,9 @@ fn make_rootfs(root: &Path) {
     }
     let passwd = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1001::/home/user:/bin/sh\n";
     std::fs::write(root.join("etc/passwd"), passwd).unwrap();
-    std::fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1001:\nwheel:x:10:root,user\nstaff:x:50:user\n").unwrap();
+    std::fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nuser:x:1001:\nwheel:x:10:root,user\nstaff:x:50:user\n",
+    )
+    .unwrap();
 }

@@ -26,10 +26,18 @@ pub const TESTS: &[Test] = crate::tests![
 
 async fn exit_codes_are_told(lab: Arc<Lab>) {
     for code in [0, 1, 42, 255] {
-        let status = lab.run(lab.request(&format!("exit {code}"))).await.unwrap().status;
+        let status = lab
+            .run(lab.request(&format!("exit {code}")))
+            .await
+            .unwrap()
+            .status;
         assert_eq!((status.code, status.signal), (code, None));
     }
-    let status = lab.run(lab.request("sleep 100 & kill -9 $!; wait $!")).await.unwrap().status;
+    let status = lab
+        .run(lab.request("sleep 100 & kill -9 $!; wait $!"))
+        .await
+        .unwrap()
+        .status;
     assert_eq!(status.code, 137);
 }
 
@@ -59,7 +67,8 @@ async fn cancelling_kills_everything(lab: Arc<Lab>) {
     let cancel = CancellationToken::new();
     let (stdio, streams) = pipes();
     let reading = read_all(streams);
-    let request = lab.request("trap '' TERM INT; (while true; do sleep 1; done) & while true; do sleep 1; done");
+    let request =
+        lab.request("trap '' TERM INT; (while true; do sleep 1; done) & while true; do sleep 1; done");
     let run = lab.executor.run(request, stdio, &cancel);
     tokio::pin!(run);
     tokio::select! {
@@ -70,20 +79,31 @@ async fn cancelling_kills_everything(lab: Arc<Lab>) {
     assert!(matches!(run.await, Err(RunError::Canceled)));
     // All writers are gone.
     reading.await.unwrap();
-    assert!(matches!(lab.run_with(lab.request("true"), &cancel).await, Err(RunError::Canceled)));
+    assert!(matches!(
+        lab.run_with(lab.request("true"), &cancel).await,
+        Err(RunError::Canceled)
+    ));
 }
 
 async fn dropping_kills_everything(lab: Arc<Lab>) {
     let (stdio, streams) = pipes();
     let reading = read_all(streams);
-    let container = lab.executor.start(lab.request("sleep 1000 & sleep 1000"), stdio).await.unwrap();
+    let container = lab
+        .executor
+        .start(lab.request("sleep 1000 & sleep 1000"), stdio)
+        .await
+        .unwrap();
     drop(container);
     reading.await.unwrap();
     let (stdio, streams) = pipes();
     let reading = read_all(streams);
     let cancel = CancellationToken::new();
     let run = lab.executor.run(lab.request("sleep 1000"), stdio, &cancel);
-    assert!(tokio::time::timeout(Duration::from_millis(50), run).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), run)
+            .await
+            .is_err()
+    );
     reading.await.unwrap();
 }
 
@@ -93,28 +113,57 @@ async fn processes_can_join(lab: Arc<Lab>) {
     request.process.env.push("A=b".to_owned());
     request.process.cwd = "/tmp".to_owned();
     let (input, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let container =
-        lab.executor.start(request, Stdio { stdin: Some(input), ..Stdio::default() }).await.unwrap();
+    let container = lab
+        .executor
+        .start(
+            request,
+            Stdio {
+                stdin: Some(input),
+                ..Stdio::default()
+            },
+        )
+        .await
+        .unwrap();
 
     let (stdio, streams) = pipes();
     let reading = read_all(streams);
-    let script = "cat /first /proc/self/status; echo $A; pwd; hostname; ls /proc/self/fd | wc -l; readlink /proc/1/ns/mnt \
-                  /proc/self/ns/mnt /proc/1/ns/pid /proc/self/ns/pid /proc/1/ns/ipc /proc/self/ns/ipc; exit 3";
-    let joined = container.exec(Process { env: Vec::new(), ..shell(script) }, stdio).await.unwrap();
+    let script = "cat /first /proc/self/status; echo $A; pwd; hostname; ls /proc/self/fd | wc -l; \
+                  for n in mnt pid ipc; do readlink /proc/1/ns/$n; readlink /proc/self/ns/$n; done; exit 3";
+    let joined = container
+        .exec(
+            Process {
+                env: Vec::new(),
+                ..shell(script)
+            },
+            stdio,
+        )
+        .await
+        .unwrap();
     assert_eq!(joined.wait().await.unwrap().code, 3);
     let (text, errors) = reading.await.unwrap();
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim).unwrap_or_default();
+    let value = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(str::trim)
+            .unwrap_or_default()
+    };
     assert!(text.starts_with("1\n"), "{text}{errors}");
     assert_eq!(value("Seccomp:"), "2");
     assert_eq!(value("CapEff:"), "00000000a80425fb");
     let lines: Vec<&str> = text.lines().skip_while(|line| *line != "b").collect();
     assert_eq!(lines[..3], ["b", "/tmp", "buildkitsandbox"], "{text}");
     assert_eq!(lines[3], "4", "stdio and ls' own");
-    assert!(lines[4] == lines[5] && lines[6] == lines[7] && lines[8] == lines[9], "{text}");
+    assert!(
+        lines[4] == lines[5] && lines[6] == lines[7] && lines[8] == lines[9],
+        "{text}"
+    );
 
     let missing = container.exec(process(&["/nothing"]), Stdio::default()).await;
     assert!(matches!(missing, Err(RunError::Start { .. })), "{missing:?}");
-    let long = container.exec(shell("sleep 1000"), Stdio::default()).await.unwrap();
+    let long = container
+        .exec(shell("sleep 1000"), Stdio::default())
+        .await
+        .unwrap();
     drop(write);
     assert_eq!(container.wait().await.unwrap().code, 7);
     assert_eq!(long.wait().await.unwrap().code, 137, "all end with the first");
@@ -123,7 +172,9 @@ async fn processes_can_join(lab: Arc<Lab>) {
 }
 
 async fn terminals_work(lab: Arc<Lab>) {
-    let mut request = lab.request("test -t 0 && test -t 1 && tty && read line && echo \"got $line\"; stty size; test -c /dev/console");
+    let mut request = lab.request(
+        "test -t 0 && test -t 1 && tty && read line && echo \"got $line\"; stty size; test -c /dev/console",
+    );
     request.process.tty = true;
     let container = lab.executor.start(request, Stdio::default()).await.unwrap();
     let pty = container.process().take_pty().unwrap();
@@ -140,7 +191,10 @@ async fn terminals_work(lab: Arc<Lab>) {
     }
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("got hello") && text.contains("33 77"), "{text}");
-    assert!(text.contains("/dev/pts/0") || text.contains("/dev/console"), "{text}");
+    assert!(
+        text.contains("/dev/pts/0") || text.contains("/dev/console"),
+        "{text}"
+    );
     assert_eq!(container.wait().await.unwrap().code, 0);
 }
 
@@ -150,12 +204,17 @@ async fn signals_arrive(lab: Arc<Lab>) {
     let container = lab.executor.start(lab.request(script), stdio).await.unwrap();
     let mut out = tokio::fs::File::from_std(std::fs::File::from(streams.0));
     let mut buffer = [0; 6];
-    tokio::io::AsyncReadExt::read_exact(&mut out, &mut buffer).await.unwrap();
+    tokio::io::AsyncReadExt::read_exact(&mut out, &mut buffer)
+        .await
+        .unwrap();
     assert_eq!(&buffer, b"ready\n");
     assert!(container.process().signal(12_345).is_err());
     container.process().signal(15).unwrap();
     assert_eq!(container.wait().await.unwrap().code, 5);
-    assert!(container.process().signal(15).is_ok(), "one that is gone is no error");
+    assert!(
+        container.process().signal(15).is_ok(),
+        "one that is gone is no error"
+    );
 }
 
 async fn stdin_is_passed(lab: Arc<Lab>) {
@@ -169,7 +228,11 @@ async fn stdin_is_passed(lab: Arc<Lab>) {
     drop(write);
     assert!(run.await.unwrap().success());
     assert_eq!(reading.await.unwrap().0, "passed");
-    assert_eq!(lab.sh("cat; echo end").await, "end\n", "without stdin there is nothing to read");
+    assert_eq!(
+        lab.sh("cat; echo end").await,
+        "end\n",
+        "without stdin there is nothing to read"
+    );
 }
 
 async fn many_run_at_once(lab: Arc<Lab>) {
@@ -191,7 +254,9 @@ fn own_cgroups() -> usize {
     for hierarchy in ["memory", "devices", "pids", "."] {
         let directory = format!("/sys/fs/cgroup/{hierarchy}/cooper-test/buildkit");
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        count += entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count();
+        count += entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .count();
     }
     count
 }
@@ -221,7 +286,10 @@ async fn cgroups_are_removed(lab: Arc<Lab>) {
 async fn a_long_description_arrives(lab: Arc<Lab>) {
     let mut request = lab.request("echo ${#LONG}; echo $#");
     request.process.env.push(format!("LONG={}", "x".repeat(120_000)));
-    request.process.args.extend((0..10_000).map(|number| number.to_string()));
+    request
+        .process
+        .args
+        .extend((0..10_000).map(|number| number.to_string()));
     assert_eq!(lab.ok(request).await, "120000\n9999\n");
 }
 
@@ -231,10 +299,19 @@ async fn starting_is_quick(lab: Arc<Lab>) {
         let mut request = lab.request("");
         request.process = process(&["/bin/true"]);
         let begin = Instant::now();
-        let status = lab.executor.run(request, Stdio::default(), &CancellationToken::new()).await.unwrap();
+        let status = lab
+            .executor
+            .run(request, Stdio::default(), &CancellationToken::new())
+            .await
+            .unwrap();
         times.push(begin.elapsed());
         assert!(status.success());
     }
     times.sort();
-    eprintln!("{}: start to exit of /bin/true: median {:?}, best {:?}", lab.name(), times[25], times[0]);
+    eprintln!(
+        "{}: start to exit of /bin/true: median {:?}, best {:?}",
+        lab.name(),
+        times[25],
+        times[0]
+    );
 }

@@ -19,7 +19,10 @@ use std::time::Instant;
 use fixture::Lab;
 
 /// A test: its name, and what it does.
-pub type Test = (&'static str, fn(Arc<Lab>) -> Pin<Box<dyn Future<Output = ()> + Send>>);
+pub type Test = (
+    &'static str,
+    fn(Arc<Lab>) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+);
 
 /// Lists async functions as [`Test`]s.
 #[macro_export]
@@ -31,7 +34,10 @@ macro_rules! tests {
 
 fn main() -> ExitCode {
     executor::supervisor_main();
-    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let filters: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     if std::env::args().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
@@ -39,7 +45,11 @@ fn main() -> ExitCode {
         eprintln!("skipped: {reason}");
         return ExitCode::SUCCESS;
     }
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let mut failed = Vec::new();
     for runtime in fixture::runtimes() {
         let runtime = match runtime {

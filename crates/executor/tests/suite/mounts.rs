@@ -25,7 +25,12 @@ pub const TESTS: &[Test] = crate::tests![
 ];
 
 fn mount(target: &str, source: MountSource) -> ContainerMount {
-    ContainerMount { target: target.to_owned(), source, selector: String::new(), read_only: false }
+    ContainerMount {
+        target: target.to_owned(),
+        source,
+        selector: String::new(),
+        read_only: false,
+    }
 }
 
 async fn mounts_of_every_kind_work(lab: Arc<Lab>) {
@@ -36,13 +41,24 @@ async fn mounts_of_every_kind_work(lab: Arc<Lab>) {
          echo t > /tmpfs/t && cat /tmpfs/t; stat -c %a /tmp /tmpfs; grep -c ' /tmp tmpfs .*size=1024k' /proc/mounts",
     );
     request.mounts = vec![
-        mount("/in/dir", MountSource::Snapshot(vec![snapshot::Mount::bind(&directory, false)])),
+        mount(
+            "/in/dir",
+            MountSource::Snapshot(vec![snapshot::Mount::bind(&directory, false)]),
+        ),
         mount("/one", MountSource::Host(directory.join("file"))),
         ContainerMount {
             read_only: true,
-            ..mount("/ro", MountSource::Snapshot(vec![snapshot::Mount::bind(&directory, true)]))
+            ..mount(
+                "/ro",
+                MountSource::Snapshot(vec![snapshot::Mount::bind(&directory, true)]),
+            )
         },
-        mount("/tmp", MountSource::Tmpfs { size_bytes: Some(1 << 20) }),
+        mount(
+            "/tmp",
+            MountSource::Tmpfs {
+                size_bytes: Some(1 << 20),
+            },
+        ),
         mount("/tmpfs", MountSource::Tmpfs { size_bytes: None }),
     ];
     assert_eq!(lab.ok(request).await, "hosthostt\n1777\n1777\n1\n");
@@ -59,14 +75,23 @@ async fn selectors_stay_inside(lab: Arc<Lab>) {
     for selector in ["sub", "/sub/", "link", "../sub", "sub/../../sub"] {
         let mut request = lab.request("cat /m/f");
         let source = MountSource::Snapshot(vec![snapshot::Mount::bind(directory.join("tree"), false)]);
-        request.mounts = vec![ContainerMount { selector: selector.to_owned(), ..mount("/m", source) }];
+        request.mounts = vec![ContainerMount {
+            selector: selector.to_owned(),
+            ..mount("/m", source)
+        }];
         assert_eq!(lab.ok(request).await, "inside", "{selector}");
     }
     let mut request = lab.request("true");
     let source = MountSource::Snapshot(vec![snapshot::Mount::bind(directory.join("tree"), false)]);
-    request.mounts = vec![ContainerMount { selector: "missing".to_owned(), ..mount("/m", source) }];
+    request.mounts = vec![ContainerMount {
+        selector: "missing".to_owned(),
+        ..mount("/m", source)
+    }];
     let error = lab.run(request).await.unwrap_err().to_string();
-    assert!(error.contains("missing") && error.contains("no such file"), "{error}");
+    assert!(
+        error.contains("missing") && error.contains("no such file"),
+        "{error}"
+    );
 }
 
 async fn secrets_are_files_in_memory(lab: Arc<Lab>) {
@@ -74,10 +99,18 @@ async fn secrets_are_files_in_memory(lab: Arc<Lab>) {
         "cat /run/secrets/a; stat -c %u:%g:%a /run/secrets/a; (echo x > /run/secrets/a) 2>/dev/null && echo writable; \
          /run/tool; wc -c < /big",
     );
-    let file = |bytes: &[u8], mode| FileSource { bytes: bytes.to_vec(), uid: 5, gid: 6, mode };
+    let file = |bytes: &[u8], mode| FileSource {
+        bytes: bytes.to_vec(),
+        uid: 5,
+        gid: 6,
+        mode,
+    };
     request.mounts = vec![
         mount("/run/secrets/a", MountSource::File(file(b"hidden\n", 0o440))),
-        mount("/run/tool", MountSource::File(file(b"#!/bin/sh\necho tool\n", 0o555))),
+        mount(
+            "/run/tool",
+            MountSource::File(file(b"#!/bin/sh\necho tool\n", 0o555)),
+        ),
         mount("/big", MountSource::File(file(&vec![b'x'; 500 << 10], 0o444))),
     ];
     let tree = lab.tree();
@@ -92,15 +125,20 @@ async fn the_same_overlay_can_be_mounted_twice(lab: Arc<Lab>) {
     let mut request = lab.request("echo x > /one/a/f && cat /two/f");
     request.mounts = vec![
         mount("/one", MountSource::Snapshot(tree.root.mounts.clone())),
-        ContainerMount { selector: "a".to_owned(), ..mount("/two", MountSource::Snapshot(tree.root.mounts.clone())) },
+        ContainerMount {
+            selector: "a".to_owned(),
+            ..mount("/two", MountSource::Snapshot(tree.root.mounts.clone()))
+        },
     ];
     assert_eq!(lab.ok(request).await, "x\n");
     assert!(tree.upper.join("a/f").exists());
 }
 
 fn list(path: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -119,7 +157,10 @@ async fn stubs_leave_no_trace(lab: Arc<Lab>) {
     assert!(list(&tree.upper.join("etc")).is_empty() && list(&tree.upper.join("deep")).is_empty());
     let after = std::fs::metadata(tree.upper.join("etc")).unwrap();
     if lab.embedded {
-        assert_eq!((after.mtime(), after.mtime_nsec()), (etc.mtime(), etc.mtime_nsec()));
+        assert_eq!(
+            (after.mtime(), after.mtime_nsec()),
+            (etc.mtime(), etc.mtime_nsec())
+        );
     }
 
     // What the step fills is not a stub any more.
@@ -154,7 +195,16 @@ async fn a_read_only_root_is_read_only(lab: Arc<Lab>) {
 }
 
 async fn impossible_targets_are_refused(lab: Arc<Lab>) {
-    for target in ["/", "relative", "/..", "/proc", "/proc/self", "/x/../proc/1", "/bin/busybox/x", "/nul\0"] {
+    for target in [
+        "/",
+        "relative",
+        "/..",
+        "/proc",
+        "/proc/self",
+        "/x/../proc/1",
+        "/bin/busybox/x",
+        "/nul\0",
+    ] {
         let mut request = lab.request("true");
         request.mounts = vec![mount(target, MountSource::Tmpfs { size_bytes: None })];
         let result = lab.run(request).await;
@@ -163,7 +213,12 @@ async fn impossible_targets_are_refused(lab: Arc<Lab>) {
 }
 
 async fn the_hosts_mounts_are_untouched(lab: Arc<Lab>) {
-    let count = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let count = || {
+        std::fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .count()
+    };
     let before = count();
     let container = {
         let (stdio, _streams) = crate::fixture::pipes();
@@ -178,8 +233,14 @@ async fn the_hosts_mounts_are_untouched(lab: Arc<Lab>) {
 }
 
 async fn the_parent_of_the_root_is_the_root(lab: Arc<Lab>) {
-    let mut request = lab.request("ls -d /../../bin; cd /; cd ..; ls -d bin; stat -c %i / /.. | sort -u | wc -l");
-    let file = FileSource { bytes: b"x".to_vec(), uid: 0, gid: 0, mode: 0o444 };
+    let mut request =
+        lab.request("ls -d /../../bin; cd /; cd ..; ls -d bin; stat -c %i / /.. | sort -u | wc -l");
+    let file = FileSource {
+        bytes: b"x".to_vec(),
+        uid: 0,
+        gid: 0,
+        mode: 0o444,
+    };
     request.mounts = vec![mount("/secret", MountSource::File(file))];
     assert_eq!(lab.ok(request).await, "/../../bin\nbin\n1\n");
 }
@@ -198,19 +259,30 @@ async fn long_chains_of_layers_mount(lab: Arc<Lab>) {
     let (upper, work) = (directory.join("upper"), directory.join("work"));
     std::fs::create_dir(&upper).unwrap();
     std::fs::create_dir(&work).unwrap();
-    let mount = snapshot::Mount::overlay(lower.iter().map(std::path::PathBuf::as_path), Some((&upper, &work)), &[]);
+    let mount = snapshot::Mount::overlay(
+        lower.iter().map(std::path::PathBuf::as_path),
+        Some((&upper, &work)),
+        &[],
+    );
     let mut request = lab.request("ls / | grep -c ^f");
     request.root.mounts = vec![mount];
     assert_eq!(lab.ok(request).await, "200\n");
 }
 
 async fn name_resolution_is_set_up(lab: Arc<Lab>) {
-    let mut request = lab.request("cat /etc/hosts; hostname; (echo x >> /etc/hosts) 2>/dev/null && echo writable");
+    let mut request =
+        lab.request("cat /etc/hosts; hostname; (echo x >> /etc/hosts) 2>/dev/null && echo writable");
     request.process.args[2].push_str("; grep -q nameserver /etc/resolv.conf");
     request.hostname = "other".to_owned();
-    request.extra_hosts = vec![HostAddress { host: "some.where".to_owned(), address: "10.1.2.3".parse().unwrap() }];
+    request.extra_hosts = vec![HostAddress {
+        host: "some.where".to_owned(),
+        address: "10.1.2.3".parse().unwrap(),
+    }];
     let expected = "127.0.0.1\tlocalhost other\n::1\tlocalhost ip6-localhost ip6-loopback\n10.1.2.3\tsome.where\nother\n";
     assert_eq!(lab.ok(request).await, expected);
     let text = lab.sh("cat /etc/hosts").await;
-    assert_eq!(text, "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    assert_eq!(
+        text,
+        "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    );
 }
