@@ -127,7 +127,10 @@ fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError
 
 fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError> {
     // Opening sweeps, so nothing is opened that another process uses or a newer version made.
-    let lock = StateLock::acquire(&config.root, config.lock_timeout).map_err(internal)?;
+    let lock = StateLock::acquire(&config.root, config.lock_timeout).map_err(|error| {
+        let is_locked = matches!(error, cache::OpenError::Locked { .. });
+        BuildError::from_source(if is_locked { ErrorKind::Unavailable } else { ErrorKind::Internal }, error)
+    })?;
     let content = content::Store::open(&config.root.join("content")).map_err(internal)?;
     let (snapshotter, name) = open_snapshotter(config.snapshotter, &config.root.join("snapshots"))?;
     let options = StoreOptions { lock: Some(lock), ..StoreOptions::default() };
