@@ -41,7 +41,7 @@ mod snapshotter;
 pub use error::{MountError, SnapshotError};
 pub use key::{KeyError, SnapshotKey};
 pub use layers::{LayerError, apply_layer, diff_layer};
-pub use mount::{Mount, MountGuard, MountedTree, unmount};
+pub use mount::{Mount, MountGuard, MountedTree, unmount, unmount_below};
 pub use native::Native;
 pub use overlay::{Overlay, OverlayOptions};
 pub use snapshotter::{Diff, Kind, SnapshotStat, Snapshotter, Storage, Swept, Usage};

@@ -332,7 +332,7 @@ impl MountGuard {
 impl Drop for MountGuard {
     fn drop(&mut self) {
         if self.armed {
-            // Nobody is left to tell; a mount that stays is swept at the next start.
+            // Nobody is left to tell; `unmount_below` at the next start ends what stays.
             let _ = unmount(&self.path);
         }
     }
@@ -362,4 +362,46 @@ pub fn unmount(path: &Path) -> Result<(), MountError> {
             source: error.into(),
         }),
     }
+}
+
+/// Unmounts everything mounted below the directory `dir`, last mounted first: what a process that was killed left behind.
+/// Returns how many mounts that were.
+pub fn unmount_below(dir: &Path) -> Result<usize, MountError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read(table).map_err(|source| MountError {
+        action: "read".into(),
+        path: table.to_owned(),
+        source,
+    })?;
+    // The mount point is the fifth field.
+    let points = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let mut below: Vec<PathBuf> = points
+        .map(unescape)
+        .filter(|point| point.starts_with(dir) && point != dir)
+        .collect();
+    below.reverse();
+    below.iter().try_for_each(|point| unmount(point))?;
+    Ok(below.len())
+}
+
+/// Undoes the kernel's `\040` for spaces and the like.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(byte) = code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            path.push(byte);
+            rest = &tail[3..];
+        } else {
+            path.push(*first);
+            rest = tail;
+        }
+    }
+    PathBuf::from(OsStr::from_bytes(&path))
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
-use snapshot::{Mount, unmount};
+use snapshot::{Mount, unmount, unmount_below};
 
 use crate::support::*;
 
@@ -95,4 +95,20 @@ fn failures_name_the_mount_point() {
         .mount_at(&dir.path().join("point"))
         .unwrap_err();
     assert_eq!(error.source.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[test]
+fn what_a_killed_process_left_mounted_is_found() {
+    let Some((dir, mount)) = fixture() else { return };
+    let odd = dir.path().join("left behind\\\n");
+    fs::create_dir(&odd).unwrap();
+    let first = mount.mount_at(&odd).unwrap().leave();
+    let other = Mount::bind(dir.path().join("two"), true)
+        .mount_at(&odd)
+        .unwrap()
+        .leave();
+    assert_eq!(first, other);
+    assert_eq!(unmount_below(dir.path()).unwrap(), 2);
+    assert_eq!(unmount_below(dir.path()).unwrap(), 0);
+    assert!(!odd.join("a").exists());
 }
