@@ -137,7 +137,7 @@ impl Detail {
         }
         match self {
             Self::Vertex(vertex) => json("errdefs.Vertex", vertex),
-            Self::Source(source) => json("errdefs.Source", source),
+            Self::Source(source) => json("errdefs.Source", &with_ends(source)),
             Self::Solve(solve) => json("errdefs.Solve", &solve_json(solve)),
             Self::Frontend(frontend) => json("errdefs.Frontend", frontend),
             Self::FrontendCap(cap) => json("errdefs.FrontendCap", cap),
@@ -174,6 +174,16 @@ impl Detail {
         };
         known.unwrap_or(Self::Other(any))
     }
+}
+
+/// Fills in missing positions: Go clients follow them without a look.
+fn with_ends(source: &errdefs::Source) -> errdefs::Source {
+    let mut source = source.clone();
+    for range in &mut source.ranges {
+        let start = *range.start.get_or_insert_default();
+        range.end.get_or_insert(start);
+    }
+    source
 }
 
 fn any(name: &str, value: Vec<u8>) -> Any {

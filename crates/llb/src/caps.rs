@@ -181,7 +181,7 @@ pub const GC_FREE_SPACE_FILTER: &str = "gc.freespacefilter";
 /// `history.filter`
 pub const HISTORY_FILTERS: &str = "history.filter";
 
-/// Every capability, in the order in which they are announced.
+/// Every capability that is announced. Two others are only ever attached to vertices, as in BuildKit.
 pub const ALL: &[&str] = &[
     SOURCE_IMAGE,
     SOURCE_IMAGE_RESOLVE_MODE,
@@ -230,7 +230,6 @@ pub const ALL: &[&str] = &[
     EXEC_META_SETS_DEFAULT_PATH,
     EXEC_META_ULIMIT,
     EXEC_META_CDI,
-    EXEC_META_REMOVE_MOUNT_STUBS_RECURSIVE,
     EXEC_META_LINUX_RESOURCES,
     EXEC_MOUNT_BIND,
     EXEC_MOUNT_BIND_READ_WRITE_NO_OUTPUT,
@@ -251,7 +250,6 @@ pub const ALL: &[&str] = &[
     FILE_COPY_REQUIRED_PATHS,
     FILE_RM_NO_FOLLOW_SYMLINK,
     FILE_COPY_ALWAYS_REPLACE_EXISTING_DEST_PATHS,
-    FILE_COPY_MODE_STRING_FORMAT,
     FILE_SYMLINK_CREATE,
     CONSTRAINTS,
     PLATFORM,

@@ -116,7 +116,11 @@ fn validate_exec(exec: &ExecOp, inputs: usize) -> Result<usize, OpError> {
             known::<CacheSharingOpt>("cache sharing mode", cache.sharing)?;
         }
     }
-    Ok(outputs(exec.mounts.iter().map(|mount| mount.output)))
+    let kept = exec.mounts.iter().filter(|mount| {
+        let kind = MountType::try_from(mount.mount_type).unwrap_or_default();
+        matches!(kind, MountType::Bind | MountType::Cache)
+    });
+    Ok(outputs(kept.map(|mount| mount.output)))
 }
 
 fn validate_file(file: &FileOp, inputs: usize) -> Result<usize, OpError> {

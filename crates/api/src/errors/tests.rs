@@ -77,6 +77,13 @@ fn values_are_gos_json() {
 }
 
 #[test]
+fn missing_positions_are_filled_in() {
+    let mut open = source();
+    open.ranges[0].end = None;
+    assert_eq!(Detail::Source(open).to_any(), Detail::Source(source()).to_any());
+}
+
+#[test]
 fn solve_inlines_every_oneof() {
     let owner = pb::ChownOpt {
         user: Some(pb::UserOpt {

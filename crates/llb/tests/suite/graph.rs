@@ -208,6 +208,22 @@ fn bad_operations_are_refused() {
 }
 
 #[test]
+fn secrets_have_no_output() {
+    let only_secret = exec(|exec| {
+        exec.mounts[0].output = -1;
+        let mount_type = pb::MountType::Secret.into();
+        exec.mounts.push(pb::Mount {
+            input: -1,
+            dest: "/s".into(),
+            mount_type,
+            ..Default::default()
+        });
+    });
+    let error = Graph::load(&definition(&only_secret)).unwrap_err();
+    assert_eq!(error, GraphError::Output { input: 0, index: 0 });
+}
+
+#[test]
 fn rewriting_renews_what_depends_on_the_change() {
     let state = image("alpine").run(["one"]).done().root();
     let mut graph = Graph::load(&marshal(&merge([&state, &image("busybox")], &Constraints::new()))).unwrap();
