@@ -1,7 +1,9 @@
 //! Variables in the order in which they were last set.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::word::Variables;
 
@@ -16,12 +18,15 @@ struct Entries {
     by_time: BTreeMap<u64, (String, String)>,
     next: u64,
     bytes: usize,
+    /// All of them in order, once they were asked for.
+    listed: OnceCell<Arc<Vec<(String, String)>>>,
 }
 
 impl Env {
     /// Sets a variable; one that is set already moves to the end.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         let entries = Rc::make_mut(&mut self.0);
+        entries.listed.take();
         let at = entries.next;
         entries.next += 1;
         match entries.set_at.get_mut(name) {
@@ -42,6 +47,7 @@ impl Env {
     /// Removes a variable.
     pub(crate) fn remove(&mut self, name: &str) {
         let entries = Rc::make_mut(&mut self.0);
+        entries.listed.take();
         let at = entries.set_at.remove(name);
         if let Some((name, value)) = at.and_then(|at| entries.by_time.remove(&at)) {
             entries.bytes -= name.len() + value.len() + 2;
@@ -54,8 +60,9 @@ impl Env {
     }
 
     /// Lists names and values in order.
-    pub(crate) fn to_pairs(&self) -> Vec<(String, String)> {
-        self.0.by_time.values().cloned().collect()
+    pub(crate) fn to_pairs(&self) -> Arc<Vec<(String, String)>> {
+        let list = || Arc::new(self.0.by_time.values().cloned().collect());
+        Arc::clone(self.0.listed.get_or_init(list))
     }
 }
 

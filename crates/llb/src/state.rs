@@ -61,7 +61,7 @@ pub struct State {
 
 #[derive(Clone, Debug)]
 struct Settings {
-    env: Vec<(String, String)>,
+    env: Arc<Vec<(String, String)>>,
     dir: String,
     args: Vec<String>,
     user: String,
@@ -78,7 +78,7 @@ struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            env: Vec::new(),
+            env: Arc::default(),
             dir: "/".into(),
             args: Vec::new(),
             user: String::new(),
@@ -149,12 +149,12 @@ impl State {
     /// Sets an environment variable; one that is set already moves to the end.
     #[must_use]
     pub fn env(&self, key: &str, value: &str) -> Self {
-        self.set(|settings| set_env(&mut settings.env, key, value))
+        self.set(|settings| set_env(Arc::make_mut(&mut settings.env), key, value))
     }
 
     /// Replaces the whole environment; each key stands once, in the order in which it is to appear.
     #[must_use]
-    pub fn environment(&self, env: Vec<(String, String)>) -> Self {
+    pub fn environment(&self, env: Arc<Vec<(String, String)>>) -> Self {
         self.set(|settings| settings.env = env)
     }
 
@@ -241,7 +241,7 @@ impl State {
             for variable in &config.config.env {
                 let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
                 if !key.is_empty() {
-                    set_env(&mut settings.env, key, value);
+                    set_env(Arc::make_mut(&mut settings.env), key, value);
                 }
             }
         });

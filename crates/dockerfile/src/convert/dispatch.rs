@@ -14,6 +14,8 @@ use crate::os_path;
 use crate::suggest;
 use crate::word::{Lexer, Variables};
 
+/// How much more it costs to take a variable over than to print it.
+const INHERIT_WEIGHT: usize = 8;
 /// Beyond this many findings nothing is suggested any more.
 const MAX_SUGGESTIONS: usize = 1000;
 
@@ -55,6 +57,9 @@ impl Converter<'_> {
     /// Takes over the settings of the image.
     fn begin(&mut self, id: StageId) -> Progress<()> {
         let options = self.contexts.options;
+        let stage = &self.stages[id.0];
+        let variables: usize = stage.image.config.env.iter().map(String::len).sum();
+        self.spend(INHERIT_WEIGHT * (variables + stage.env.bytes()))?;
         let stage = &mut self.stages[id.0];
         let platform = stage.platform.get_or_insert_default().clone();
         let variables = &mut stage.image.config.env;

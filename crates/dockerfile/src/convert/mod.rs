@@ -40,6 +40,8 @@ const SBOM_SCAN_CONTEXT: &str = "BUILDKIT_SBOM_SCAN_CONTEXT";
 const SBOM_SCAN_STAGE: &str = "BUILDKIT_SBOM_SCAN_STAGE";
 const EPOCH_ARG: &str = "SOURCE_DATE_EPOCH";
 const SCRATCH: &str = "scratch";
+/// How many bytes definition and image may come to; beyond, nobody accepts them.
+const MAX_BYTES: usize = 64 << 20;
 
 /// What to convert, and how.
 pub(crate) struct Job<'a> {
@@ -105,8 +107,8 @@ struct Converter<'a> {
     build_context_slot: Deferred,
     ignore: Option<Matcher>,
     locals: Vec<PendingLocal>,
-    /// Bytes of commands so far.
-    command_bytes: usize,
+    /// Bytes of the definition and the image so far, roughly.
+    spent_bytes: usize,
 }
 
 /// Finds out which checks a file wants.
@@ -188,13 +190,22 @@ pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
         build_context_slot,
         ignore: None,
         locals: Vec::new(),
-        command_bytes: 0,
+        spent_bytes: 0,
     };
     converter.resolve_epoch(&parsed.stages)?;
     converter.run(parsed.stages)
 }
 
 impl Converter<'_> {
+    /// Counts bytes of the definition or the image, and refuses too many.
+    fn spend(&mut self, bytes: usize) -> Progress<()> {
+        self.spent_bytes = self.spent_bytes.saturating_add(bytes);
+        if self.spent_bytes > MAX_BYTES {
+            return Err(ConvertError::TooLarge.into());
+        }
+        Ok(())
+    }
+
     fn run(mut self, stages: Vec<Stage>) -> Progress<Converted> {
         self.make_stages(stages)?;
         let target = self.target()?;

@@ -22,8 +22,6 @@ use crate::word::Variables;
 
 /// Where a script of its own is mounted.
 const SCRIPT_DIR: &str = "/dev/pipes/";
-/// How many bytes the commands of one definition may have, environments included.
-const MAX_COMMAND_BYTES: usize = 256 << 20;
 
 /// The words of a command, and what its heredocs add.
 struct Words {
@@ -83,23 +81,14 @@ impl Converter<'_> {
         Ok(())
     }
 
-    /// Refuses what could only become a definition that nobody accepts.
+    /// Counts what a command adds to definition and history.
     fn check_size(&mut self, id: StageId, args: &[String]) -> Progress<()> {
         let stage = &self.stages[id.0];
         let words: usize = args.iter().map(String::len).sum();
-        let shown: usize = stage
-            .build_args
-            .iter()
-            .map(|arg| arg.key.len() + arg.value.as_ref().map_or(0, String::len) + 2)
-            .sum();
-        self.command_bytes = self
-            .command_bytes
-            .saturating_add(2 * words + shown + stage.env.bytes());
-        if self.command_bytes > MAX_COMMAND_BYTES {
-            Err(ConvertError::TooLarge.into())
-        } else {
-            Ok(())
-        }
+        let length =
+            |arg: &instruction::Argument| arg.key.len() + arg.value.as_ref().map_or(0, String::len) + 2;
+        let shown: usize = stage.build_args.iter().map(length).sum();
+        self.spend(2 * words + shown + stage.env.bytes())
     }
 
     fn sandbox(&self, state: &State, run: &Run) -> State {

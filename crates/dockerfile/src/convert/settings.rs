@@ -18,8 +18,8 @@ use crate::signal;
 use crate::text;
 use crate::word::Variables;
 
-/// How many ports one instruction may name: each of the three protocols' ports, and some of them twice.
-const MAX_PORTS: usize = 1 << 18;
+/// What a port counts for in the image.
+const PORT_BYTES: usize = 128;
 
 impl Converter<'_> {
     fn expand_pairs(&self, step: &Step<'_>, pairs: &[KeyValue]) -> Progress<Vec<KeyValue>> {
@@ -188,10 +188,9 @@ impl Converter<'_> {
                         rules::expose_invalid_format(&word)
                     });
                 }
-                exposed.extend(port.exposed()?);
-                if exposed.len() > MAX_PORTS {
-                    return Err(ConvertError::TooLarge.into());
-                }
+                let ports = port.exposed()?;
+                self.spend(PORT_BYTES * ports.len())?;
+                exposed.extend(ports);
             }
         }
         let message = format!("EXPOSE {}", text::list(&exposed));

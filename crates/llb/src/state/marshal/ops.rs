@@ -177,10 +177,7 @@ impl Marshaler<'_> {
         }
         let meta = Meta {
             args: settings.args.clone(),
-            env: env
-                .into_iter()
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect(),
+            env: env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             cwd: settings.dir.clone(),
             user: settings.user.clone(),
             proxy_env: exec.proxy.as_ref().map(|proxy| ProxyEnv {
@@ -212,13 +209,13 @@ impl Marshaler<'_> {
         })
     }
 
-    fn exec_env(&self, exec: &ExecVertex, constraints: &mut Constraints) -> Vec<(String, String)> {
-        let mut env = exec.base.settings.env.clone();
+    fn exec_env(&self, exec: &ExecVertex, constraints: &mut Constraints) -> Arc<Vec<(String, String)>> {
+        let mut env = Arc::clone(&exec.base.settings.env);
         let has = |env: &[(String, String)], name| env.iter().any(|(key, _)| key == name);
         if let Some(target) = ssh_targets(exec).first()
             && !has(&env, "SSH_AUTH_SOCK")
         {
-            set_env(&mut env, "SSH_AUTH_SOCK", target);
+            set_env(Arc::make_mut(&mut env), "SSH_AUTH_SOCK", target);
         }
         match &self.options.caps {
             Some(supported) if supported.contains(caps::EXEC_META_SETS_DEFAULT_PATH) => {
@@ -227,7 +224,7 @@ impl Marshaler<'_> {
             Some(_) => {
                 let os = &self.options.platform.os;
                 if os != "windows" && !has(&env, "PATH") {
-                    set_env(&mut env, "PATH", default_path(os));
+                    set_env(Arc::make_mut(&mut env), "PATH", default_path(os));
                 }
             }
             None => {}
