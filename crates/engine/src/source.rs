@@ -1,7 +1,8 @@
 //! Sources: ops without inputs that bring bytes in. One module per scheme.
 
-pub mod image;
+pub mod git;
 pub mod http;
+pub mod image;
 pub mod local;
 pub mod oci_layout;
 

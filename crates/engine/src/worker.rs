@@ -16,6 +16,7 @@ use crate::op::compose::{DiffOp, MergeOp, PassthroughOp};
 use crate::op::exec::{CacheDirs, ExecOp, ExecParts};
 use crate::op::file::FileOp;
 use crate::op::{Op, OpFactory, VertexSpec};
+use crate::source::git::{GitOp, GitRepositories};
 use crate::source::http::{HttpFiles, HttpOp};
 use crate::source::image::{ImageOp, Images};
 use crate::source::local::LocalOp;
@@ -45,6 +46,7 @@ pub struct Worker {
     parts: WorkerParts,
     cache_dirs: CacheDirs,
     socket_dir: PathBuf,
+    git: GitRepositories,
 }
 
 impl Worker {
@@ -53,15 +55,18 @@ impl Worker {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(parts: WorkerParts) -> Result<Self, BuildError> {
-        let socket_dir = parts.dir.join("sockets");
-        remake(&socket_dir).map_err(|error| {
-            BuildError::from_source(ErrorKind::Internal, error)
-                .context(format!("prepare {}", socket_dir.display()))
-        })?;
+        let (socket_dir, git_dir) = (parts.dir.join("sockets"), parts.dir.join("git"));
+        for dir in [&socket_dir, &git_dir] {
+            remake(dir).map_err(|error| {
+                BuildError::from_source(ErrorKind::Internal, error).context(format!("prepare {}", dir.display()))
+            })?;
+        }
+        let git = GitRepositories::new(parts.store.clone(), git_dir);
         Ok(Self {
             parts,
             cache_dirs: CacheDirs::default(),
             socket_dir,
+            git,
         })
     }
 
@@ -88,6 +93,7 @@ impl Worker {
             "docker-image" => Arc::new(ImageOp::new(vertex, Arc::clone(&parts.images))?),
             "oci-layout" => Arc::new(LayoutOp::new(vertex, Arc::clone(&parts.images))?),
             "local" => Arc::new(LocalOp::new(vertex, parts.store.clone())?),
+            "git" => Arc::new(GitOp::new(vertex, self.git.clone())?),
             "http" | "https" => Arc::new(HttpOp::new(vertex, parts.http.clone())?),
             scheme => return Err(unknown_scheme(scheme)),
         })
@@ -144,6 +150,10 @@ impl SourceResolver for Worker {
         match scheme.as_str() {
             "docker-image" => self.parts.images.resolve_meta(ctx, op, request).await,
             "oci-layout" => oci_layout::resolve_meta(&self.parts.images, ctx, op, request).await,
+            "git" => {
+                let git = self.git.resolve_meta(ctx, &op, request).await?;
+                Ok(SourceMeta { op, git: Some(git), ..SourceMeta::default() })
+            }
             "http" | "https" => {
                 let http = self.parts.http.resolve_meta(ctx, &op).await?;
                 Ok(SourceMeta {

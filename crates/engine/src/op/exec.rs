@@ -3,7 +3,7 @@
 mod cache_dir;
 mod key;
 mod mounts;
-mod ssh;
+pub(crate) mod ssh;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;

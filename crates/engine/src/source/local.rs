@@ -102,7 +102,7 @@ impl LocalOp {
         let (store, name) = (self.store.clone(), self.attributes.name.clone());
         let writer = tokio::task::spawn_blocking(move || {
             let reference = take(&store, &shared_key, &name)?;
-            receiver.run(&store, reference, &shared_key)
+            receiver.run(reference, &shared_key)
         });
         let (written, ()) = tokio::join!(writer, pump.run());
         let written = written.map_err(|error| BuildError::internal(format!("local source: {error}")));

@@ -1,4 +1,4 @@
-//! A client's agent as a socket in a container.
+//! A client's agent as a socket.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 32 << 10;
 
 /// A socket that forwards to a client's agent until it is dropped.
 #[derive(Debug)]
-pub(super) struct AgentSocket {
+pub(crate) struct AgentSocket {
     path: PathBuf,
     serving: AbortHandle,
 }

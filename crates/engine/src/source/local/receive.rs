@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cache::{ImmutableRef, MutableRef, Store};
+use cache::{ImmutableRef, MutableRef};
 use layer::checksum::{ChecksumError, ChecksumTree, FileHasher};
 use layer::tree::GoStat;
 use oci::Digest;
@@ -104,13 +104,8 @@ impl Receiver {
 
     /// Brings the tree of `reference` up to date and commits it. If this fails the tree has no manifest, so that the next
     /// transfer starts from nothing.
-    pub fn run(
-        mut self,
-        store: &Store,
-        reference: MutableRef,
-        shared_key: &str,
-    ) -> Result<ImmutableRef, BuildError> {
-        let outcome = self.transfer(store, &reference);
+    pub fn run(mut self, reference: MutableRef, shared_key: &str) -> Result<ImmutableRef, BuildError> {
+        let outcome = self.transfer(&reference);
         if let Err(error) = &outcome {
             // The client shows it; if it is gone already nobody is left to tell.
             let _ = self.outgoing.try_send(FilePacket::Failed(error.to_string()));
@@ -128,9 +123,9 @@ impl Receiver {
         Ok(committed)
     }
 
-    fn transfer(&mut self, store: &Store, reference: &MutableRef) -> Result<Kept, TransferError> {
+    fn transfer(&mut self, reference: &MutableRef) -> Result<Kept, TransferError> {
         let filter = self.attributes.content_filter().map_err(|error| TransferError::Sender(error.to_string()))?;
-        let mut work = Work::begin(store, reference, filter, self.attributes.always_transfer)?;
+        let mut work = Work::begin(reference, filter, self.attributes.always_transfer)?;
         let mut progress = Progress { received: 0, shown: Instant::now() };
         let mut fin_is_sent = false;
         loop {
@@ -206,7 +201,6 @@ struct OpenFile {
 
 /// One transfer in progress.
 struct Work<'a> {
-    store: &'a Store,
     reference: &'a MutableRef,
     tree: Tree,
     filter: Option<Matcher>,
@@ -235,7 +229,6 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn begin(
-        store: &'a Store,
         reference: &'a MutableRef,
         filter: Option<Matcher>,
         always_transfer: bool,
@@ -251,7 +244,6 @@ impl<'a> Work<'a> {
         let mut old = known.unwrap_or_default();
         old.reverse();
         let mut work = Self {
-            store,
             reference,
             tree,
             listing: filter.is_some().then(Listing::default),
@@ -278,13 +270,13 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// Before the first change the manifest is removed for good, so that a tree that was left half-way is never trusted.
+    /// Before the first change the manifest is removed, so that a tree that was left half-way is never trusted. After a
+    /// crash the store itself forgets what it knew of a ref that was being written to.
     fn begin_changes(&mut self) -> Result<(), TransferError> {
         if !self.changed {
             self.changed = true;
             if self.reference.metadata(MANIFEST)?.is_some() {
                 self.reference.set_metadata(MANIFEST, None)?;
-                self.store.flush()?;
             }
         }
         Ok(())
