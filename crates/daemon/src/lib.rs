@@ -7,8 +7,21 @@
 //! Invariants: what a configuration asks for is honoured or refused by name; only this crate maps the engine's errors to
 //! gRPC statuses; no client can end the process.
 //!
-//! Start at [`flags::Flags`].
+//! Start at [`program::program`] for the daemon, at [`embedded::start`] for an engine within a client.
 #![forbid(unsafe_code)]
 
+pub mod collector;
 pub mod config;
+pub mod debug;
+pub mod embedded;
 pub mod flags;
+pub mod listen;
+pub mod log;
+pub mod program;
+pub mod serve;
+pub mod services;
+pub mod sessions;
+pub mod wiring;
+pub mod worker;
+
+pub use executor::supervisor_main;

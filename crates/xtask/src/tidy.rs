@@ -35,7 +35,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("api", &["llb", "oci"]),
-    ("daemon", &["api", "engine", "llb", "oci"]),
+    ("daemon", &["api", "cache", "engine", "executor", "llb", "oci", "registry"]),
     ("cli", &["api", "llb", "oci"]),
     ("cooper", &["cli", "daemon"]),
 ];

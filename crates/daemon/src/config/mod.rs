@@ -174,7 +174,12 @@ maxEntries=5
         assert_eq!(file.frontend.dockerfile.enabled, Some(false));
         assert_eq!(file.system.platforms_cache_max_age.map(|age| age.0), Some(3_600));
         assert_eq!(file.history.max_entries, 5);
-        assert!(refuse_unsupported(&file).is_ok());
+        assert!(
+            refuse_unsupported(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("maxRegistryConcurrency")
+        );
     }
 
     #[test]
@@ -191,6 +196,9 @@ maxEntries=5
                 "[worker.oci]\nuserRemapUnsupported='x'",
                 "worker.oci.userRemapUnsupported",
             ),
+            ("[worker.oci]\nnetworkMode='cni'", "worker.oci.networkMode"),
+            ("[worker.oci]\nselinux=true", "worker.oci.selinux"),
+            ("[worker.oci]\nmax-parallelism=-1", "worker.oci.max-parallelism"),
             ("[cache.gha.verify]\nrequired=true", "cache.gha"),
         ] {
             let (file, _) = parse(text).unwrap();

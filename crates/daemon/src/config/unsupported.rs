@@ -19,7 +19,7 @@ pub struct Refused {
 pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
     let oci = &file.worker.oci;
     let snapshotters = ["", "auto", "overlayfs", "overlay", "native"];
-    let networks = ["", "auto", "host", "none", "cni", "bridge"];
+    let networks = ["", "auto", "host"];
     let containerd_enabled = file.worker.containerd.enabled == Some(true);
     let gha_signatures = file
         .cache
@@ -48,7 +48,10 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
         (
             !networks.contains(&oci.network_mode.as_str()),
             "worker.oci.networkMode",
-            format!("unknown network mode: {:?}", oci.network_mode),
+            format!(
+                "network mode {:?} is not available; steps use the host's network or none",
+                oci.network_mode
+            ),
         ),
         (
             !oci.proxy_snapshotter_path.is_empty(),
@@ -66,9 +69,34 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
             "user ids are not remapped".to_owned(),
         ),
         (
-            oci.no_process_sandbox && !oci.rootless,
+            oci.no_process_sandbox,
             "worker.oci.noProcessSandbox",
-            "can't enable NoProcessSandbox without Rootless".to_owned(),
+            "steps always have a process namespace of their own".to_owned(),
+        ),
+        (
+            !oci.apparmor_profile.is_empty(),
+            "worker.oci.apparmor-profile",
+            "AppArmor profiles are not applied".to_owned(),
+        ),
+        (
+            oci.selinux,
+            "worker.oci.selinux",
+            "SELinux labels are not applied".to_owned(),
+        ),
+        (
+            oci.max_parallelism < 0,
+            "worker.oci.max-parallelism",
+            format!("{} is negative", oci.max_parallelism),
+        ),
+        (
+            file.system.max_registry_concurrency.is_some(),
+            "system.maxRegistryConcurrency",
+            "the number of connections a registry is fixed".to_owned(),
+        ),
+        (
+            file.system.platforms_cache_max_age.is_some(),
+            "system.platformsCacheMaxAge",
+            "platforms are found once, when the daemon starts".to_owned(),
         ),
         (
             gha_signatures,

@@ -1,0 +1,201 @@
+//! The daemon from its start to its end: listeners, signals, an orderly stop.
+
+use std::io::Write as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::transport::tune_server;
+use futures_util::{Stream, stream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::config::{ConfigError, ConfigFile};
+use crate::debug;
+use crate::listen::{Connection, Listener, OpenConnections, SocketOwner, acceptor, listen};
+use crate::wiring::{StartError, Wired, provenance_env, wire};
+
+/// Calls that one connection may have open: a build of many targets holds several each.
+const MAX_STREAMS: u32 = 1 << 16;
+/// How long calls may go on after the daemon was told to stop, with builds running and without.
+const GRACE_BUSY: Duration = Duration::from_secs(10);
+const GRACE_IDLE: Duration = Duration::from_millis(500);
+/// How long the engine may take to clean up.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The configuration, flags included.
+    pub file: ConfigFile,
+    /// The state directory.
+    pub root: PathBuf,
+    /// Where to listen.
+    pub addresses: Vec<String>,
+    /// Where to write the process' id.
+    pub pidfile: Option<PathBuf>,
+}
+
+/// Serves gRPC on accepted connections until told to stop; then lets calls come to their end.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve_connections(
+    routes: tonic::service::Routes,
+    connections: impl Stream<Item = std::io::Result<Connection>> + Send + 'static,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let mut server = tune_server(Server::builder()).max_concurrent_streams(MAX_STREAMS);
+    server
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
+        .await
+}
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// [`StartError`] when it cannot start, or serving fails.
+pub async fn run(settings: Settings) -> Result<(), StartError> {
+    let Settings {
+        file,
+        root,
+        addresses,
+        pidfile,
+    } = settings;
+    if addresses.is_empty() {
+        return Err(ConfigError::invalid("--addr cannot be empty").into());
+    }
+    if let Some(dir) = &file.provenance_env_dir {
+        provenance_env(dir)?;
+    }
+    let _pidfile = pidfile.map(|path| PidFile::write(&path)).transpose()?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    // The state directory is locked first: a second daemon must not take the first one's socket away.
+    let wired = wire(&file, root, None)?;
+    let tls = acceptor(&file.grpc.tls).map_err(ConfigError::from)?;
+    let owner = SocketOwner {
+        uid: file.grpc.uid,
+        gid: file.grpc.gid,
+    };
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        listeners.push(listen(address, owner, tls.as_ref()).map_err(ConfigError::from)?);
+    }
+    let stop = wired.stop.clone();
+    let debugging = match file.grpc.debug_address.as_str() {
+        "" => None,
+        address => {
+            let listener = debug::bind(address).map_err(ConfigError::from)?;
+            Some(tokio::spawn(debug::serve(
+                listener,
+                wired.history.clone(),
+                stop.clone(),
+            )))
+        }
+    };
+    for listener in &listeners {
+        tracing::info!("running server on {}", listener.name());
+    }
+    notify("READY=1");
+    let open = OpenConnections::default();
+    let connections = stream::select_all(
+        listeners
+            .into_iter()
+            .map(|listener: Listener| listener.connections(open.clone())),
+    );
+    let accepting = CancellationToken::new();
+    let mut server = std::pin::pin!(serve_connections(
+        wired.routes.clone(),
+        connections,
+        accepting.clone()
+    ));
+    tokio::select! {
+        served = &mut server => served?,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping server");
+    notify("STOPPING=1");
+    accepting.cancel();
+    let grace = if wired.history.describe_running().is_empty() {
+        GRACE_IDLE
+    } else {
+        GRACE_BUSY
+    };
+    tokio::select! {
+        served = &mut server => served?,
+        () = tokio::time::sleep(grace) => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    stop.cancel();
+    if let Some(debugging) = debugging {
+        // It only ever ends by being told to.
+        let _ = debugging.await;
+    }
+    drain(wired).await;
+    Ok(())
+}
+
+/// Waits, for a bounded time, until nothing runs any more.
+pub async fn drain(wired: Wired) {
+    wired.stop.cancel();
+    let Wired { engine, sessions, .. } = wired;
+    let work = async {
+        engine.drain().await;
+        sessions.drain().await;
+    };
+    if tokio::time::timeout(DRAIN, work).await.is_err() {
+        tracing::warn!("something still runs after {} s", DRAIN.as_secs());
+    }
+}
+
+fn signals(kind: SignalKind) -> Result<tokio::signal::unix::Signal, StartError> {
+    signal(kind).map_err(|source| StartError::System {
+        action: "failed to listen for signals".to_owned(),
+        source,
+    })
+}
+
+/// Tells systemd how far the daemon is, if it asked to be told.
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => std::os::unix::net::SocketAddr::from_abstract_name(name),
+        _ => std::os::unix::net::SocketAddr::from_pathname(Path::new(&path)),
+    };
+    let sent = address.and_then(|address| {
+        let socket = std::os::unix::net::UnixDatagram::unbound()?;
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = sent {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// The file with the process' id; it goes with the daemon.
+#[derive(Debug)]
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self, StartError> {
+        let written = std::fs::File::create(path).and_then(|mut file| write!(file, "{}", std::process::id()));
+        let action = format!("failed to write {}", path.display());
+        written
+            .map(|()| Self(path.to_owned()))
+            .map_err(|source| StartError::System { action, source })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // A leftover names a process that is gone.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

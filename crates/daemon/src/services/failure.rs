@@ -1,0 +1,159 @@
+//! The engine's errors as gRPC statuses. This is the only place that maps one to the other.
+
+use api::errors::{Detail, Failure};
+use api::pb::errdefs;
+use engine::error::{FailedOp, Subject};
+use engine::{BuildError, ErrorKind};
+use tonic::{Code, Status};
+
+/// Turns an engine's error into a status with typed details.
+pub fn status(error: &BuildError) -> Status {
+    failure(error).to_status()
+}
+
+/// Turns an engine's error into one that travels.
+pub fn failure(error: &BuildError) -> Failure {
+    let code = match error.kind() {
+        // What a build's own steps and requests do wrong has no code of its own, as clients expect.
+        ErrorKind::User => Code::Unknown,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Denied => Code::PermissionDenied,
+        ErrorKind::Conflict => Code::AlreadyExists,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Canceled => Code::Cancelled,
+        ErrorKind::Internal => Code::Internal,
+    };
+    let mut failure = Failure::new(code, error.to_string());
+    if let Some(name) = error.unsupported_subrequest() {
+        failure = failure.with(Detail::Subrequest(errdefs::Subrequest {
+            name: name.to_owned(),
+        }));
+        failure.code = Code::Unimplemented;
+    }
+    if let Some(name) = error.unsupported_capability() {
+        failure = failure.with(Detail::FrontendCap(errdefs::FrontendCap {
+            name: name.to_owned(),
+        }));
+        failure.code = Code::Unimplemented;
+    }
+    for source in error.sources() {
+        let source = errdefs::Source {
+            info: Some(source.source.clone()),
+            ranges: source.ranges.clone(),
+        };
+        failure = failure.with(Detail::Source(source));
+    }
+    if let Some(failed) = error.failed_op() {
+        failure = failure.with(Detail::Solve(Box::new(solve(failed))));
+    }
+    if let Some((name, source)) = error.frontend() {
+        let frontend = errdefs::Frontend {
+            name: name.to_owned(),
+            source: source.to_owned(),
+        };
+        failure = failure.with(Detail::Frontend(frontend));
+    }
+    if let Some(vertex) = error.vertex() {
+        failure = failure.with(Detail::Vertex(errdefs::Vertex {
+            digest: vertex.to_string(),
+        }));
+    }
+    failure
+}
+
+fn solve(failed: &FailedOp) -> errdefs::Solve {
+    let index = |index: usize| i64::try_from(index).unwrap_or(i64::MAX);
+    let subject = failed.subject.map(|subject| match subject {
+        Subject::FileAction(action) => {
+            errdefs::solve::Subject::File(errdefs::FileAction { index: index(action) })
+        }
+        Subject::ContentOf(input) => {
+            errdefs::solve::Subject::Cache(errdefs::ContentCache { index: index(input) })
+        }
+    });
+    errdefs::Solve {
+        op: failed.op.as_deref().cloned(),
+        description: failed.description.clone(),
+        subject,
+        ..Default::default()
+    }
+}
+
+/// Turns what a client's frontend failed with into the engine's error; details that the engine knows are kept.
+pub fn from_failure(failure: &Failure) -> BuildError {
+    let kind = match failure.code {
+        Code::NotFound => ErrorKind::NotFound,
+        Code::PermissionDenied => ErrorKind::Denied,
+        Code::AlreadyExists => ErrorKind::Conflict,
+        Code::Unavailable => ErrorKind::Unavailable,
+        Code::Cancelled => ErrorKind::Canceled,
+        Code::Internal => ErrorKind::Internal,
+        _ => ErrorKind::User,
+    };
+    let mut error = BuildError::new(kind, failure.message.clone());
+    for detail in &failure.details {
+        error = match detail {
+            Detail::Source(source) => {
+                error.with_sources(source.info.clone().map(|info| engine::error::SourceRange {
+                    source: info,
+                    ranges: source.ranges.clone(),
+                }))
+            }
+            Detail::Vertex(vertex) => match vertex.digest.parse() {
+                Ok(digest) => error.with_vertex(digest),
+                Err(_) => error,
+            },
+            Detail::Subrequest(subrequest) => error.with_unsupported_subrequest(&subrequest.name),
+            Detail::FrontendCap(capability) => error.with_unsupported_capability(&capability.name),
+            Detail::Frontend(frontend) => error.with_frontend(&frontend.name, &frontend.source),
+            Detail::Solve(solve) => error.with_failed_op(FailedOp {
+                op: solve.op.clone().map(std::sync::Arc::new),
+                description: solve.description.clone(),
+                ..FailedOp::default()
+            }),
+            _ => error,
+        };
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_codes() {
+        for (kind, code) in [
+            (ErrorKind::User, Code::Unknown),
+            (ErrorKind::NotFound, Code::NotFound),
+            (ErrorKind::Canceled, Code::Cancelled),
+            (ErrorKind::Internal, Code::Internal),
+        ] {
+            let error = BuildError::new(kind, "text");
+            assert_eq!(status(&error).code(), code);
+            assert_eq!(from_failure(&failure(&error)).kind(), kind);
+        }
+    }
+
+    #[test]
+    fn details_survive_a_client() {
+        let error = BuildError::user("text")
+            .with_vertex(oci::Digest::sha256(b"x"))
+            .with_frontend("dockerfile.v0", "")
+            .with_sources([engine::error::SourceRange {
+                source: llb::pb::SourceInfo {
+                    filename: "Dockerfile".to_owned(),
+                    ..Default::default()
+                },
+                ranges: Vec::new(),
+            }]);
+        let back = from_failure(&Failure::from_status(&status(&error)));
+        assert_eq!(back.vertex(), error.vertex());
+        assert_eq!(back.frontend(), Some(("dockerfile.v0", "")));
+        assert_eq!(back.sources().len(), 1);
+        let error = BuildError::user("text").with_unsupported_subrequest("frontend.lint");
+        assert_eq!(status(&error).code(), Code::Unimplemented);
+        let back = from_failure(&Failure::from_status(&status(&error)));
+        assert_eq!(back.unsupported_subrequest(), Some("frontend.lint"));
+    }
+}

@@ -1,0 +1,375 @@
+//! Builds that run and builds that have ended, for `ListenBuildHistory`. Kept in memory, up to a number and an age.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use api::pb::control::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord};
+use engine::progress::{JobProgress, Subscription};
+use tokio::sync::broadcast;
+
+use super::progress::timestamp;
+
+/// Events that a slow listener may lag behind.
+const EVENTS: usize = 256;
+/// Builds that have ended whose progress is kept: each may hold megabytes of logs.
+const KEPT_PROGRESS: usize = 3;
+
+/// How many builds are remembered, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryLimits {
+    /// Builds that have ended.
+    pub max_entries: usize,
+    /// How long a build is remembered.
+    pub max_age: Duration,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            max_entries: 50,
+            max_age: Duration::from_secs(48 * 3600),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: BuildHistoryRecord,
+    progress: Option<JobProgress>,
+    ended: Option<SystemTime>,
+    number: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<String, Entry>,
+    next: u64,
+}
+
+/// The history. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct History {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<BuildHistoryEvent>,
+    limits: HistoryLimits,
+}
+
+impl History {
+    /// Makes an empty history.
+    pub fn new(limits: HistoryLimits) -> Self {
+        let (events, _) = broadcast::channel(EVENTS);
+        Self {
+            state: Arc::default(),
+            events,
+            limits,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, kind: BuildHistoryEventType, record: BuildHistoryRecord) {
+        // Without a listener there is nobody to tell.
+        let _ = self.events.send(BuildHistoryEvent {
+            r#type: kind.into(),
+            record: Some(record),
+        });
+    }
+
+    /// Records that a build starts; the returned guard records its end.
+    pub fn start(&self, mut record: BuildHistoryRecord) -> Running {
+        record.created_at = Some(timestamp(SystemTime::now()));
+        record.generation = 1;
+        let id = record.r#ref.clone();
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        state.entries.insert(
+            id.clone(),
+            Entry {
+                record: record.clone(),
+                progress: None,
+                ended: None,
+                number,
+            },
+        );
+        drop(state);
+        self.send(BuildHistoryEventType::Started, record);
+        Running {
+            history: self.clone(),
+            id,
+            outcome: None,
+        }
+    }
+
+    /// Lets the record of a running build tell of its steps.
+    pub fn attach(&self, id: &str, progress: JobProgress) {
+        if let Some(entry) = self.lock().entries.get_mut(id) {
+            entry.progress = Some(progress);
+        }
+    }
+
+    fn end(&self, id: &str, outcome: Outcome) {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.get_mut(id) else {
+            return;
+        };
+        let now = SystemTime::now();
+        entry.ended = Some(now);
+        count_steps(entry);
+        entry.record.completed_at = Some(timestamp(now));
+        entry.record.error = outcome.error;
+        entry.record.exporter_response = outcome.response;
+        entry.record.generation += 1;
+        let record = entry.record.clone();
+        self.forget_old(&mut state, now);
+        drop(state);
+        self.send(BuildHistoryEventType::Complete, record);
+    }
+
+    /// Drops what is too old or too much; pinned builds stay.
+    fn forget_old(&self, state: &mut State, now: SystemTime) {
+        let mut ended: Vec<(u64, String, SystemTime)> = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| !entry.record.pinned)
+            .filter_map(|(id, entry)| Some((entry.number, id.clone(), entry.ended?)))
+            .collect();
+        ended.sort();
+        for (_, id, _) in ended.iter().rev().skip(KEPT_PROGRESS) {
+            if let Some(entry) = state.entries.get_mut(id) {
+                entry.progress = None;
+            }
+        }
+        let surplus = ended.len().saturating_sub(self.limits.max_entries);
+        for (index, (_, id, at)) in ended.into_iter().enumerate() {
+            let is_old = now.duration_since(at).is_ok_and(|age| age > self.limits.max_age);
+            if index < surplus || is_old {
+                state.entries.remove(&id);
+            }
+        }
+    }
+
+    /// Returns the present records, oldest first, and what happens from now on. `wanted` chooses a build; empty: all.
+    pub fn listen(
+        &self,
+        wanted: &str,
+        active_only: bool,
+    ) -> (Vec<BuildHistoryEvent>, broadcast::Receiver<BuildHistoryEvent>) {
+        let mut state = self.lock();
+        let receiver = self.events.subscribe();
+        let mut found: Vec<(u64, BuildHistoryEvent)> = Vec::new();
+        for (id, entry) in &mut state.entries {
+            if (!wanted.is_empty() && wanted != id) || (active_only && entry.ended.is_some()) {
+                continue;
+            }
+            let kind = match entry.ended {
+                Some(_) => BuildHistoryEventType::Complete,
+                None => {
+                    count_steps(entry);
+                    BuildHistoryEventType::Started
+                }
+            };
+            found.push((
+                entry.number,
+                BuildHistoryEvent {
+                    r#type: kind.into(),
+                    record: Some(entry.record.clone()),
+                },
+            ));
+        }
+        found.sort_by_key(|(number, _)| *number);
+        (found.into_iter().map(|(_, event)| event).collect(), receiver)
+    }
+
+    /// Follows the progress of a build that is remembered, from its beginning.
+    pub fn progress(&self, id: &str) -> Option<Subscription> {
+        self.lock()
+            .entries
+            .get(id)?
+            .progress
+            .as_ref()
+            .map(JobProgress::subscribe)
+    }
+
+    /// Pins or unpins a build; returns whether there is one.
+    pub fn pin(&self, id: &str, pinned: bool) -> bool {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.get_mut(id) else {
+            return false;
+        };
+        if entry.record.pinned != pinned {
+            entry.record.pinned = pinned;
+            entry.record.generation += 1;
+            let record = entry.record.clone();
+            drop(state);
+            self.send(BuildHistoryEventType::Complete, record);
+        }
+        true
+    }
+
+    /// Forgets a build that has ended; returns whether there is one.
+    pub fn delete(&self, id: &str) -> bool {
+        let mut state = self.lock();
+        if state.entries.get(id).is_none_or(|entry| entry.ended.is_none()) {
+            return false;
+        }
+        let Some(entry) = state.entries.remove(id) else {
+            return false;
+        };
+        drop(state);
+        self.send(BuildHistoryEventType::Deleted, entry.record);
+        true
+    }
+
+    /// Returns whether a build is remembered.
+    pub fn knows(&self, id: &str) -> bool {
+        self.lock().entries.contains_key(id)
+    }
+
+    /// Describes the builds that run, one a line.
+    pub fn describe_running(&self) -> String {
+        let state = self.lock();
+        let running = state.entries.iter().filter(|(_, entry)| entry.ended.is_none());
+        let mut text = String::new();
+        for (id, entry) in running {
+            text.push_str(&format!("build {id} frontend={:?}\n", entry.record.frontend));
+            for vertex in entry.progress.iter().flat_map(JobProgress::vertices) {
+                if vertex.started.is_some() && vertex.completed.is_none() {
+                    text.push_str(&format!("  running {} {}\n", vertex.digest, vertex.name));
+                }
+            }
+        }
+        text
+    }
+}
+
+fn count_steps(entry: &mut Entry) {
+    let Some(progress) = &entry.progress else { return };
+    let vertices = progress.vertices();
+    let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    entry.record.num_total_steps = count(vertices.len());
+    entry.record.num_cached_steps = count(vertices.iter().filter(|vertex| vertex.cached).count());
+    entry.record.num_completed_steps = count(
+        vertices
+            .iter()
+            .filter(|vertex| vertex.completed.is_some())
+            .count(),
+    );
+    entry.record.num_warnings = count(progress.warnings());
+}
+
+/// How a build ended.
+#[derive(Clone, Debug, Default)]
+struct Outcome {
+    error: Option<api::pb::rpc::Status>,
+    response: BTreeMap<String, String>,
+}
+
+/// A running build's place in the history; dropped without an outcome, the build was cancelled.
+#[derive(Debug)]
+pub struct Running {
+    history: History,
+    id: String,
+    outcome: Option<Outcome>,
+}
+
+impl Running {
+    /// Records how the build ended.
+    pub fn finish(mut self, result: Result<BTreeMap<String, String>, api::pb::rpc::Status>) {
+        self.outcome = Some(match result {
+            Ok(response) => Outcome {
+                error: None,
+                response,
+            },
+            Err(error) => Outcome {
+                error: Some(error),
+                response: BTreeMap::new(),
+            },
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let canceled = || Outcome {
+            error: Some(api::errors::Failure::new(tonic::Code::Cancelled, "context canceled").to_rpc()),
+            response: BTreeMap::new(),
+        };
+        let outcome = self.outcome.take().unwrap_or_else(canceled);
+        self.history.end(&self.id, outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str) -> BuildHistoryRecord {
+        BuildHistoryRecord {
+            r#ref: id.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn ids(history: &History, active_only: bool) -> Vec<String> {
+        let (events, _) = history.listen("", active_only);
+        events
+            .into_iter()
+            .filter_map(|event| event.record.map(|record| record.r#ref))
+            .collect()
+    }
+
+    #[test]
+    fn builds_start_and_end() {
+        let history = History::new(HistoryLimits::default());
+        let (_, mut events) = history.listen("", false);
+        let running = history.start(record("a"));
+        assert_eq!(ids(&history, true), ["a"]);
+        assert!(!history.delete("a"));
+        running.finish(Ok(BTreeMap::new()));
+        assert!(ids(&history, true).is_empty());
+        assert_eq!(
+            events.try_recv().unwrap().r#type(),
+            BuildHistoryEventType::Started
+        );
+        let event = events.try_recv().unwrap();
+        assert_eq!(event.r#type(), BuildHistoryEventType::Complete);
+        assert!(event.record.unwrap().completed_at.is_some());
+        assert!(history.delete("a") && !history.knows("a"));
+        drop(history.start(record("b")));
+        let (events, _) = history.listen("b", false);
+        assert_eq!(events[0].record.as_ref().unwrap().error.as_ref().unwrap().code, 1);
+    }
+
+    #[test]
+    fn old_builds_are_forgotten_unless_pinned() {
+        let history = History::new(HistoryLimits {
+            max_entries: 2,
+            ..HistoryLimits::default()
+        });
+        for id in ["a", "b", "c", "d"] {
+            history.start(record(id)).finish(Ok(BTreeMap::new()));
+            if id == "a" {
+                assert!(history.pin("a", true));
+            }
+        }
+        assert_eq!(ids(&history, false), ["a", "c", "d"]);
+        assert!(!history.pin("b", true));
+    }
+
+    #[tokio::test]
+    async fn progress_can_be_read_later() {
+        let history = History::new(HistoryLimits::default());
+        let running = history.start(record("a"));
+        let progress = JobProgress::new();
+        history.attach("a", progress.clone());
+        assert!(history.describe_running().contains("build a"));
+        progress.close();
+        running.finish(Ok(BTreeMap::new()));
+        let mut subscription = history.progress("a").unwrap();
+        assert!(subscription.next().await.is_none());
+    }
+}

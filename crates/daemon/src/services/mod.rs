@@ -1,0 +1,18 @@
+//! The gRPC services of the daemon.
+
+pub mod bridge;
+pub mod caps;
+pub mod control;
+pub mod failure;
+pub mod history;
+mod progress;
+mod results;
+pub mod traces;
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use tonic::Status;
+
+/// Answers of a streaming call.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
