@@ -149,7 +149,7 @@ impl Pty {
     pub(crate) fn new(master: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&master, true)?;
         Ok(Self {
-            master: AsyncFd::new(master)?,
+            master: crate::sys::register(master)?,
         })
     }
 

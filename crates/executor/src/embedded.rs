@@ -25,6 +25,7 @@ use crate::supervisor::ARGUMENT_ZERO;
 use crate::supervisor::wire::{
     self, Answer, Blueprint, ContainerTraits, Failure, Frame, OutgoingFrame, Prepared, Request,
 };
+use crate::sys;
 use crate::tree::{self, Stub};
 
 /// The daemon's handle on the supervisor. Dropping it ends the supervisor and all containers.
@@ -71,7 +72,7 @@ impl Embedded {
             .stdout(std::process::Stdio::null())
             .spawn()
             .map_err(failed)?;
-        let socket = AsyncFd::with_interest(ours, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
+        let socket = sys::register(ours).map_err(failed)?;
         let shared = Arc::new(Shared {
             socket,
             next: AtomicU64::new(1),

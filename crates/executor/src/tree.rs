@@ -7,7 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -215,6 +217,22 @@ impl Place {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.parent, name, flags, Mode::empty())?)
     }
+}
+
+/// Makes a directory with those above it unless it exists; what is made belongs to the user.
+pub(crate) fn make_working_directory(root: BorrowedFd<'_>, path: &str, uid: u32, gid: u32) -> io::Result<()> {
+    match open_in_root(root, path, OFlags::PATH) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut made = Vec::new();
+    make_place(root, path, &mut made)?.ensure(true, &mut made)?;
+    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    for directory in &made {
+        rustix::fs::chownat(root, directory.path(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
 }
 
 /// Removes mount points that are still as they were made: empty. Restores the times of their directories. Nothing else

@@ -49,7 +49,7 @@ impl<T, E: Into<io::Error>> Fallible<T> for Result<T, E> {
 }
 
 /// An error's text as C libraries and Go print it: small letters, no number.
-pub(super) fn plain(error: &io::Error) -> String {
+pub(crate) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     if error.raw_os_error().is_none() {
         return text;

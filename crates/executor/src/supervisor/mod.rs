@@ -10,7 +10,7 @@ mod credentials;
 pub(crate) mod device;
 mod entry;
 pub(crate) mod rootfs;
-mod seccomp;
+pub(crate) mod seccomp;
 mod syscalls;
 mod terminal;
 pub(crate) mod wire;
@@ -32,6 +32,7 @@ use self::wire::{Answer, ContainerTraits, Failure, Frame, Report, Request};
 use crate::request::ContainerId;
 use crate::sys::{self, Cloned, SingleThread};
 
+pub(crate) use child::plain;
 pub(crate) use entry::ARGUMENT_ZERO;
 pub use entry::supervisor_main;
 

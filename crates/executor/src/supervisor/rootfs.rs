@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -77,30 +77,8 @@ impl<'a> Builder<'a> {
 
     /// Makes the working directory in the root itself, where it stays, even if something is mounted over it.
     pub(super) fn make_working_directory(&self, path: &str, uid: u32, gid: u32) -> Result<(), SetupError> {
-        match tree::open_in_root(self.root(), path, OFlags::PATH) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).or_fail(format_args!("working dir {path} points to invalid target"));
-            }
-        }
-        let what = format!("create working directory {path}");
-        let mut made = Vec::new();
-        let place = make_place(self.root(), path, &mut made).or_fail(&what)?;
-        place.ensure(true, &mut made).or_fail(&what)?;
-        for directory in &made {
-            let path = directory.path();
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(
-                self.root(),
-                path,
-                Some(Uid::from_raw(uid)),
-                Some(Gid::from_raw(gid)),
-                flags,
-            )
-            .or_fail(&what)?;
-        }
-        Ok(())
+        tree::make_working_directory(self.root(), path, uid, gid)
+            .or_fail(format_args!("create working directory {path}"))
     }
 
     /// Mounts everything in order.

@@ -71,6 +71,14 @@ const ARCHITECTURES: &[Architecture] = &[Architecture {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 const ARCHITECTURES: &[Architecture] = &[];
 
+#[cfg(target_arch = "x86_64")]
+const OCI_ARCHITECTURES: &[&str] = &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"];
+#[cfg(target_arch = "aarch64")]
+const OCI_ARCHITECTURES: &[&str] = &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"];
+/// The runtime's own architecture alone.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const OCI_ARCHITECTURES: &[&str] = &[];
+
 /// Offsets in `struct seccomp_data`; the low half of an argument on little-endian machines.
 const DATA_NUMBER: u32 = 0;
 const DATA_ARCH: u32 = 4;
@@ -95,6 +103,55 @@ const AF_VSOCK: u32 = 40;
 /// `CLONE_NEW{NS,UTS,IPC,USER,PID,NET,CGROUP}`.
 const NAMESPACES: u32 = 0x7E02_0000;
 const PERSONALITIES: [u32; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Says the same in an OCI runtime's terms, for a process with these capabilities.
+pub(crate) fn oci_profile(capabilities: u64) -> serde_json::Value {
+    use serde_json::json;
+    let has = |name: &str| capabilities & capability::bit(name) != 0;
+    let allow = |name: &str, args: serde_json::Value| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": args});
+    let mut always = Vec::new();
+    let mut rules = Vec::new();
+    for (name, rule, _) in SYSCALLS {
+        match rule {
+            Rule::Always => always.push(*name),
+            Rule::With(names) if names.iter().any(|name| has(name)) => always.push(*name),
+            Rule::With(_) => {}
+            Rule::Clone | Rule::Clone3 if has("SYS_ADMIN") => always.push(*name),
+            Rule::Clone => {
+                let masked =
+                    json!({"index": 0, "value": NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
+                rules.push(allow(name, json!([masked])));
+            }
+            Rule::Clone3 => {
+                rules.push(json!({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS}));
+            }
+            Rule::Socket => {
+                for (operator, value) in [
+                    ("SCMP_CMP_LT", AF_ALG),
+                    ("SCMP_CMP_EQ", AF_ALG + 1),
+                    ("SCMP_CMP_GT", AF_VSOCK),
+                ] {
+                    rules.push(allow(name, json!([{"index": 0, "value": value, "op": operator}])));
+                }
+            }
+            Rule::Personality => {
+                for value in PERSONALITIES {
+                    rules.push(allow(
+                        name,
+                        json!([{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]),
+                    ));
+                }
+            }
+        }
+    }
+    rules.push(json!({"names": always, "action": "SCMP_ACT_ALLOW"}));
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": EPERM,
+        "architectures": OCI_ARCHITECTURES,
+        "syscalls": rules,
+    })
+}
 
 /// Makes the filter for a process with these capabilities; `None` if this architecture has no table.
 pub(crate) fn filter(capabilities: u64) -> Option<Vec<SockFilter>> {

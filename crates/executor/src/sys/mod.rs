@@ -9,14 +9,14 @@ mod seccomp;
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fd::AsFd;
+use tokio::io::unix::AsyncFd;
 
 pub(crate) use bpf::{BpfInstruction, attach_device_program, load_device_program};
 pub(crate) use process::{
-    Cloned, NewProcess, SingleThread, clone_process, execute, execute_fd, mark_all_close_on_exec,
-    reset_signals, unshare,
+    Cloned, NewProcess, SingleThread, clone_process, execute, execute_fd, give_terminal,
+    mark_all_close_on_exec, reset_signals, unshare,
 };
 pub(crate) use seccomp::{SockFilter, install_seccomp};
 
@@ -27,6 +27,12 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     } else {
         Ok(result)
     }
+}
+
+/// Lets tokio wait for a descriptor.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor, the same as long as it lives, and the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// Changes of a mount's attributes (`MOUNT_ATTR_*`) and propagation.

@@ -174,3 +174,15 @@ pub(crate) fn reset_signals() {
         )
     };
 }
+
+/// Lets a program that is started have its standard input as controlling terminal, in a session of its own.
+pub(crate) fn give_terminal(command: &mut tokio::process::Command) {
+    let take = || {
+        rustix::process::setsid()?;
+        // SAFETY: standard input is open in the new process, and nobody else touches it there.
+        let stdin = unsafe { BorrowedFd::borrow_raw(0) };
+        Ok(rustix::process::ioctl_tiocsctty(stdin)?)
+    };
+    // SAFETY: makes nothing but two system calls between fork and exec.
+    unsafe { command.pre_exec(take) };
+}

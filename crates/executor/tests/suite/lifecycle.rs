@@ -173,7 +173,7 @@ async fn processes_can_join(lab: Arc<Lab>) {
 
 async fn terminals_work(lab: Arc<Lab>) {
     let mut request = lab.request(
-        "test -t 0 && test -t 1 && tty && read line && echo \"got $line\"; stty size; test -c /dev/console",
+        "test -t 0 && test -t 1 && tty && read line && echo \"got $line\"; until stty size | grep 33; do usleep 1000; done; test -c /dev/console",
     );
     request.process.tty = true;
     let container = lab.executor.start(request, Stdio::default()).await.unwrap();
