@@ -197,17 +197,17 @@ fn own_subjects(target: &Target<'_>) -> Result<Vec<Subject>, BuildError> {
 /// `pkg:docker/name@tag?digest=…&platform=…`.
 fn package_url(reference: Reference, platform: &Platform) -> String {
     let reference = reference.with_default_tag();
-    let mut url = format!("pkg:docker/{}", escape(&reference.familiar_name(), "/:"));
+    let mut url = format!("pkg:docker/{}", escape(&reference.familiar_name(), "/"));
     if let Some(tag) = reference.tag() {
         url.push('@');
-        url.push_str(&escape(tag, ":"));
+        url.push_str(&escape(tag, "$&+=:@"));
     }
     let mut separator = '?';
     let digest = reference.digest().map(|digest| ("digest", digest.to_string()));
     let platform = ("platform", platform.clone().normalized().format());
     for (key, value) in digest.into_iter().chain([platform]) {
         url.push(separator);
-        url.push_str(&format!("{key}={}", escape(&value, ":")));
+        url.push_str(&format!("{key}={}", escape(&value, "$&+=:@")));
         separator = '&';
     }
     url
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(url("alpine"), "pkg:docker/alpine@latest?platform=linux%2Famd64");
         assert_eq!(
             url("localhost:5000/a/b:1.2"),
-            "pkg:docker/localhost:5000/a/b@1.2?platform=linux%2Famd64"
+            "pkg:docker/localhost%3A5000/a/b@1.2?platform=linux%2Famd64"
         );
     }
 
