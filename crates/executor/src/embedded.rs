@@ -20,7 +20,7 @@ use crate::container::Pty;
 use crate::error::{ExecutorError, RunError};
 use crate::request::{ExitStatus, Stdio};
 use crate::runtime::{Phase, Running, Runtime};
-use crate::spec::{ContainerSpec, ProcessSpec, ResourceSpec};
+use crate::spec::{ContainerSpec, NetworkSpec, ProcessSpec, ResourceSpec};
 use crate::supervisor::ARGUMENT_ZERO;
 use crate::supervisor::wire::{
     self, Answer, Blueprint, ContainerTraits, Failure, Frame, OutgoingFrame, Prepared, Request,
@@ -155,7 +155,7 @@ impl Runtime for Embedded {
     ) -> Result<Arc<Running>, RunError> {
         let traits = ContainerTraits {
             id: spec.id.clone(),
-            isolated_network: spec.isolated_network,
+            isolated_network: spec.network == NetworkSpec::Loopback,
             cgroup_parent: spec.cgroup_parent.clone(),
             special_cgroup: spec.all_devices
                 || spec.cgroup_parent != "/"

@@ -61,8 +61,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) devices: Vec<DeviceNode>,
     /// Whether the device rules let everything through.
     pub(crate) all_devices: bool,
-    /// Whether it has a network namespace of its own, with a loopback device.
-    pub(crate) isolated_network: bool,
+    pub(crate) network: NetworkSpec,
     pub(crate) hostname: String,
     /// Absolute, without `.` and `..`; the container's cgroup is `<parent>/buildkit/<id>`, or `/buildkit/<id>` for `/`.
     pub(crate) cgroup_parent: String,
@@ -72,6 +71,15 @@ pub(crate) struct ContainerSpec {
     pub(crate) oom_score_adj: Option<i32>,
     /// An empty directory of the host on which things are mounted while the container is built.
     pub(crate) staging: PathBuf,
+}
+
+/// A container's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NetworkSpec {
+    /// The host's.
+    Host,
+    /// Its own, with a loopback device.
+    Loopback,
 }
 
 /// A snapshot's mount as plain data.
@@ -239,7 +247,10 @@ pub(crate) fn container_spec(
             Vec::new()
         },
         all_devices: insecure,
-        isolated_network: request.network == Network::None,
+        network: match request.network {
+            Network::Sandbox | Network::Host => NetworkSpec::Host,
+            Network::None => NetworkSpec::Loopback,
+        },
         hostname: hostname(&request.hostname)?,
         cgroup_parent: cgroup_parent(&request.cgroup_parent, &facts.cgroup_parent)?,
         resources: resources(&request.resources)?,

@@ -158,10 +158,6 @@ fn modified(directory: BorrowedFd<'_>) -> io::Result<(i64, i64)> {
 }
 
 /// The fields' types differ between architectures.
-#[expect(
-    clippy::useless_conversion,
-    reason = "the nanoseconds' type depends on the architecture"
-)]
 fn times(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }

@@ -141,52 +141,22 @@ impl Bundle {
     }
 
     fn prepare(&mut self, mount: &MountSpec, attachment: &[u8]) -> Result<(OciMount, bool), RunError> {
-        let target = mount.target.clone();
-        let mut options = config::attribute_options(mount.attributes);
         match &mount.kind {
-            MountKind::Kernel { fstype, options: own } => {
-                options.extend(own.iter().map(|(key, value)| {
+            MountKind::Kernel { fstype, options } => {
+                let option = |(key, value): &(String, String)| {
                     if value.is_empty() {
                         key.clone()
                     } else {
                         format!("{key}={value}")
                     }
-                }));
-                let source = fstype.clone();
-                Ok((
-                    OciMount {
-                        target,
-                        fstype: fstype.clone(),
-                        source,
-                        options,
-                    },
-                    true,
-                ))
+                };
+                Ok((config::instance(mount, fstype, options.iter().map(option)), true))
             }
             MountKind::Tmpfs { size_bytes } => {
-                options.extend(size_bytes.map(|size| format!("size={size}")));
-                Ok((
-                    OciMount {
-                        target,
-                        fstype: "tmpfs".to_owned(),
-                        source: "tmpfs".to_owned(),
-                        options,
-                    },
-                    true,
-                ))
+                let options = size_bytes.map(|size| format!("size={size}"));
+                Ok((config::instance(mount, "tmpfs", options), true))
             }
-            MountKind::Cgroup => {
-                let (fstype, source) = ("cgroup".to_owned(), "cgroup".to_owned());
-                Ok((
-                    OciMount {
-                        target,
-                        fstype,
-                        source,
-                        options,
-                    },
-                    true,
-                ))
-            }
+            MountKind::Cgroup => Ok((config::instance(mount, "cgroup", None), true)),
             MountKind::File {
                 offset,
                 len,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::capability;
 use crate::spec::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, ATTR_STRICTATIME, CapabilitySpec, ContainerSpec,
-    LimitSpec, MountSpec, ProcessSpec, ResourceSpec,
+    LimitSpec, MountSpec, NetworkSpec, ProcessSpec, ResourceSpec,
 };
 use crate::supervisor::seccomp;
 use crate::user::Identity;
@@ -33,6 +33,22 @@ pub(super) fn attribute_options(attributes: u64) -> Vec<String> {
         .filter(|(bit, _)| attributes & bit != 0)
         .map(|(_, name)| (*name).to_owned())
         .collect()
+}
+
+/// Describes a new instance of a file system.
+pub(super) fn instance(
+    mount: &MountSpec,
+    fstype: &str,
+    options: impl IntoIterator<Item = String>,
+) -> OciMount {
+    let mut all = attribute_options(mount.attributes);
+    all.extend(options);
+    OciMount {
+        target: mount.target.clone(),
+        fstype: fstype.to_owned(),
+        source: fstype.to_owned(),
+        options: all,
+    }
 }
 
 /// Describes a mount that is what is at `source` on the host.
@@ -67,7 +83,7 @@ pub(super) fn config(
         })
         .collect();
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-    if spec.isolated_network {
+    if spec.network == NetworkSpec::Loopback {
         namespaces.push("network");
     }
     if unified {

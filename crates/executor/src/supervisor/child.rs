@@ -18,7 +18,7 @@ use super::credentials;
 use super::rootfs::Builder;
 use super::terminal::Terminal;
 use super::wire::{self, Blueprint, Failure, Prepared, Report};
-use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::spec::{ContainerSpec, NetworkSpec, ProcessSpec};
 use crate::sys::{self, NewProcess};
 use crate::user::{self, Identity};
 
@@ -160,7 +160,7 @@ fn isolate(spec: &ContainerSpec, cgroup: &Cgroup) -> Result<(), SetupError> {
     }
     sys::unshare(namespaces).or_fail("make namespaces")?;
     rustix::process::setsid().or_fail("make a session")?;
-    if spec.isolated_network {
+    if spec.network == NetworkSpec::Loopback {
         sys::bring_loopback_up().or_fail("bring the loopback device up")?;
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).or_fail("set the host name")?;

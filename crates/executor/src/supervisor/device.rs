@@ -152,3 +152,51 @@ pub(super) fn program() -> Vec<BpfInstruction> {
     program.extend([instruction(MOVE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     program
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use super::*;
+
+    fn unified_mount() -> Option<PathBuf> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
+        line.split(' ').nth(1).map(PathBuf::from)
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "says why it did nothing")]
+    fn the_program_lets_nodes_be_made_and_few_be_used() {
+        let Some(mount) = unified_mount().filter(|_| rustix::process::geteuid().is_root()) else {
+            eprintln!("skipped: needs root and a cgroup2 file system");
+            return;
+        };
+        let cgroup = mount.join(format!("cooper-test-{}", std::process::id()));
+        std::fs::create_dir(&cgroup).unwrap();
+        let directory = std::fs::File::open(&cgroup).unwrap();
+        let program = sys::load_device_program(&program()).unwrap();
+        sys::attach_device_program(directory.as_fd(), program.as_fd()).unwrap();
+        let node = tempfile::tempdir().unwrap();
+        let script = format!(
+            "echo $$ > {}/cgroup.procs || exit 9; cd {}; mknod kmsg c 1 11 && mknod loop b 7 0 || exit 8; \
+             true < /dev/null && true > /dev/zero && true < /dev/urandom || exit 7; \
+             if true < kmsg; then exit 6; fi; if true < loop; then exit 5; fi; exit 0",
+            cgroup.display(),
+            node.path().display()
+        );
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        std::fs::remove_dir(&cgroup).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr)
+                .matches("not permitted")
+                .count(),
+            2
+        );
+    }
+}

@@ -188,8 +188,41 @@ const fn jump(code: u16, value: u32, jump_true: u8, jump_false: u8) -> SockFilte
     }
 }
 
-fn section(architecture: &Architecture, capabilities: u64) -> Vec<SockFilter> {
+/// What follows the comparison with a call's number; nothing: the call is let through. `None`: it is not.
+fn check(rule: Rule, capabilities: u64) -> Option<Vec<SockFilter>> {
     let has = |name: &str| capabilities & capability::bit(name) != 0;
+    Some(match rule {
+        Rule::Always => Vec::new(),
+        Rule::With(names) if names.iter().any(|name| has(name)) => Vec::new(),
+        Rule::With(_) => return None,
+        Rule::Clone | Rule::Clone3 if has("SYS_ADMIN") => Vec::new(),
+        Rule::Clone3 => vec![statement(RETURN, FAIL | ENOSYS)],
+        Rule::Clone => vec![
+            statement(LOAD, DATA_ARG0_LOW),
+            statement(AND, NAMESPACES),
+            jump(IF_EQUAL, 0, 0, 1),
+            statement(RETURN, ALLOW),
+            statement(RETURN, FAIL | EPERM),
+        ],
+        Rule::Socket => vec![
+            statement(LOAD, DATA_ARG0_LOW),
+            jump(IF_EQUAL, AF_ALG, 2, 0),
+            jump(IF_EQUAL, AF_VSOCK, 1, 0),
+            statement(RETURN, ALLOW),
+            statement(RETURN, FAIL | EPERM),
+        ],
+        Rule::Personality => {
+            let mut check = vec![statement(LOAD, DATA_ARG0_LOW)];
+            for personality in PERSONALITIES {
+                check.extend([jump(IF_EQUAL, personality, 0, 1), statement(RETURN, ALLOW)]);
+            }
+            check.push(statement(RETURN, FAIL | EPERM));
+            check
+        }
+    })
+}
+
+fn section(architecture: &Architecture, capabilities: u64) -> Vec<SockFilter> {
     let mut program = vec![statement(LOAD, DATA_NUMBER)];
     if architecture.has_x32 {
         program.extend([
@@ -205,34 +238,8 @@ fn section(architecture: &Architecture, capabilities: u64) -> Vec<SockFilter> {
         else {
             continue;
         };
-        let check = match rule {
-            Rule::Always => Vec::new(),
-            Rule::With(names) if names.iter().any(|name| has(name)) => Vec::new(),
-            Rule::With(_) => continue,
-            Rule::Clone | Rule::Clone3 if has("SYS_ADMIN") => Vec::new(),
-            Rule::Clone3 => vec![statement(RETURN, FAIL | ENOSYS)],
-            Rule::Clone => vec![
-                statement(LOAD, DATA_ARG0_LOW),
-                statement(AND, NAMESPACES),
-                jump(IF_EQUAL, 0, 0, 1),
-                statement(RETURN, ALLOW),
-                statement(RETURN, FAIL | EPERM),
-            ],
-            Rule::Socket => vec![
-                statement(LOAD, DATA_ARG0_LOW),
-                jump(IF_EQUAL, AF_ALG, 2, 0),
-                jump(IF_EQUAL, AF_VSOCK, 1, 0),
-                statement(RETURN, ALLOW),
-                statement(RETURN, FAIL | EPERM),
-            ],
-            Rule::Personality => {
-                let mut check = vec![statement(LOAD, DATA_ARG0_LOW)];
-                for personality in PERSONALITIES {
-                    check.extend([jump(IF_EQUAL, personality, 0, 1), statement(RETURN, ALLOW)]);
-                }
-                check.push(statement(RETURN, FAIL | EPERM));
-                check
-            }
+        let Some(check) = check(*rule, capabilities) else {
+            continue;
         };
         if check.is_empty() {
             allowed.push(number);
