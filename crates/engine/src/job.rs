@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use crate::error::BuildError;
 use crate::progress::JobProgress;
@@ -52,6 +53,8 @@ type Slot = Arc<tokio::sync::Mutex<Option<Arc<dyn Any + Send + Sync>>>>;
 pub struct Job {
     id: JobId,
     number: u64,
+    unique_id: String,
+    started_at: SystemTime,
     settings: JobSettings,
     progress: JobProgress,
     memo: Mutex<BTreeMap<String, Slot>>,
@@ -60,9 +63,13 @@ pub struct Job {
 impl Job {
     /// Makes a job; `number` is unique in the process.
     pub(crate) fn new(id: JobId, number: u64, settings: JobSettings) -> Arc<Self> {
+        let started_at = SystemTime::now();
+        let seed = format!("{} {number} {started_at:?} {id}", std::process::id());
         Arc::new(Self {
             id,
             number,
+            unique_id: oci::Digest::sha256(seed).hex().chars().take(25).collect(),
+            started_at,
             settings,
             progress: JobProgress::new(),
             memo: Mutex::default(),
@@ -77,6 +84,16 @@ impl Job {
     /// Returns the job's number, unique in the process and not chosen by the client.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Returns a name of the build that the client did not choose and that no other daemon uses.
+    pub fn unique_id(&self) -> String {
+        self.unique_id.clone()
+    }
+
+    /// Returns when the build was started.
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
     }
 
     /// Returns the client's session.

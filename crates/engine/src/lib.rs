@@ -12,6 +12,7 @@
 //! Start at [`engine::Engine`].
 #![forbid(unsafe_code)]
 
+pub mod attestation;
 pub mod bridge;
 pub mod checksum;
 pub mod driver;
@@ -29,6 +30,6 @@ pub mod source;
 pub mod unlazy;
 pub mod worker;
 
-pub use ::{cache, executor, registry};
+pub use ::{cache, content, executor, registry};
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

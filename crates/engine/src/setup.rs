@@ -12,6 +12,7 @@ use oci::Platform;
 use registry::HostsConfig;
 use snapshot::Snapshotter;
 
+use crate::attestation::{ProvenanceProcessor, SbomProcessor};
 use crate::bridge::Frontend;
 use crate::engine::{Engine, Services};
 use crate::error::{BuildError, ErrorKind};
@@ -114,7 +115,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         unlazy,
         cache_importers: BTreeMap::new(),
         cache_exporters: BTreeMap::new(),
-        processors: Vec::new(),
+        processors: vec![Arc::new(SbomProcessor), Arc::new(ProvenanceProcessor)],
         allowed_entitlements: config.allowed_entitlements,
         max_parallelism: config.max_parallelism,
     });

@@ -79,6 +79,10 @@ impl BuildRef {
             return known.clone();
         }
         let computed = Box::pin(self.compute()).await;
+        if let Ok(evaluated) = &computed {
+            let found = (self.0.id.clone(), evaluated.edge);
+            self.0.bridge.note(|trail| trail.evaluated.push(found));
+        }
         if computed.as_ref().err().is_none_or(|error| !error.is_canceled()) {
             *outcome = Some(computed.clone());
         }

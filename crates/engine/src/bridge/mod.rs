@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use llb::pb;
 use oci::Digest;
-use solver::{Owner, StoreId, VertexId};
+use solver::{EdgeId, Owner, StoreId, VertexId};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -75,8 +75,24 @@ pub struct Trail {
     pub images: Vec<ResolvedImage>,
     /// Definitions built. Only named: a ref holds its bridge.
     pub built: Vec<BuildRefId>,
+    /// Definitions that were evaluated, and where their results are in the solver's graph.
+    pub evaluated: Vec<(BuildRefId, EdgeId)>,
     /// Frontends run from this bridge.
     pub nested: Vec<Trail>,
+}
+
+/// A trail that is still being left, and those of nested bridges: lazy refs may be evaluated long after their frontend.
+#[derive(Debug, Default)]
+struct OpenTrail {
+    own: Mutex<Trail>,
+    nested: Mutex<Vec<Arc<OpenTrail>>>,
+}
+
+impl OpenTrail {
+    fn snapshot(&self) -> Trail {
+        let nested: Vec<Arc<Self>> = lock(&self.nested).clone();
+        Trail { nested: nested.iter().map(|nested| nested.snapshot()).collect(), ..lock(&self.own).clone() }
+    }
 }
 
 /// Whose builds a bridge's builds are.
@@ -91,7 +107,7 @@ struct Inner {
     engine: Arc<Shared>,
     owner: BridgeOwner,
     imports: Arc<Imports>,
-    trail: Mutex<Trail>,
+    trail: Arc<OpenTrail>,
 }
 
 /// Caches being imported, shared by a bridge and those nested in it. Dropping it gives up what is on its way.
@@ -111,7 +127,7 @@ impl Bridge {
             engine,
             owner,
             imports,
-            trail: Mutex::default(),
+            trail: Arc::default(),
         }))
     }
 
@@ -159,11 +175,11 @@ impl Bridge {
 
     /// Returns what the bridge was used for so far.
     pub fn trail(&self) -> Trail {
-        lock(&self.0.trail).clone()
+        self.0.trail.snapshot()
     }
 
     fn note(&self, change: impl FnOnce(&mut Trail)) {
-        change(&mut lock(&self.0.trail));
+        change(&mut lock(&self.0.trail.own));
     }
 
     /// Builds a definition, or runs a frontend. A definition's ref is lazy unless `evaluate` is set.
@@ -213,14 +229,13 @@ impl Bridge {
         let frontend = self.0.engine.services.frontends.get(name).cloned();
         let frontend = frontend.ok_or_else(|| BuildError::user(format!("invalid frontend: {name}")))?;
         let nested = self.nested();
+        lock(&self.0.trail.nested).push(Arc::clone(&nested.0.trail));
         nested.note(|trail| {
             trail.frontend = Some((name.to_owned(), opts.clone()));
             trail.inputs = inputs.keys().cloned().collect();
         });
         let source = opts.get("source").cloned().unwrap_or_default();
         let outcome = frontend.solve(&nested, FrontendRequest { opts, inputs }).await;
-        let trail = nested.trail();
-        self.note(|own| own.nested.push(trail));
         outcome.map_err(|error| error.with_frontend(name, source))
     }
 

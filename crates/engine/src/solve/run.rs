@@ -108,6 +108,7 @@ impl Engine {
     }
 
     async fn plan(&self, request: &SolveRequest) -> Result<Plan, BuildError> {
+        crate::attestation::wanted(&request.frontend_opts)?;
         let services = self.services();
         let mut exporters = Vec::new();
         for (index, wanted) in request.exporters.iter().enumerate() {

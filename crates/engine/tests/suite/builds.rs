@@ -1,4 +1,5 @@
 //! Jobs, sharing, cancellation, failures, progress and the bridge, with ops that do nothing but what the test says.
+#![expect(clippy::unwrap_used, reason = "a failing test says where")]
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -6,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use engine::attestation::ProvenanceProcessor;
 use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
 use engine::bridge::{
     Bridge, BridgeRequest, BuildResult, CacheOption, Frontend, FrontendRequest, SourceResolver, WarnOptions,
@@ -16,7 +18,10 @@ use engine::job::JobId;
 use engine::op::{CacheMap, Dep, Op, OpContext, OpFactory, ResultRef, VertexSpec};
 use engine::progress::{LogStream, Vertex};
 use engine::session::{Session, SessionError, SessionId, Sessions};
-use engine::solve::{SolveRequest, SolveResponse};
+use engine::solve::{
+    ExportContext, ExportSource, Exported, Exporter, ExporterInstance, ExporterRequest, SolveRequest,
+    SolveResponse,
+};
 use engine::unlazy::{FetchContext, Unlazy};
 use engine::{BuildError, Engine, ErrorKind};
 use llb::{Constraints, FileActions, MkfileOptions, State, pb};
@@ -98,6 +103,8 @@ impl Op for ScriptedOp {
             .log(LogStream::Stdout, format!("running {}\n", self.name));
         let outcome = if self.name.contains("fail") {
             Err(BuildError::user("exit code: 1").with_exit_code(1))
+        } else if self.name.contains("lost") && self.script.count(&format!("exec {}", self.name)) == 1 {
+            Err(BuildError::new(ErrorKind::NotFound, "blob not found").with_lost_input(0))
         } else if self.name.contains("panic") {
             panic!("{} panics", self.name);
         } else if self.name.contains("wait") {
@@ -214,6 +221,36 @@ impl Frontend for Fixed {
     }
 }
 
+/// An exporter that keeps what it is given.
+#[derive(Clone, Debug, Default)]
+struct Keep(Arc<Mutex<Option<ExportSource>>>);
+
+impl Exporter for Keep {
+    fn resolve(
+        &self,
+        _: usize,
+        _: BTreeMap<String, String>,
+    ) -> Result<Arc<dyn ExporterInstance>, BuildError> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl ExporterInstance for Keep {
+    fn name(&self) -> &str {
+        "keeping the result"
+    }
+
+    async fn export(&self, _: &ExportContext, source: &ExportSource) -> Result<Exported, BuildError> {
+        *self.0.lock().unwrap() = Some(source.clone());
+        let response = [("kept".to_owned(), "yes".to_owned())].into();
+        Ok(Exported {
+            response,
+            ..Exported::default()
+        })
+    }
+}
+
 /// An imported cache that knows what it is told.
 #[derive(Debug)]
 struct Memory(MemoryRecords);
@@ -251,6 +288,7 @@ impl ImportedCache for Memory {
 struct Bench {
     engine: Engine,
     script: Arc<Script>,
+    kept: Keep,
     _dir: TempDir,
 }
 
@@ -266,6 +304,7 @@ impl Bench {
         let store =
             cache::Store::open(dir.path(), content, snapshotter, cache::StoreOptions::default()).unwrap();
         let script = Arc::new(Script::default());
+        let kept = Keep::default();
         let engine = Engine::start(Services {
             store,
             sessions: Arc::new(Nothing),
@@ -273,20 +312,21 @@ impl Bench {
             sources: Arc::new(Nothing),
             unlazy: Arc::new(Nothing),
             frontends: [("fixed".to_owned(), Arc::new(Fixed) as Arc<dyn Frontend>)].into(),
-            exporters: BTreeMap::new(),
+            exporters: [("keep".to_owned(), Arc::new(kept.clone()) as Arc<dyn Exporter>)].into(),
             cache_importers: [(
                 "memory".to_owned(),
                 Arc::new(Memory(imported)) as Arc<dyn CacheImporter>,
             )]
             .into(),
             cache_exporters: BTreeMap::new(),
-            processors: Vec::new(),
+            processors: vec![Arc::new(ProvenanceProcessor)],
             allowed_entitlements: Vec::new(),
             max_parallelism,
         });
         Self {
             engine,
             script,
+            kept,
             _dir: dir,
         }
     }
@@ -610,7 +650,7 @@ async fn what_a_build_must_not_do_is_refused() {
         ErrorKind::Denied
     );
     let mut exports = request("three", &source("base"));
-    exports.exporters.push(engine::solve::ExporterRequest {
+    exports.exporters.push(ExporterRequest {
         kind: "moby".to_owned(),
         attrs: BTreeMap::new(),
     });
@@ -675,4 +715,83 @@ async fn many_builds_leave_nothing_behind() {
     for path in 0..7 {
         assert_eq!(bench.script.count(&format!("exec /step{path}")), 1);
     }
+}
+
+#[tokio::test]
+async fn a_cached_input_that_is_gone_is_made_again() {
+    let bench = Bench::new();
+    let one = step(&source("base"), "/one");
+    bench.solve("first", &one).await.unwrap();
+    bench.solve("second", &step(&one, "/lost")).await.unwrap();
+    assert_eq!(
+        (bench.script.count("exec /one"), bench.script.count("exec /lost")),
+        (2, 2)
+    );
+    // What was made in this build cannot be made again: then it is an error.
+    let made = step(&step(&source("base"), "/two"), "/lost2");
+    let error = bench.solve("third", &made).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn provenance_is_attached_where_it_is_wanted() {
+    let bench = Bench::new();
+    let mut wanted = SolveRequest {
+        id: "one".to_owned(),
+        frontend: "fixed".to_owned(),
+        ..SolveRequest::default()
+    };
+    wanted.exporters.push(ExporterRequest {
+        kind: "keep".to_owned(),
+        attrs: BTreeMap::new(),
+    });
+    wanted.frontend_opts.insert(
+        "attest:provenance".to_owned(),
+        "mode=max,builder-id=me".to_owned(),
+    );
+    wanted
+        .frontend_opts
+        .insert("build-arg:A".to_owned(), "b".to_owned());
+    let response = bench.engine.solve(wanted.clone()).await.unwrap();
+    assert_eq!(response.exporter_response["kept"], "yes");
+    let source = bench.kept.0.lock().unwrap().take().unwrap();
+    let attestations: Vec<_> = source.attestations.values().flatten().collect();
+    assert_eq!(attestations[0].predicate_type, "https://slsa.dev/provenance/v1");
+    let predicate: serde_json::Value =
+        serde_json::from_slice(attestations[0].content.as_ref().unwrap()).unwrap();
+    let definition = &predicate["buildDefinition"];
+    assert_eq!(definition["externalParameters"]["request"]["frontend"], "fixed");
+    assert_eq!(
+        definition["externalParameters"]["request"]["args"]["build-arg:A"],
+        "b"
+    );
+    assert_eq!(
+        definition["resolvedDependencies"][0]["uri"]
+            .as_str()
+            .unwrap()
+            .split('?')
+            .next()
+            .unwrap(),
+        "pkg:docker/base@latest"
+    );
+    assert_eq!(
+        definition["internalParameters"]["buildConfig"]["llbDefinition"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    assert_eq!(predicate["runDetails"]["builder"]["id"], "me");
+
+    let mut unknown = SolveRequest {
+        id: "two".to_owned(),
+        ..wanted
+    };
+    unknown
+        .frontend_opts
+        .insert("attest:vibes".to_owned(), String::new());
+    assert_eq!(
+        bench.engine.solve(unknown).await.unwrap_err().kind(),
+        ErrorKind::User
+    );
 }
