@@ -74,6 +74,7 @@ impl Converter<'_> {
             let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
             stage.env.set(name, value);
         }
+        stage.index_image_env();
         if !options.hostname.is_empty() {
             stage.state = stage.state.hostname(&options.hostname);
         }

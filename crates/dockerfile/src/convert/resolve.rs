@@ -38,6 +38,7 @@ impl Converter<'_> {
 
     fn resolve_bases(&mut self, reachable: &BTreeSet<StageId>) -> Progress<()> {
         let mut pending = false;
+        let mut failed = None;
         for id in self.order.clone() {
             let stage = &mut self.stages[id.0];
             if stage.base.is_some() || stage.dispatched || stage.resolved {
@@ -56,12 +57,20 @@ impl Converter<'_> {
                 Ok(()) => {}
                 // The others may ask at the same time.
                 Err(Stop::Pending) => pending = true,
-                Err(stop) => return Err(stop.at(&self.stages[id.0].stage.location)),
+                // The others may still have warnings.
+                Err(stop) => {
+                    let stop = stop.at(&self.stages[id.0].stage.location);
+                    failed.get_or_insert(stop);
+                }
             }
             let stage = &mut self.stages[id.0];
             stage.dispatched |= stage.unregistered;
         }
-        if pending { Err(Stop::Pending) } else { Ok(()) }
+        match failed {
+            Some(stop) => Err(stop),
+            None if pending => Err(Stop::Pending),
+            None => Ok(()),
+        }
     }
 
     fn resolve_base(&mut self, id: StageId, is_reachable: bool) -> Progress<()> {

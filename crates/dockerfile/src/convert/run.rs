@@ -23,6 +23,11 @@ use crate::word::Variables;
 /// Where a script of its own is mounted.
 const SCRIPT_DIR: &str = "/dev/pipes/";
 
+/// How much more it costs to print an argument than its bytes say.
+const ARG_WEIGHT: usize = 8;
+/// A command's variables are in its operation, and in the definition again.
+const ENV_WEIGHT: usize = 2;
+
 /// The words of a command, and what its heredocs add.
 struct Words {
     args: Vec<String>,
@@ -88,7 +93,7 @@ impl Converter<'_> {
         let length =
             |arg: &instruction::Argument| arg.key.len() + arg.value.as_ref().map_or(0, String::len) + 2;
         let shown: usize = stage.build_args.iter().map(length).sum();
-        self.spend(2 * words + shown + stage.env.bytes())
+        self.spend(2 * words + ARG_WEIGHT * shown + ENV_WEIGHT * stage.env.bytes())
     }
 
     fn sandbox(&self, state: &State, run: &Run) -> State {

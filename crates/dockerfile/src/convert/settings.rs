@@ -53,7 +53,7 @@ impl Converter<'_> {
             message.push_str(&format!(" {}={}", pair.key, pair.value));
             let stage = &mut self.stages[step.id.0];
             stage.env.set(&pair.key, &pair.value);
-            set_image_env(&mut stage.image.config.env, &pair.key, &pair.value);
+            stage.set_image_env(&pair.key, &pair.value);
         }
         self.commit(step.id, message, false);
         Ok(())
@@ -282,16 +282,6 @@ pub(super) fn with_shell(stage: &StageState, args: &[String]) -> Vec<String> {
     }
     words.push(args.join(" "));
     words
-}
-
-/// Replaces a variable where it stands, or appends it.
-fn set_image_env(env: &mut Vec<String>, name: &str, value: &str) {
-    let assignment = format!("{name}={value}");
-    let known = env.iter_mut().find(|known| known.split('=').next() == Some(name));
-    match known {
-        Some(known) => *known = assignment,
-        None => env.push(assignment),
-    }
 }
 
 /// Prints a duration as Go does: `1h0m5s`, `1.5s`, `2ms`.

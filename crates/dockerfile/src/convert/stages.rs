@@ -46,6 +46,8 @@ pub(crate) struct StageState {
     pub(crate) env: Env,
     /// The image so far; its history is in `history`.
     pub(crate) image: ImageConfig,
+    /// Where in the image's environment each variable stands.
+    image_env: BTreeMap<String, usize>,
     /// What this stage adds to the history of its base.
     pub(crate) history: Vec<History>,
     pub(crate) base_image: Option<ImageConfig>,
@@ -77,6 +79,28 @@ pub(crate) struct StageState {
     pub(crate) entrypoint_at: Option<Vec<Range>>,
     pub(crate) cmd_at: Option<Vec<Range>>,
     pub(crate) healthcheck_at: Option<Vec<Range>>,
+}
+
+impl StageState {
+    /// Notes where the variables of the image are.
+    pub(super) fn index_image_env(&mut self) {
+        self.image_env.clear();
+        for (at, variable) in self.image.config.env.iter().enumerate() {
+            let name = variable.split('=').next().unwrap_or_default();
+            self.image_env.entry(name.to_owned()).or_insert(at);
+        }
+    }
+
+    /// Replaces a variable of the image where it stands, or appends it.
+    pub(super) fn set_image_env(&mut self, name: &str, value: &str) {
+        let variables = &mut self.image.config.env;
+        let at = *self.image_env.entry(name.to_owned()).or_insert(variables.len());
+        let assignment = format!("{name}={value}");
+        match variables.get_mut(at) {
+            Some(known) => *known = assignment,
+            None => variables.push(assignment),
+        }
+    }
 }
 
 /// Expands a word; an error leaves out what was found.

@@ -13,8 +13,12 @@ use serde_json::{Map, Value, json};
 
 use crate::drive::{Driver, files_of, request};
 
+/// The cases; those of another directory if `GOLDEN_DIR` names one.
 fn golden_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    match std::env::var_os("GOLDEN_DIR") {
+        Some(dir) => dir.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
+    }
 }
 
 fn read_json(path: &Path) -> Value {
@@ -42,7 +46,17 @@ fn matches_buildkit() {
         let dir = golden_dir().join(name);
         let mut expected = read_json(&dir.join("expected.json"));
         drop_cap(&mut expected);
-        let actual = run(&dir, &images);
+        let mut actual = run(&dir, &images);
+        if name.starts_with("req-convertllb") {
+            // The mapping leaves order and spaces open.
+            parse_result(&mut expected);
+            parse_result(&mut actual);
+        }
+        if std::env::var_os("GOLDEN_DIR").is_some() {
+            // Images are resolved at the same time, in no certain order.
+            sort_warnings(&mut expected);
+            sort_warnings(&mut actual);
+        }
         let before = problems.len();
         compare(name, &expected, &actual, &mut problems);
         if problems.len() > before && only.is_some() {
@@ -66,6 +80,25 @@ fn drop_cap(value: &mut Value) {
             values.iter_mut().for_each(drop_cap);
         }
         _ => {}
+    }
+}
+
+fn parse_result(value: &mut Value) {
+    let result = &mut value["metadata"]["result.json"];
+    *result = serde_json::from_str(result.as_str().unwrap()).unwrap();
+    drop_cap(result);
+    if let Some(metadata) = result["metadata"].as_object_mut() {
+        for vertex in metadata.values_mut().filter_map(Value::as_object_mut) {
+            vertex.remove("caps");
+            // Group names are made up anew.
+            vertex.remove("progress_group");
+        }
+    }
+}
+
+fn sort_warnings(value: &mut Value) {
+    if let Some(warnings) = value.get_mut("warnings").and_then(Value::as_array_mut) {
+        warnings.sort_by_key(ToString::to_string);
     }
 }
 

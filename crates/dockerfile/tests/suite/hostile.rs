@@ -43,9 +43,9 @@ fn repeat(start: &str, line: impl Fn(usize) -> String, bytes: usize) -> String {
     text
 }
 
-fn monsters(bytes: usize) -> Vec<(&'static str, String)> {
+/// Many lines of the same kind.
+fn many_lines(bytes: usize) -> Vec<(&'static str, String)> {
     let alpine = "FROM alpine\n";
-    let long = |start: &str, word: &str| format!("FROM alpine\n{start}{}", word.repeat(bytes / word.len()));
     let lines = |line: &'static str| repeat(alpine, move |at| line.replace('#', &at.to_string()), bytes);
     vec![
         ("run", lines("RUN #\n")),
@@ -85,6 +85,13 @@ fn monsters(bytes: usize) -> Vec<(&'static str, String)> {
                 bytes,
             ),
         ),
+    ]
+}
+
+/// Few instructions of absurd length.
+fn long_lines(bytes: usize) -> Vec<(&'static str, String)> {
+    let long = |start: &str, word: &str| format!("FROM alpine\n{start}{}", word.repeat(bytes / word.len()));
+    vec![
         ("empty lines", "\n".repeat(bytes)),
         ("comments", "# x\n".repeat(bytes / 4)),
         (
@@ -146,7 +153,8 @@ fn monsters_are_survived() {
         .ok()
         .and_then(|text| text.parse().ok());
     let only = std::env::var("HOSTILE").ok();
-    for (name, dockerfile) in monsters(bytes.unwrap_or(32 << 10)) {
+    let size = bytes.unwrap_or(4 << 10);
+    for (name, dockerfile) in many_lines(size).into_iter().chain(long_lines(size)) {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }
