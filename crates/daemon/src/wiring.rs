@@ -21,6 +21,7 @@ use crate::collector::Collector;
 use crate::config::{ConfigError, ConfigFile, DiskSize, GcRule, OciTable};
 use crate::services::bridge::BridgeService;
 use crate::services::caps;
+use crate::services::content::ContentService;
 use crate::services::control::ControlService;
 use crate::services::history::{History, HistoryLimits};
 use crate::services::traces::Traces;
@@ -133,6 +134,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     routes
         .add_service(control.server())
         .add_service(BridgeService::new(engine.clone(), record).server())
+        .add_service(ContentService::new(&engine).server())
         .add_service(TraceServiceServer::new(Traces))
         .add_service(health);
     Ok(Wired {

@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod caps;
+pub mod content;
 pub mod control;
 pub mod failure;
 pub mod history;
