@@ -39,8 +39,12 @@ pub struct Wanted {
 pub fn wanted(opts: &BTreeMap<String, String>) -> Result<Wanted, BuildError> {
     let mut wanted = Wanted::default();
     for (key, value) in opts {
-        let kind = key.strip_prefix(OPT_PREFIX).or_else(|| key.strip_prefix(ARG_PREFIX));
-        let Some(kind) = kind.map(str::to_lowercase) else { continue };
+        let kind = key
+            .strip_prefix(OPT_PREFIX)
+            .or_else(|| key.strip_prefix(ARG_PREFIX));
+        let Some(kind) = kind.map(str::to_lowercase) else {
+            continue;
+        };
         let mut attrs = BTreeMap::new();
         for field in fields(value).map_err(|error| error.context(format!("failed to parse {kind}")))? {
             let (name, value) = field.split_once('=').unwrap_or((&field, ""));
@@ -48,15 +52,22 @@ pub fn wanted(opts: &BTreeMap<String, String>) -> Result<Wanted, BuildError> {
         }
         match kind.as_str() {
             "provenance" => {
-                let version = attrs.entry("version".to_owned()).or_insert_with(|| "v1".to_owned());
+                let version = attrs
+                    .entry("version".to_owned())
+                    .or_insert_with(|| "v1".to_owned());
                 if !matches!(version.as_str(), "v1" | "v0.2") {
-                    return Err(BuildError::user(format!("invalid provenance SLSA version: {version}")));
+                    return Err(BuildError::user(format!(
+                        "invalid provenance SLSA version: {version}"
+                    )));
                 }
                 wanted.provenance = Some(attrs);
             }
             "sbom" => {
                 let generator = attrs.entry("generator".to_owned());
-                if generator.or_insert_with(|| sbom::DEFAULT_GENERATOR.to_owned()).is_empty() {
+                if generator
+                    .or_insert_with(|| sbom::DEFAULT_GENERATOR.to_owned())
+                    .is_empty()
+                {
                     return Err(BuildError::user("sbom generator cannot be empty"));
                 }
                 wanted.sbom = Some(attrs);
@@ -73,7 +84,9 @@ fn fields(line: &str) -> Result<Vec<String>, BuildError> {
     let mut rest = line;
     while !rest.is_empty() {
         let (field, after) = match rest.strip_prefix('"') {
-            None => rest.split_once(',').map_or((rest.to_owned(), None), |(f, after)| (f.to_owned(), Some(after))),
+            None => rest
+                .split_once(',')
+                .map_or((rest.to_owned(), None), |(f, after)| (f.to_owned(), Some(after))),
             Some(quoted) => quoted_field(quoted)?,
         };
         fields.push(field);
@@ -117,13 +130,23 @@ mod tests {
     use super::*;
 
     fn opts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
     fn kinds_have_defaults() {
-        let wanted = wanted(&opts(&[("attest:provenance", "mode=min"), ("build-arg:BUILDKIT_ATTEST_SBOM", "")])).unwrap();
-        assert_eq!(wanted.provenance, Some(opts(&[("mode", "min"), ("version", "v1")])));
+        let wanted = wanted(&opts(&[
+            ("attest:provenance", "mode=min"),
+            ("build-arg:BUILDKIT_ATTEST_SBOM", ""),
+        ]))
+        .unwrap();
+        assert_eq!(
+            wanted.provenance,
+            Some(opts(&[("mode", "min"), ("version", "v1")]))
+        );
         assert_eq!(wanted.sbom, Some(opts(&[("generator", sbom::DEFAULT_GENERATOR)])));
     }
 
@@ -136,7 +159,10 @@ mod tests {
 
     #[test]
     fn fields_may_be_quoted() {
-        assert_eq!(fields("a=1,\"b=x,\"\"y\"\"\",c").unwrap(), ["a=1", "b=x,\"y\"", "c"]);
+        assert_eq!(
+            fields("a=1,\"b=x,\"\"y\"\"\",c").unwrap(),
+            ["a=1", "b=x,\"y\"", "c"]
+        );
         assert!(fields("\"a").is_err());
         assert!(fields("").unwrap().is_empty());
     }

@@ -75,6 +75,17 @@ pub(super) struct BuildKitMetadata {
     pub layers: BTreeMap<String, Vec<Vec<Descriptor>>>,
 }
 
+/// How much of what a build depends on is written down.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// All of the request.
+    request: bool,
+    /// All materials.
+    materials: bool,
+    /// All materials, and nothing else could be reached.
+    hermetic: bool,
+}
+
 /// Everything that a predicate says.
 #[derive(Clone, Debug)]
 pub(super) struct Predicate {
@@ -82,9 +93,7 @@ pub(super) struct Predicate {
     config_source: ConfigSource,
     parameters: Parameters,
     platform: String,
-    complete_request: bool,
-    complete_materials: bool,
-    hermetic: bool,
+    known: Known,
     pub reproducible: bool,
     pub builder_id: String,
     pub invocation_id: String,
@@ -231,7 +240,11 @@ impl Predicate {
         Self {
             materials: materials(capture),
             config_source,
-            complete_request: !frontend.is_empty(),
+            known: Known {
+                request: !frontend.is_empty(),
+                materials: !incomplete,
+                hermetic: !incomplete && !capture.network_access,
+            },
             parameters: Parameters {
                 frontend,
                 args,
@@ -244,8 +257,6 @@ impl Predicate {
                     .collect(),
             },
             platform: Platform::host().normalized().format(),
-            complete_materials: !incomplete,
-            hermetic: !incomplete && !capture.network_access,
             reproducible: false,
             builder_id: String::new(),
             invocation_id: String::new(),
@@ -258,7 +269,7 @@ impl Predicate {
 
     /// Returns whether everything that was used is named.
     pub(super) fn has_all_materials(&self) -> bool {
-        self.complete_materials
+        self.known.materials
     }
 
     /// Leaves out what may be private.
@@ -267,7 +278,7 @@ impl Predicate {
         self.parameters
             .args
             .retain(|key, _| !key.starts_with("build-arg:") && !key.starts_with("label:"));
-        self.complete_request &= self.parameters.args.len() == before;
+        self.known.request &= self.parameters.args.len() == before;
         self.parameters.secrets.clear();
         self.parameters.ssh.clear();
     }
@@ -298,10 +309,10 @@ impl Predicate {
                     started_on: &self.started_on,
                     finished_on: &self.finished_on,
                     buildkit_metadata: &self.metadata,
-                    buildkit_hermetic: self.hermetic,
+                    buildkit_hermetic: self.known.hermetic,
                     buildkit_completeness: CompletenessV1 {
-                        request: self.complete_request,
-                        resolved_dependencies: self.complete_materials,
+                        request: self.known.request,
+                        resolved_dependencies: self.known.materials,
                     },
                     buildkit_reproducible: self.reproducible,
                 },
@@ -332,13 +343,13 @@ impl Predicate {
                 build_started_on: &self.started_on,
                 build_finished_on: &self.finished_on,
                 completeness: CompletenessV02 {
-                    parameters: self.complete_request,
+                    parameters: self.known.request,
                     environment: true,
-                    materials: self.complete_materials,
+                    materials: self.known.materials,
                 },
                 reproducible: self.reproducible,
                 buildkit_metadata: &self.metadata,
-                hermetic: self.hermetic,
+                hermetic: self.known.hermetic,
             },
         }
     }
