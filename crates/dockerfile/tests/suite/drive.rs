@@ -88,7 +88,8 @@ impl Driver<'_> {
         let found = self
             .images
             .get(format!("{}|{normal}", need.reference))
-            .or(self.images.get(&need.reference));
+            .or(self.images.get(&need.reference))
+            .or(self.images.get("*"));
         match found {
             None => Answer::Failed(missing(&need.reference)),
             Some(image) => Answer::Image(ImageAnswer {
