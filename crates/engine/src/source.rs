@@ -3,6 +3,7 @@
 pub mod git;
 pub mod http;
 pub mod image;
+pub mod image_blob;
 pub mod local;
 pub mod oci_layout;
 

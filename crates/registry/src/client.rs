@@ -242,6 +242,37 @@ impl Client {
         Ok(body)
     }
 
+    /// Finds the size of a blob of the reference's repository.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] when no host has it, [`RegistryError::InvalidResponse`] when none tells the size.
+    pub async fn stat_blob(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<Descriptor, RegistryError> {
+        let endpoints = self.endpoints.of(reference.domain())?;
+        let repository = self.repository(reference, false);
+        let what = format!("{}@{digest}", reference.name());
+        let head = Call::new(Method::Head, format!("blobs/{digest}")).header(ACCEPT, "*/*");
+        let mut first = FirstError::default();
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let last = at + 1 == endpoints.len();
+            match repository.send(endpoint, &head, last).await {
+                Ok(response) if response.status().is_success() => match content_length(&response) {
+                    Some(size) => return Ok(Descriptor::new("", *digest, size)),
+                    None => first.note(RegistryError::InvalidResponse {
+                        url: display_url(response.url()),
+                        reason: "no size".to_owned(),
+                    }),
+                },
+                Ok(response) => first.note(repository.failed(response, &head, &what).await),
+                Err(error) => first.note(error),
+            }
+        }
+        Err(first.error.unwrap_or(RegistryError::NotFound { what }))
+    }
+
     pub(crate) fn repository<'a>(&'a self, reference: &'a Reference, push: bool) -> Repository<'a> {
         Repository {
             auth: &self.auth,

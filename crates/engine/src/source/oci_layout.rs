@@ -32,9 +32,11 @@ const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 
 /// Which layout of which session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Place {
-    session: Option<String>,
-    layout: String,
+pub(super) struct Place {
+    /// `None`: whichever session of the build has it.
+    pub session: Option<String>,
+    /// The layout's name at the client.
+    pub layout: String,
 }
 
 impl Place {
@@ -45,8 +47,14 @@ impl Place {
         }
     }
 
-    async fn content(&self, sessions: &SessionGroup) -> Result<Arc<dyn ClientContent>, BuildError> {
-        let store = format!("oci:{}", self.layout);
+    /// The content store's name in the session.
+    pub fn store(&self) -> String {
+        format!("oci:{}", self.layout)
+    }
+
+    /// Finds the content store.
+    pub async fn content(&self, sessions: &SessionGroup) -> Result<Arc<dyn ClientContent>, BuildError> {
+        let store = self.store();
         let store = store.as_str();
         let found = match &self.session {
             Some(id) => {
@@ -301,11 +309,20 @@ impl BlobProvider for LayoutProvider {
             }
             found => found?,
         };
-        let chunks = content.read(&descriptor.digest, offset).await?;
-        let stream = stream::unfold(chunks, |mut chunks| async move {
-            let chunk = chunks.recv().await?;
-            Some((chunk.map_err(BuildError::from), chunks))
-        });
-        Ok(stream.boxed())
+        read(&*content, &descriptor.digest, offset).await
     }
+}
+
+/// Reads a blob of a layout from an offset to its end.
+pub(super) async fn read(
+    content: &dyn ClientContent,
+    digest: &Digest,
+    offset: u64,
+) -> Result<BlobBytes, BuildError> {
+    let chunks = content.read(digest, offset).await?;
+    let stream = stream::unfold(chunks, |mut chunks| async move {
+        let chunk = chunks.recv().await?;
+        Some((chunk.map_err(BuildError::from), chunks))
+    });
+    Ok(stream.boxed())
 }

@@ -110,7 +110,7 @@ fn check_mode(mode: &str) -> Result<(), BuildError> {
     }
 }
 
-fn record_type(text: &str) -> Result<RecordType, BuildError> {
+pub(in crate::source) fn record_type(text: &str) -> Result<RecordType, BuildError> {
     match text {
         "" | "regular" => Ok(RecordType::Regular),
         "internal" => Ok(RecordType::Internal),
