@@ -205,7 +205,8 @@ pub(crate) enum ConvertError {
     At {
         #[source]
         error: Box<ConvertError>,
-        ranges: Vec<Range>,
+        /// Innermost first.
+        places: Vec<Vec<Range>>,
         /// Forgets the places inside.
         replace: bool,
     },
@@ -234,9 +235,14 @@ impl ConvertError {
 
     /// Adds a place; an error inside one may have more of them.
     pub(crate) fn at(self, ranges: &[Range]) -> Self {
+        self.at_all(vec![ranges.to_vec()])
+    }
+
+    /// Adds several places.
+    pub(crate) fn at_all(self, places: Vec<Vec<Range>>) -> Self {
         Self::At {
             error: Box::new(self),
-            ranges: ranges.to_vec(),
+            places,
             replace: false,
         }
     }
@@ -245,7 +251,7 @@ impl ConvertError {
     pub(crate) fn only_at(self, ranges: &[Range]) -> Self {
         Self::At {
             error: Box::new(self),
-            ranges: ranges.to_vec(),
+            places: vec![ranges.to_vec()],
             replace: true,
         }
     }
@@ -269,11 +275,11 @@ impl ConvertError {
             Self::Context { error, .. } | Self::Suggested { error, .. } => error.locations(),
             Self::At {
                 error,
-                ranges,
+                places,
                 replace,
             } => {
                 let mut locations = if *replace { Vec::new() } else { error.locations() };
-                locations.push(ranges.clone());
+                locations.extend(places.iter().cloned());
                 locations
             }
             _ => Vec::new(),

@@ -426,10 +426,10 @@ impl Converter<'_> {
                     }
                     Mark::OnPath => {
                         let error = ConvertError::Circular(self.stages[start.0].stage_name.clone());
-                        let steps = path
-                            .iter()
-                            .map(|(id, next)| &self.stages[id.0].dependencies[next - 1].1);
-                        return Err(steps.fold(error, |error, location| error.at(location)).into());
+                        let step = |(id, next): &(StageId, usize)| {
+                            self.stages[id.0].dependencies[next - 1].1.clone()
+                        };
+                        return Err(error.at_all(path.iter().map(step).collect()).into());
                     }
                 }
             }

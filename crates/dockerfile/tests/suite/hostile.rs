@@ -85,6 +85,12 @@ fn many_lines(bytes: usize) -> Vec<(&'static str, String)> {
                 bytes,
             ),
         ),
+        ("cycle", {
+            let ring = |at: usize| format!("FROM alpine AS s{at}\nCOPY --from=s{} / /\n", at + 1);
+            let ring = repeat("", ring, bytes);
+            let last = ring.matches("FROM").count();
+            format!("{ring}FROM alpine AS s{last}\nCOPY --from=s0 / /\n")
+        }),
     ]
 }
 
