@@ -9,7 +9,7 @@ use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::RunError;
-use crate::request::{ContainerId, ExitStatus, Process, Security, Stdio};
+use crate::request::{ContainerId, ExitStatus, Process, Security, Stdio, Ulimit};
 use crate::runtime::{Running, Runtime};
 use crate::spec;
 
@@ -22,6 +22,7 @@ pub struct Container {
     /// What a further process leaves out.
     pub(crate) defaults: Process,
     pub(crate) security: Security,
+    pub(crate) ulimits: Vec<Ulimit>,
     pub(crate) capabilities: u64,
 }
 
@@ -51,7 +52,7 @@ impl Container {
         if process.user.is_empty() {
             process.user.clone_from(&self.defaults.user);
         }
-        let spec = spec::process_spec(&process, self.security, &[], self.capabilities)?;
+        let spec = spec::process_spec(&process, self.security, &self.ulimits, self.capabilities)?;
         let running = self.runtime.join(&self.first.running, spec, stdio).await?;
         let mut guard = KillGuard {
             runtime: &*self.runtime,

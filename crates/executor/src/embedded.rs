@@ -28,9 +28,17 @@ use crate::supervisor::wire::{
 use crate::sys;
 use crate::tree::{self, Stub};
 
-/// The daemon's handle on the supervisor. Dropping it ends the supervisor and all containers.
+/// The embedded runtime. Dropping it ends the supervisor and all containers. A supervisor that was killed is replaced
+/// when the next container is asked for.
 #[derive(Debug)]
 pub(crate) struct Embedded {
+    connection: Mutex<Arc<Connection>>,
+    next: AtomicU64,
+}
+
+/// A supervisor and the line to it.
+#[derive(Debug)]
+struct Connection {
     shared: Arc<Shared>,
     reader: tokio::task::JoinHandle<()>,
     supervisor: Option<Child>,
@@ -39,7 +47,6 @@ pub(crate) struct Embedded {
 #[derive(Debug)]
 struct Shared {
     socket: AsyncFd<OwnedFd>,
-    next: AtomicU64,
     jobs: Mutex<BTreeMap<u64, Arc<Running>>>,
     /// Numbers to kill as soon as the socket takes it; each at most once.
     kills: Mutex<Vec<u64>>,
@@ -61,6 +68,64 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Embedded {
     /// Starts the supervisor.
     pub(crate) fn start() -> Result<Self, ExecutorError> {
+        let connection = Mutex::new(Arc::new(Connection::start()?));
+        Ok(Self {
+            connection,
+            next: AtomicU64::new(1),
+        })
+    }
+
+    /// Returns the line to a supervisor that was alive when last heard of.
+    fn connection(&self) -> Result<Arc<Connection>, RunError> {
+        let mut connection = lock(&self.connection);
+        let lost = lock(&connection.shared.lost).clone();
+        if let Some(reason) = lost {
+            let new = Connection::start().map_err(|error| RunError::SupervisorLost {
+                reason: format!("{reason}; another cannot be started: {error}"),
+            })?;
+            *connection = Arc::new(new);
+        }
+        Ok(Arc::clone(&connection))
+    }
+
+    async fn begin(
+        &self,
+        request: impl FnOnce(u64) -> Request,
+        body: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<Arc<Running>, RunError> {
+        let failed = |source| RunError::Io {
+            what: "describe the container".to_owned(),
+            source,
+        };
+        let connection = self.connection()?;
+        let shared = &*connection.shared;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let frame = OutgoingFrame::new(&request(number), &body).map_err(failed)?;
+        let streams = three_streams(stdio).map_err(failed)?;
+        let running = Arc::new(Running::new(number));
+        lock(&shared.jobs).insert(number, Arc::clone(&running));
+        let mut undo = Undo {
+            shared,
+            number: Some(number),
+        };
+        if let Some(reason) = lock(&shared.lost).clone() {
+            return Err(RunError::SupervisorLost { reason });
+        }
+        let fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+        shared
+            .send(&frame, &fds)
+            .await
+            .map_err(|error| RunError::SupervisorLost {
+                reason: error.to_string(),
+            })?;
+        undo.number = None;
+        Ok(running)
+    }
+}
+
+impl Connection {
+    fn start() -> Result<Self, ExecutorError> {
         let failed = |source| ExecutorError::Supervisor { source };
         let (ours, theirs) = wire::socket_pair().map_err(failed)?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(error.into()))?;
@@ -75,7 +140,6 @@ impl Embedded {
         let socket = sys::register(ours).map_err(failed)?;
         let shared = Arc::new(Shared {
             socket,
-            next: AtomicU64::new(1),
             jobs: Mutex::default(),
             kills: Mutex::default(),
             has_kills: Notify::new(),
@@ -88,38 +152,9 @@ impl Embedded {
             supervisor: Some(supervisor),
         })
     }
-
-    async fn begin(
-        &self,
-        request: impl FnOnce(u64) -> Request,
-        body: Vec<u8>,
-        stdio: Stdio,
-    ) -> Result<Arc<Running>, RunError> {
-        let what = "reach the container supervisor";
-        let failed = |source| RunError::Io {
-            what: what.to_owned(),
-            source,
-        };
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let frame = OutgoingFrame::new(&request(number), &body).map_err(failed)?;
-        let streams = three_streams(stdio).map_err(failed)?;
-        let running = Arc::new(Running::new(number));
-        lock(&self.shared.jobs).insert(number, Arc::clone(&running));
-        let mut undo = Undo {
-            shared: &self.shared,
-            number: Some(number),
-        };
-        if let Some(reason) = lock(&self.shared.lost).clone() {
-            return Err(RunError::SupervisorLost { reason });
-        }
-        let fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
-        self.shared.send(&frame, &fds).await.map_err(failed)?;
-        undo.number = None;
-        Ok(running)
-    }
 }
 
-impl Drop for Embedded {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
         // It ends when it sees this.
@@ -190,8 +225,10 @@ impl Runtime for Embedded {
     }
 
     fn kill(&self, number: u64) {
-        lock(&self.shared.kills).push(number);
-        self.shared.has_kills.notify_one();
+        // A process of an earlier supervisor is gone with it.
+        let connection = lock(&self.connection);
+        lock(&connection.shared.kills).push(number);
+        connection.shared.has_kills.notify_one();
     }
 }
 

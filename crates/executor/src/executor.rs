@@ -167,6 +167,7 @@ impl Executor {
                 ..request.process
             },
             security: request.security,
+            ulimits: request.ulimits,
             capabilities: self.inner.capabilities,
         })
     }

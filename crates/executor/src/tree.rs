@@ -190,6 +190,11 @@ impl Stub {
 }
 
 impl Place {
+    /// Whether `path` led here without any symbolic link.
+    pub(crate) fn is_at(&self, path: &str) -> bool {
+        components(OsStr::new(path)).eq(self.path.iter().cloned())
+    }
+
     /// Makes an empty directory or file there unless something exists, and opens what is there (`O_PATH`).
     pub(crate) fn ensure(&self, directory: bool, made: &mut Vec<Stub>) -> io::Result<OwnedFd> {
         let Some(name) = &self.name else {

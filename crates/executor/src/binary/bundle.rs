@@ -32,14 +32,15 @@ pub(super) struct Bundle {
     directories: usize,
 }
 
-/// A mount of the host that ends when this is dropped.
+/// A mount of the host that ends, with its directory, when this is dropped.
 #[derive(Debug)]
 struct HostMount(PathBuf);
 
 impl Drop for HostMount {
     fn drop(&mut self) {
-        // One that stays is ended at the next start.
+        // One that stays is ended at the next start; a mount point that is a file goes with its directory.
         let _ = snapshot::unmount(&self.0);
+        let _ = fs::remove_dir(&self.0);
     }
 }
 
@@ -50,8 +51,6 @@ impl Drop for Bundle {
             drop(mount);
         }
         self.cgroup.remove();
-        // What stays is empty directories and is removed at the next start.
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -78,12 +77,21 @@ impl Bundle {
             .mode(0o711)
             .create(&path)
             .map_err(io_error("make the bundle"))?;
+        // The configuration may hold secrets, so nothing of it is written to disk.
+        let memory = rustix::mount::mount(
+            "tmpfs",
+            &path,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=711",
+        );
+        memory.map_err(|error| io_error("mount the bundle")(error.into()))?;
+        let memory = HostMount(path.clone());
         let layout = Layout::probe().map_err(io_error("look for cgroups"))?;
         let unified = layout.unified;
         let cgroup = Cgroup::new(&layout, &spec.cgroup_parent, &spec.id, true);
         let rootfs = path.join("rootfs");
-        let rooted = mount_tree(&spec.root, &rootfs);
-        let (guard, root) = rooted.inspect_err(|_| drop(fs::remove_dir_all(&path)))?;
+        let (guard, root) = mount_tree(&spec.root, &rootfs)?;
         let mut bundle = Self {
             path,
             cgroup,
@@ -95,7 +103,7 @@ impl Bundle {
             },
             root,
             stubs: Vec::new(),
-            mounts: vec![guard],
+            mounts: vec![memory, guard],
             trees: BTreeMap::new(),
             directories: 0,
         };
@@ -116,7 +124,6 @@ impl Bundle {
         let config = config::config(spec, &bundle.identity, &rootfs, &mounts, unified);
         let file = bundle.path.join("config.json");
         fs::write(&file, config.to_string()).map_err(io_error("write config.json"))?;
-        // The environment may hold secrets.
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600))
             .map_err(io_error("write config.json"))?;
         Ok(bundle)
@@ -237,12 +244,7 @@ impl Bundle {
     }
 
     fn memory_file(&mut self, bytes: &[u8], uid: u32, gid: u32, mode: u32) -> io::Result<PathBuf> {
-        let point = self.directory();
-        fs::create_dir(&point)?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        rustix::mount::mount("tmpfs", &point, "tmpfs", flags, c"mode=711")?;
-        self.mounts.push(HostMount(point.clone()));
-        let file = point.join("file");
+        let file = self.directory();
         fs::write(&file, bytes)?;
         chown(&file, Some(uid), Some(gid))?;
         fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;

@@ -76,11 +76,9 @@ impl Binary {
             path: bundles.to_owned(),
             source,
         };
+        snapshot::unmount_below(bundles).map_err(|error| failed(error.source))?;
         for entry in std::fs::read_dir(bundles).map_err(failed)? {
             let bundle = entry.map_err(failed)?.path();
-            for mount in std::fs::read_dir(&bundle).into_iter().flatten().flatten() {
-                snapshot::unmount(&mount.path()).map_err(|error| failed(error.source))?;
-            }
             std::fs::remove_dir_all(&bundle).map_err(failed)?;
         }
         let shared = Shared {

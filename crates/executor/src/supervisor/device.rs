@@ -170,7 +170,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stderr, reason = "says why it did nothing")]
     fn the_program_lets_nodes_be_made_and_few_be_used() {
         let Some(mount) = unified_mount().filter(|_| rustix::process::geteuid().is_root()) else {
             eprintln!("skipped: needs root and a cgroup2 file system");

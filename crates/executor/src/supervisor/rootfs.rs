@@ -31,6 +31,8 @@ pub(super) struct Builder<'a> {
     cgroup: Option<&'a Cgroup>,
     root: OwnedFd,
     stubs: Vec<Stub>,
+    /// The host's `/dev/null`, for masking: the container's own `/dev` may be anything.
+    null: OwnedFd,
     /// Writable trees that are mounted already: a second overlay on the same upper directory would break it.
     trees: BTreeMap<TreeSpec, OwnedFd>,
 }
@@ -60,8 +62,10 @@ impl<'a> Builder<'a> {
         if kind != FileType::Directory {
             return Err(SetupError::new("the root file system is not a directory"));
         }
+        let null = open_path(Path::new("/dev/null")).or_fail("open /dev/null")?;
         Ok(Self {
             spec,
+            null,
             attachment,
             cgroup,
             root,
@@ -85,7 +89,7 @@ impl<'a> Builder<'a> {
     pub(super) fn mount_all(&mut self) -> Result<(), SetupError> {
         for mount in &self.spec.mounts {
             self.mount(mount)?;
-            if mount.target == "/dev" {
+            if mount.target == "/dev" && matches!(mount.kind, MountKind::Kernel { .. }) {
                 device::populate(self.root(), &self.spec.devices)?;
             }
         }
@@ -98,7 +102,7 @@ impl<'a> Builder<'a> {
             make_read_only(self.root(), path).or_fail(format_args!("make {path} read-only"))?;
         }
         for path in &self.spec.masked_paths {
-            mask(self.root(), path).or_fail(format_args!("mask {path}"))?;
+            mask(self.root(), self.null.as_fd(), path).or_fail(format_args!("mask {path}"))?;
         }
         if !self.spec.read_only_root {
             enter(self.root()).or_fail("change the root")?;
@@ -212,6 +216,13 @@ impl<'a> Builder<'a> {
         if place.name.is_none() {
             return Err(SetupError::new(format!(
                 "mount point {} is the root",
+                mount.target
+            )));
+        }
+        // What is masked later is found by these names, so they must not lead to something else.
+        if matches!(mount.kind, MountKind::Kernel { .. }) && !place.is_at(&mount.target) {
+            return Err(SetupError::new(format!(
+                "{} is a symbolic link in the image",
                 mount.target
             )));
         }
@@ -402,7 +413,7 @@ fn make_read_only(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     attach(copy.as_fd(), point.as_fd())
 }
 
-fn mask(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+fn mask(root: BorrowedFd<'_>, null: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     let Some(point) = existing(root, path)? else {
         return Ok(());
     };
@@ -414,7 +425,7 @@ fn mask(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
         ];
         kernel_mount("tmpfs", &options, ATTR_RDONLY)?
     } else {
-        clone_mount(tree::open_in_root(root, "/dev/null", OFlags::PATH)?.as_fd())?
+        clone_mount(null)?
     };
     attach(cover.as_fd(), point.as_fd())
 }

@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = crate::tests![
     cgroups_are_removed,
     a_long_description_arrives,
     starting_is_quick,
+    a_killed_supervisor_is_replaced,
 ];
 
 async fn exit_codes_are_told(lab: Arc<Lab>) {
@@ -314,4 +315,35 @@ async fn starting_is_quick(lab: Arc<Lab>) {
         times[25],
         times[0]
     );
+}
+
+async fn a_killed_supervisor_is_replaced(lab: Arc<Lab>) {
+    if !lab.embedded {
+        return;
+    }
+    let (stdio, streams) = pipes();
+    let reading = read_all(streams);
+    let container = lab
+        .executor
+        .start(lab.request("sleep 1000 & sleep 1000"), stdio)
+        .await
+        .unwrap();
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    let children = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
+        stat.contains("(supervisor)") && parent == Some(own.as_str())
+    });
+    for child in children {
+        let pid: i32 = child.file_name().to_str().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    assert!(matches!(
+        container.wait().await,
+        Err(RunError::SupervisorLost { .. })
+    ));
+    // Nothing it ran lives on.
+    reading.await.unwrap();
+    assert_eq!(lab.sh("echo again").await, "again\n");
 }

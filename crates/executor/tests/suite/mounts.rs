@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = crate::tests![
     stubs_of_nested_targets_go_when_asked,
     a_read_only_root_is_read_only,
     impossible_targets_are_refused,
+    masks_cannot_be_led_astray,
     the_hosts_mounts_are_untouched,
     the_parent_of_the_root_is_the_root,
     long_chains_of_layers_mount,
@@ -285,4 +286,29 @@ async fn name_resolution_is_set_up(lab: Arc<Lab>) {
         text,
         "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n"
     );
+}
+
+async fn masks_cannot_be_led_astray(lab: Arc<Lab>) {
+    if !lab.embedded {
+        return;
+    }
+    let directory = lab.directory();
+    symlink("/proc/kcore", directory.join("null")).unwrap();
+    let mut request = lab.request("head -c 1 /proc/kcore | wc -c");
+    request.mounts = vec![mount(
+        "/dev",
+        MountSource::Snapshot(vec![snapshot::Mount::bind(&directory, false)]),
+    )];
+    assert_eq!(lab.ok(request).await, "0\n");
+    // No device nodes are made in a mount of the user's.
+    assert!(!directory.join("zero").exists());
+
+    let tree = lab.tree();
+    std::fs::create_dir(tree.upper.join("elsewhere")).unwrap();
+    let request = RunRequest::new(tree.root, shell("true"));
+    // Covers the image's own directory.
+    std::fs::remove_dir_all(tree.upper.join("proc")).ok();
+    symlink("elsewhere", tree.upper.join("proc")).unwrap();
+    let error = lab.run(request).await.unwrap_err().to_string();
+    assert!(error.contains("symbolic link"), "{error}");
 }
