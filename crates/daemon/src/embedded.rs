@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigFile, OciTable, WorkerTables};
+use crate::config::{ConfigError, ConfigFile, load, refuse_unsupported};
 use crate::listen::{Listener, OpenConnections, SocketOwner, listen};
+use crate::program::COOPERD;
 use crate::serve::{drain, serve_connections};
 use crate::wiring::{StartError, Wired, wire};
 
@@ -61,6 +62,7 @@ pub fn default_root() -> PathBuf {
 pub async fn start(root: &Path) -> Result<Embedded, StartError> {
     let socket = root.join(SOCKET);
     let address = format!("unix://{}", socket.display());
+    let file = configuration()?;
     let mut waiting = false;
     loop {
         if UnixStream::connect(&socket).await.is_ok() {
@@ -69,7 +71,6 @@ pub async fn start(root: &Path) -> Result<Embedded, StartError> {
                 stop: Box::pin(std::future::ready(())),
             });
         }
-        let file = configuration();
         match wire(&file, root.to_owned(), None) {
             Ok(wired) => return own(wired, address),
             Err(StartError::Engine(error)) if error.kind() == engine::ErrorKind::Unavailable => {
@@ -84,21 +85,33 @@ pub async fn start(root: &Path) -> Result<Embedded, StartError> {
     }
 }
 
-/// The client's own user may use all that the machine lets it use.
-fn configuration() -> ConfigFile {
-    ConfigFile {
-        insecure_entitlements: vec!["network.host".to_owned(), "security.insecure".to_owned()],
-        worker: WorkerTables {
-            oci: OciTable::default(),
-            ..WorkerTables::default()
-        },
-        ..ConfigFile::default()
+/// Reads the first configuration that there is: `$COOPER_CONFIG`, the user's, the system's. The client's own user may use
+/// all that the machine lets it use, so builds need no rights beyond what they ask for.
+fn configuration() -> Result<ConfigFile, StartError> {
+    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let users = env("XDG_CONFIG_HOME").or_else(|| env("HOME").map(|home| home.join(".config")));
+    let candidates = [
+        env("COOPER_CONFIG"),
+        users.map(|dir| dir.join("cooper/cooperd.toml")),
+        Some(PathBuf::from(COOPERD.config)),
+    ];
+    let path = candidates.into_iter().flatten().find(|path| path.exists());
+    let mut file = match path {
+        Some(path) => load(&path)?.0,
+        None => ConfigFile::default(),
+    };
+    refuse_unsupported(&file).map_err(ConfigError::from)?;
+    for name in ["network.host", "security.insecure"] {
+        if !file.insecure_entitlements.iter().any(|known| known == name) {
+            file.insecure_entitlements.push(name.to_owned());
+        }
     }
+    Ok(file)
 }
 
 fn own(wired: Wired, address: String) -> Result<Embedded, StartError> {
     let listener =
-        listen(&address, SocketOwner::default(), None).map_err(crate::config::ConfigError::from)?;
+        listen(&address, SocketOwner::default(), None).map_err(ConfigError::from)?;
     let open = OpenConnections::default();
     let accepting = CancellationToken::new();
     let server = tokio::spawn(serve(

@@ -36,7 +36,8 @@ pub fn failure(error: &BuildError) -> Failure {
         }));
         failure.code = Code::Unimplemented;
     }
-    for source in error.sources() {
+    // The first detail is the outermost for Go clients, so the first place they show is the last one told.
+    for source in error.sources().iter().rev() {
         let source = errdefs::Source {
             info: Some(source.source.clone()),
             ranges: source.ranges.clone(),
@@ -91,7 +92,7 @@ pub fn from_failure(failure: &Failure) -> BuildError {
         _ => ErrorKind::User,
     };
     let mut error = BuildError::new(kind, failure.message.clone());
-    for detail in &failure.details {
+    for detail in failure.details.iter().rev() {
         error = match detail {
             Detail::Source(source) => {
                 error.with_sources(source.info.clone().map(|info| engine::error::SourceRange {
