@@ -66,20 +66,26 @@ async fn programs_that_cannot_run_say_why(lab: Arc<Lab>) {
 
 async fn cancelling_kills_everything(lab: Arc<Lab>) {
     let cancel = CancellationToken::new();
-    let (stdio, streams) = pipes();
-    let reading = read_all(streams);
-    let request =
-        lab.request("trap '' TERM INT; (while true; do sleep 1; done) & while true; do sleep 1; done");
-    let run = lab.executor.run(request, stdio, &cancel);
-    tokio::pin!(run);
-    tokio::select! {
-        result = &mut run => panic!("ended by itself: {result:?}"),
-        () = tokio::time::sleep(Duration::from_millis(100)) => {}
-    }
-    cancel.cancel();
-    assert!(matches!(run.await, Err(RunError::Canceled)));
-    // All writers are gone.
-    reading.await.unwrap();
+    let (stdio, (out, err)) = pipes();
+    drop(err);
+    let request = lab.request(
+        "trap '' TERM INT; (while true; do sleep 1; done) & echo ready; while true; do sleep 1; done",
+    );
+    let reading = async {
+        let mut out = tokio::fs::File::from_std(std::fs::File::from(out));
+        let mut buffer = [0; 6];
+        tokio::io::AsyncReadExt::read_exact(&mut out, &mut buffer)
+            .await
+            .unwrap();
+        cancel.cancel();
+        // Ends when all writers are gone.
+        tokio::io::AsyncReadExt::read(&mut out, &mut buffer)
+            .await
+            .unwrap()
+    };
+    let (ran, left) = tokio::join!(lab.executor.run(request, stdio, &cancel), reading);
+    assert!(matches!(ran, Err(RunError::Canceled)));
+    assert_eq!(left, 0);
     assert!(matches!(
         lab.run_with(lab.request("true"), &cancel).await,
         Err(RunError::Canceled)
