@@ -61,7 +61,11 @@ impl Caller {
 impl GitRepositories {
     /// Keeps repositories in `store`; `dir` is an empty directory of its own, for what is needed while Git runs.
     pub fn new(store: Store, dir: PathBuf) -> Self {
-        Self { store, dir, locks: Locks::default() }
+        Self {
+            store,
+            dir,
+            locks: Locks::default(),
+        }
     }
 
     /// Finds out what a source's ref points to; with `return_object`, fetches it.
@@ -82,7 +86,10 @@ impl GitRepositories {
             cancel: ctx.cancel.clone(),
         };
         let resolved = self.resolve(&attributes, &caller).await?;
-        let commit = resolved.commit.clone().filter(|_| !attributes.options.keep_git_dir);
+        let commit = resolved
+            .commit
+            .clone()
+            .filter(|_| !attributes.options.keep_git_dir);
         let mut meta = GitMeta {
             checksum: resolved.checksum.clone(),
             reference: resolved.reference.clone(),
@@ -90,7 +97,8 @@ impl GitRepositories {
             ..GitMeta::default()
         };
         if request.return_object {
-            self.add_objects(&attributes, &caller, &resolved, &mut meta).await?;
+            self.add_objects(&attributes, &caller, &resolved, &mut meta)
+                .await?;
         }
         Ok(meta)
     }
@@ -111,11 +119,18 @@ impl GitRepositories {
             "commit" => meta.commit_checksum.clear(),
             "tag" => {
                 let peeled = format!("{checksum}^{{commit}}");
-                git.run(&["rev-parse", "--verify", &peeled]).await?.trim_end().clone_into(&mut commit);
+                git.run(&["rev-parse", "--verify", &peeled])
+                    .await?
+                    .trim_end()
+                    .clone_into(&mut commit);
                 meta.commit_checksum.clone_from(&commit);
                 meta.tag_object = Bytes::from(git.bytes(&["cat-file", "tag", checksum]).await?);
             }
-            kind => return Err(BuildError::user(format!("expected commit or tag object, got {kind}"))),
+            kind => {
+                return Err(BuildError::user(format!(
+                    "expected commit or tag object, got {kind}"
+                )));
+            }
         }
         meta.commit_object = Bytes::from(git.bytes(&["cat-file", "commit", &commit]).await?);
         Ok(())
@@ -124,7 +139,7 @@ impl GitRepositories {
     async fn git(&self, attributes: &Attributes, caller: &Caller) -> Result<Git, BuildError> {
         let access = Access::open(&self.dir, attributes, &caller.sessions).await?;
         let git = Git::new(access, caller.progress.clone(), caller.cancel.clone());
-        Ok(git.with_origin(&attributes.remote))
+        Ok(git.with_origin(&attributes.plain_remote()))
     }
 
     /// What the source's ref points to: the same for all steps of a build.
@@ -165,15 +180,23 @@ impl GitRepositories {
         }
         let repository = self.fetch(attributes, caller, resolved).await?;
         let (store, dir) = (&self.store, self.dir.as_path());
-        Checkout { store, dir, repository: &repository, attributes, resolved }.run().await
+        Checkout {
+            store,
+            dir,
+            repository: &repository,
+            attributes,
+            resolved,
+        }
+        .run()
+        .await
     }
 
     async fn kept(&self, index: String) -> Result<Option<ImmutableRef>, BuildError> {
         let store = self.store.clone();
         blocking(move || {
-            let known = store.search_index(&index).map_err(|error| {
-                BuildError::from_source(crate::error::ErrorKind::Internal, error)
-            })?;
+            let known = store
+                .search_index(&index)
+                .map_err(|error| BuildError::from_source(crate::error::ErrorKind::Internal, error))?;
             // A ref that went meanwhile is a miss.
             Ok(known.iter().find_map(|id| store.get(id).ok()))
         })
@@ -207,11 +230,18 @@ impl GitOp {
         let Some(llb::pb::op::Op::Source(source)) = &vertex.op.op else {
             return Err(BuildError::internal("not a source op"));
         };
-        Ok(Self { repositories, attributes: Attributes::read(source)?, resolved: Mutex::default() })
+        Ok(Self {
+            repositories,
+            attributes: Attributes::read(source)?,
+            resolved: Mutex::default(),
+        })
     }
 
     fn known(&self) -> Option<Arc<Resolved>> {
-        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.resolved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn resolved(&self, caller: &Caller) -> Result<Arc<Resolved>, BuildError> {
@@ -229,10 +259,18 @@ impl Op for GitOp {
     async fn cache_map(&self, ctx: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
         let resolved = self.resolved(&Caller::of_op(ctx)).await?;
         let key = self.attributes.key(&resolved);
-        Ok(CacheMap { digests: vec![super::key_digest(&key)], ..CacheMap::default() })
+        Ok(CacheMap {
+            digests: vec![super::key_digest(&key)],
+            ..CacheMap::default()
+        })
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
@@ -253,7 +291,10 @@ impl Op for GitOp {
         Some(OpProvenance {
             source: Some(source),
             pin: self.known().map(|resolved| resolved.checksum.clone()),
-            secrets: [&self.attributes.token_secret, &self.attributes.header_secret].into_iter().filter_map(named).collect(),
+            secrets: [&self.attributes.token_secret, &self.attributes.header_secret]
+                .into_iter()
+                .filter_map(named)
+                .collect(),
             agents: named(&self.attributes.agent).into_iter().collect(),
             ..OpProvenance::default()
         })

@@ -39,7 +39,10 @@ impl LocalOp {
     /// # Errors
     /// A user error for attributes that cannot be understood.
     pub fn new(vertex: &VertexSpec, store: Store) -> Result<Self, BuildError> {
-        Ok(Self { store, attributes: Attributes::read(vertex)? })
+        Ok(Self {
+            store,
+            attributes: Attributes::read(vertex)?,
+        })
     }
 
     /// The session that the vertex names, or the first one of the build.
@@ -47,11 +50,12 @@ impl LocalOp {
         if let Some(id) = &self.attributes.session {
             return Ok(id.clone());
         }
-        ctx.sessions()
-            .ids()
-            .first()
-            .cloned()
-            .ok_or_else(|| BuildError::new(ErrorKind::Unavailable, "could not access local files without session"))
+        ctx.sessions().ids().first().cloned().ok_or_else(|| {
+            BuildError::new(
+                ErrorKind::Unavailable,
+                "could not access local files without session",
+            )
+        })
     }
 
     async fn transfer(&self, ctx: &OpContext) -> Result<cache::ImmutableRef, BuildError> {
@@ -79,7 +83,10 @@ impl LocalOp {
             }
         }
         Err(last.unwrap_or_else(|| {
-            BuildError::new(ErrorKind::Unavailable, "could not access local files without session")
+            BuildError::new(
+                ErrorKind::Unavailable,
+                "could not access local files without session",
+            )
         }))
     }
 
@@ -94,9 +101,14 @@ impl LocalOp {
             exclude_patterns: self.attributes.exclude_patterns.clone(),
             follow_paths: self.attributes.follow_paths.clone(),
         };
-        let stream = session.sync_dir(request).await.map_err(|error| Refusal::Directory(error.into()))?;
+        let stream = session
+            .sync_dir(request)
+            .await
+            .map_err(|error| Refusal::Directory(error.into()))?;
         let shared_key = self.attributes.shared_key(session.shared_key());
-        let step = ctx.progress().step(format!("transferring {}:", self.attributes.name), "transferring");
+        let step = ctx
+            .progress()
+            .step(format!("transferring {}:", self.attributes.name), "transferring");
         let (incoming, pump) = Pump::new(stream.incoming, ctx);
         let receiver = receive::Receiver::new(incoming, stream.outgoing, self.attributes.clone(), step);
         let (store, name) = (self.store.clone(), self.attributes.name.clone());
@@ -176,10 +188,19 @@ fn take(store: &Store, shared_key: &str, name: &str) -> Result<MutableRef, Build
 impl Op for LocalOp {
     async fn cache_map(&self, ctx: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
         let key = self.attributes.key(&self.session_id(ctx)?)?;
-        Ok(CacheMap { digests: vec![super::key_digest(&key)], ephemeral: true, ..CacheMap::default() })
+        Ok(CacheMap {
+            digests: vec![super::key_digest(&key)],
+            ephemeral: true,
+            ..CacheMap::default()
+        })
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
@@ -189,6 +210,9 @@ impl Op for LocalOp {
 
     fn provenance(&self) -> Option<OpProvenance> {
         let source = Some(format!("local://{}", self.attributes.name));
-        Some(OpProvenance { source, ..OpProvenance::default() })
+        Some(OpProvenance {
+            source,
+            ..OpProvenance::default()
+        })
     }
 }

@@ -48,14 +48,35 @@ impl fmt::Debug for Access {
 
 impl Access {
     /// Collects what the clients have for the remote. `dir` is for files and sockets that Git needs meanwhile.
-    pub async fn open(dir: &Path, attributes: &Attributes, sessions: &SessionGroup) -> Result<Self, BuildError> {
-        let env = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?))).collect();
+    pub async fn open(
+        dir: &Path,
+        attributes: &Attributes,
+        sessions: &SessionGroup,
+    ) -> Result<Self, BuildError> {
+        let env = PASSED
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?)))
+            .collect();
         let mut hidden = Vec::new();
-        if let Some(password) = attributes.password() {
+        let credentials = attributes.credentials();
+        if let Some((user, password)) = &credentials {
             hidden.push((attributes.remote.clone(), attributes.shown_remote()));
-            hidden.push((password.to_owned(), "xxxxx".to_owned()));
+            // A token may come as user or as password.
+            let secret = if password.is_empty() { user } else { password };
+            if !secret.is_empty() {
+                hidden.push((secret.clone(), "xxxxx".to_owned()));
+            }
         }
-        let mut this = Self { env, config: Vec::new(), hidden, _agent: None, _known_hosts: None };
+        let mut this = Self {
+            env,
+            config: Vec::new(),
+            hidden,
+            _agent: None,
+            _known_hosts: None,
+        };
+        if let Some((user, password)) = credentials {
+            this.answer(attributes, &user, &password)?;
+        }
         this.authorize(attributes, sessions).await?;
         this.prepare_ssh(dir, attributes, sessions).await?;
         Ok(this)
@@ -63,12 +84,40 @@ impl Access {
 
     /// Takes secrets out of a text.
     pub fn redact(&self, text: &str) -> String {
-        let replaced = |text: String, (secret, shown): &(String, String)| text.replace(secret.as_str(), shown);
+        let replaced =
+            |text: String, (secret, shown): &(String, String)| text.replace(secret.as_str(), shown);
         self.hidden.iter().fold(text.to_owned(), replaced)
     }
 
-    async fn authorize(&mut self, attributes: &Attributes, sessions: &SessionGroup) -> Result<(), BuildError> {
-        let Some(host) = attributes.http_host() else { return Ok(()) };
+    /// Lets Git ask a helper for the account of the remote's host. The helper's own text holds nothing secret.
+    fn answer(&mut self, attributes: &Attributes, user: &str, password: &str) -> Result<(), BuildError> {
+        if [user, password]
+            .iter()
+            .any(|text| text.bytes().any(|byte| byte.is_ascii_control()))
+        {
+            return Err(BuildError::user(
+                "the credentials of a git URL are not one line each",
+            ));
+        }
+        let scheme = attributes.remote.split("://").next().unwrap_or_default();
+        let host = attributes.http_host().unwrap_or_default();
+        let helper =
+            r#"!f() { printf 'username=%s\npassword=%s\n' "$COOPER_GIT_USER" "$COOPER_GIT_PASSWORD"; }; f"#;
+        self.config
+            .push((format!("credential.{scheme}://{host}.helper"), helper.to_owned()));
+        self.env.push(("COOPER_GIT_USER".to_owned(), user.into()));
+        self.env.push(("COOPER_GIT_PASSWORD".to_owned(), password.into()));
+        Ok(())
+    }
+
+    async fn authorize(
+        &mut self,
+        attributes: &Attributes,
+        sessions: &SessionGroup,
+    ) -> Result<(), BuildError> {
+        let Some(host) = attributes.http_host() else {
+            return Ok(());
+        };
         let (header, token) = (&attributes.header_secret, &attributes.token_secret);
         let for_host = |name: &str| format!("{name}.{host}");
         let names = [
@@ -96,7 +145,7 @@ impl Access {
             } else {
                 secret.clone()
             };
-            let key = format!("http.{}.extraheader", token_scope(&attributes.remote));
+            let key = format!("http.{}.extraheader", token_scope(&attributes.plain_remote()));
             for text in [&value, &secret] {
                 if !text.is_empty() {
                     self.hidden.push((text.clone(), "xxxxx".to_owned()));
@@ -164,9 +213,15 @@ fn token_scope(remote: &str) -> &str {
 }
 
 fn shell_quoted(path: &Path) -> Result<String, BuildError> {
-    let text = path.to_str().ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
+    let text = path
+        .to_str()
+        .ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
     // SSH splits the option's value at spaces, unless they are within double quotes.
-    let text = if text.contains(' ') { format!("\"{text}\"") } else { text.to_owned() };
+    let text = if text.contains(' ') {
+        format!("\"{text}\"")
+    } else {
+        text.to_owned()
+    };
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
@@ -197,7 +252,10 @@ mod tests {
     #[test]
     fn tokens_go_to_one_remote_or_to_github() {
         assert_eq!(token_scope("https://github.com/a/b.git"), "https://github.com/");
-        assert_eq!(token_scope("https://github.com.evil/a"), "https://github.com.evil/a");
+        assert_eq!(
+            token_scope("https://github.com.evil/a"),
+            "https://github.com.evil/a"
+        );
         assert_eq!(token_scope("https://h/a"), "https://h/a");
     }
 

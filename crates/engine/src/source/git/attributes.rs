@@ -46,10 +46,18 @@ pub(super) struct Options {
 
 impl Attributes {
     pub fn read(source: &pb::SourceOp) -> Result<Self, BuildError> {
-        let rest = source.identifier.strip_prefix("git://").unwrap_or(&source.identifier);
+        let rest = source
+            .identifier
+            .strip_prefix("git://")
+            .unwrap_or(&source.identifier);
         let url = parse(rest)?;
         let (reference, subdir) = url.fragment.unwrap_or_default();
-        let mut this = Self { remote: url.remote, reference, subdir, ..Self::default() };
+        let mut this = Self {
+            remote: url.remote,
+            reference,
+            subdir,
+            ..Self::default()
+        };
         for (key, value) in &source.attrs {
             this.set(key, value)?;
         }
@@ -57,7 +65,10 @@ impl Attributes {
             return Err(invalid_ref(&this.reference));
         }
         if !this.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let text = format!("invalid checksum {} for Git URL, expected hex commit hash", this.checksum);
+            let text = format!(
+                "invalid checksum {} for Git URL, expected hex commit hash",
+                this.checksum
+            );
             return Err(BuildError::user(text));
         }
         Ok(this)
@@ -85,10 +96,14 @@ impl Attributes {
             "git.bundle" if value.is_empty() => {}
             "git.checkoutbundle" if !flag => {}
             "git.bundle" | "git.checkoutbundle" => {
-                return Err(BuildError::user(format!("{key}: bundles of git repositories are not supported")));
+                return Err(BuildError::user(format!(
+                    "{key}: bundles of git repositories are not supported"
+                )));
             }
             _ if key.starts_with("git.sig.") => {
-                return Err(BuildError::user(format!("{key}: signatures of git commits and tags cannot be verified")));
+                return Err(BuildError::user(format!(
+                    "{key}: signatures of git commits and tags cannot be verified"
+                )));
             }
             _ => {}
         }
@@ -110,10 +125,15 @@ impl Attributes {
             return Ok(None);
         }
         if self.checksum.is_empty() {
-            return Err(BuildError::user("fetch-by-commit requires a checksum or a commit SHA ref"));
+            return Err(BuildError::user(
+                "fetch-by-commit requires a checksum or a commit SHA ref",
+            ));
         }
         if !is_commit(&self.checksum) {
-            let text = format!("fetch-by-commit requires a full commit SHA checksum, got {:?}", self.checksum);
+            let text = format!(
+                "fetch-by-commit requires a full commit SHA checksum, got {:?}",
+                self.checksum
+            );
             return Err(BuildError::user(text));
         }
         // Names that are not full are branches here: nobody is asked whether they are tags.
@@ -135,7 +155,10 @@ impl Attributes {
             Some(commit) => format!("{checksum} or {commit}"),
             None => checksum.to_owned(),
         };
-        Err(BuildError::user(format!("expected checksum to match {}, got {got}", self.checksum)))
+        Err(BuildError::user(format!(
+            "expected checksum to match {}, got {got}",
+            self.checksum
+        )))
     }
 
     /// The source's key, as BuildKit makes it.
@@ -171,18 +194,28 @@ impl Attributes {
     /// Under what the remote's repository is kept. A remote with a password is named by its digest: the password has no
     /// place in the database.
     pub fn remote_index(&self) -> String {
-        if self.password().is_some() {
+        if self.credentials().is_some() {
             format!("git-remote::{}", oci::Digest::sha256(self.remote.as_bytes()))
         } else {
             format!("git-remote::{}", self.remote)
         }
     }
 
-    /// The password that the remote's URL holds.
-    pub fn password(&self) -> Option<&str> {
+    /// User and password that an HTTP remote's URL holds.
+    pub fn credentials(&self) -> Option<(String, String)> {
+        self.http_host()?;
         let (user, _) = authority(&self.remote)?.rsplit_once('@')?;
-        let (_, password) = user.split_once(':')?;
-        (!password.is_empty()).then_some(password)
+        let (user, password) = user.split_once(':')?;
+        Some((percent_decoded(user), percent_decoded(password)))
+    }
+
+    /// The remote as Git gets it: what it runs shows URLs in its arguments, so credentials go another way.
+    pub fn plain_remote(&self) -> String {
+        if self.credentials().is_some() {
+            without_user(&self.remote)
+        } else {
+            self.remote.clone()
+        }
     }
 
     /// Host and port of an HTTP remote.
@@ -231,12 +264,47 @@ fn authority(url: &str) -> Option<&str> {
     rest.split('/').next()
 }
 
-/// A URL without user and password.
-fn shown(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail
+            .get(..2)
+            .and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
+        match code.filter(|_| *first == b'%') {
+            Some(code) => {
+                bytes.push(code);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     let end = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    let Some((user, host)) = authority.rsplit_once('@') else { return url.to_owned() };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
+/// A URL without what may be secret.
+fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let Some((user, host)) = authority.rsplit_once('@') else {
+        return url.to_owned();
+    };
     match user.split_once(':') {
         Some(("", _)) => format!("{scheme}://:{MASK}@{host}{path}"),
         Some(_) => format!("{scheme}://{MASK}:{MASK}@{host}{path}"),
@@ -252,8 +320,14 @@ mod tests {
     const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
     fn read(identifier: &str, attrs: &[(&str, &str)]) -> Result<Attributes, BuildError> {
-        let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Attributes::read(&pb::SourceOp { identifier: identifier.to_owned(), attrs })
+        let attrs = attrs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Attributes::read(&pb::SourceOp {
+            identifier: identifier.to_owned(),
+            attrs,
+        })
     }
 
     #[test]
@@ -264,9 +338,15 @@ mod tests {
         };
         let is = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
         assert_eq!(read("git://github.com/a/b"), is("https://github.com/a/b", "", ""));
-        assert_eq!(read("git://github.com/a/b#v1:x/../y/"), is("https://github.com/a/b", "v1", "y"));
+        assert_eq!(
+            read("git://github.com/a/b#v1:x/../y/"),
+            is("https://github.com/a/b", "v1", "y")
+        );
         assert_eq!(read("git://git://h/b.git#:d"), is("git://h/b.git", "", "d"));
-        assert_eq!(read("git://ssh://git@h:22/b.git"), is("ssh://git@h:22/b.git", "", ""));
+        assert_eq!(
+            read("git://ssh://git@h:22/b.git"),
+            is("ssh://git@h:22/b.git", "", "")
+        );
         assert_eq!(read("git://git@h:b.git#x"), is("git@h:b.git", "x", ""));
     }
 
@@ -281,7 +361,9 @@ mod tests {
     #[test]
     fn refuses_by_name() {
         let refused = |key: &str, value: &str| {
-            let error = read("git://x/y", &[(key, value)]).expect_err("is refused").to_string();
+            let error = read("git://x/y", &[(key, value)])
+                .expect_err("is refused")
+                .to_string();
             assert!(error.contains(key), "{error}");
         };
         refused("git.sig.pubkey", "key");
@@ -306,9 +388,19 @@ mod tests {
         let commit = "c".repeat(40);
         assert_eq!(key("git://h/x#v1", &[]), commit);
         assert_eq!(key("git://h/x#v1:a/b", &[]), format!("{commit}:a/b"));
-        assert_eq!(key("git://h/x", &[("git.keepgitdir", "true")]), format!("{SHA}.git#refs/tags/v1"));
-        let all = [("git.keepgitdir", "true"), ("git.skipsubmodules", "true"), ("git.mtime", "commit")];
-        assert_eq!(key("git://h/x#v1:d", &all), format!("{SHA}.git#refs/tags/v1:d(skip-submodules)(mtime=commit)"));
+        assert_eq!(
+            key("git://h/x", &[("git.keepgitdir", "true")]),
+            format!("{SHA}.git#refs/tags/v1")
+        );
+        let all = [
+            ("git.keepgitdir", "true"),
+            ("git.skipsubmodules", "true"),
+            ("git.mtime", "commit"),
+        ];
+        assert_eq!(
+            key("git://h/x#v1:d", &all),
+            format!("{SHA}.git#refs/tags/v1:d(skip-submodules)(mtime=commit)")
+        );
         assert_eq!(key("git://h/x", &[("git.mtime", "checkout")]), commit);
     }
 
@@ -320,10 +412,21 @@ mod tests {
         assert!(pinned(&format!("git://h/x#{SHA}"), &[("git.checksum", "0124")]).is_err());
         assert!(pinned("git://h/x#v1", &[]).expect("is valid").is_none());
         let by_commit = [("git.fetchbycommit", "true"), ("git.checksum", SHA)];
-        let known = pinned("git://h/x#v1", &by_commit).expect("is valid").expect("is pinned");
-        assert_eq!((known.reference.as_str(), known.checksum.as_str()), ("refs/heads/v1", SHA));
+        let known = pinned("git://h/x#v1", &by_commit)
+            .expect("is valid")
+            .expect("is pinned");
+        assert_eq!(
+            (known.reference.as_str(), known.checksum.as_str()),
+            ("refs/heads/v1", SHA)
+        );
         assert!(pinned("git://h/x#v1", &[("git.fetchbycommit", "true")]).is_err());
-        assert!(pinned("git://h/x#v1", &[("git.fetchbycommit", "true"), ("git.checksum", "0123")]).is_err());
+        assert!(
+            pinned(
+                "git://h/x#v1",
+                &[("git.fetchbycommit", "true"), ("git.checksum", "0123")]
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -331,7 +434,15 @@ mod tests {
         assert_eq!(shown("https://u:p@h/x"), "https://xxxxx:xxxxx@h/x");
         assert_eq!(shown("https://u@h/x@y"), "https://xxxxx@h/x@y");
         assert_eq!(shown("git@h:x"), "git@h:x");
-        let index = read("git://x/y", &[("git.fullurl", "https://u:p4ss@h/x")]).expect("is valid").remote_index();
+        let index = read("git://x/y", &[("git.fullurl", "https://u:p4ss@h/x")])
+            .expect("is valid")
+            .remote_index();
         assert!(!index.contains("p4ss"), "{index}");
+        let found = read("git://x/y", &[("git.fullurl", "https://u%40x:p%3Aq@h:1/x@y")]).expect("is valid");
+        assert_eq!(found.credentials(), Some(("u@x".to_owned(), "p:q".to_owned())));
+        assert_eq!(
+            (found.plain_remote().as_str(), found.http_host()),
+            ("https://h:1/x@y", Some("h:1"))
+        );
     }
 }

@@ -47,7 +47,9 @@ impl Checkout<'_> {
         };
         let store = self.store.clone();
         let reference = blocking(move || store.create_mutable(None, options).map_err(internal)).await?;
-        self.fill(&reference).await.map_err(|error| error.context(format!("failed to checkout remote {remote}")))?;
+        self.fill(&reference)
+            .await
+            .map_err(|error| error.context(format!("failed to checkout remote {remote}")))?;
         let index = self.attributes.snapshot_index(self.resolved);
         blocking(move || {
             let reference = reference.commit().map_err(internal)?;
@@ -67,10 +69,15 @@ impl Checkout<'_> {
         }
         if options.commit_time {
             let commit = format!("{}^{{commit}}", self.resolved.checksum);
-            let text = self.repository.git.run(&["log", "-1", "--format=%ct", &commit]).await?;
-            let seconds = text.trim().parse().map_err(|_| {
-                BuildError::user(format!("failed to parse commit timestamp {text:?}"))
-            })?;
+            let text = self
+                .repository
+                .git
+                .run(&["log", "-1", "--format=%ct", &commit])
+                .await?;
+            let seconds = text
+                .trim()
+                .parse()
+                .map_err(|_| BuildError::user(format!("failed to parse commit timestamp {text:?}")))?;
             blocking(move || set_times(&root, seconds).map_err(internal)).await?;
         }
         Ok(())
@@ -81,14 +88,20 @@ impl Checkout<'_> {
         let subdir = self.attributes.subdir.clone();
         let is_whole = subdir.is_empty();
         let inner = format!(".checkout-{}", ContainerId::random().as_str());
-        let work_tree = if is_whole { root.to_owned() } else { root.join(&inner) };
+        let work_tree = if is_whole {
+            root.to_owned()
+        } else {
+            root.join(&inner)
+        };
         let scratch = Scratch::create(self.dir, &work_tree).await?;
         let format = object_format(self.resolved);
         let git = self.repository.git.at(&scratch.0).without_origin();
-        git.run(&["init", "--quiet", "--bare", "--template=", format]).await?;
+        git.run(&["init", "--quiet", "--bare", "--template=", format])
+            .await?;
         self.borrow_objects(&scratch.0).await?;
         let git = git.on(&work_tree);
-        git.run(&["read-tree", "--reset", "-u", &self.resolved.checksum]).await?;
+        git.run(&["read-tree", "--reset", "-u", &self.resolved.checksum])
+            .await?;
         if self.update_submodules(&git, &work_tree).await? {
             let work_tree = work_tree.clone();
             // They would point to repositories that are gone in a moment.
@@ -104,15 +117,23 @@ impl Checkout<'_> {
     /// Gives a scratch repository the objects and the remote of the remote's repository.
     async fn borrow_objects(&self, scratch: &Path) -> Result<(), BuildError> {
         let objects = self.repository.path.join("objects");
-        let text = objects.to_str().ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
-        tokio::fs::write(scratch.join("objects/info/alternates"), format!("{text}\n")).await.map_err(internal)?;
+        let text = objects
+            .to_str()
+            .ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
+        tokio::fs::write(scratch.join("objects/info/alternates"), format!("{text}\n"))
+            .await
+            .map_err(internal)?;
         let shallow = self.repository.path.join("shallow");
         match tokio::fs::copy(&shallow, scratch.join("shallow")).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(internal(error)),
             _ => {}
         }
-        // Submodules may be named relative to the remote. It may hold a password, so it is no argument.
-        let url = self.attributes.remote.replace('\\', "\\\\").replace('"', "\\\"");
+        // Submodules may be named relative to the remote.
+        let url = self
+            .attributes
+            .plain_remote()
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"");
         let config = scratch.join("config");
         let mut text = tokio::fs::read_to_string(&config).await.map_err(internal)?;
         text.push_str(&format!("[remote \"origin\"]\n\turl = \"{url}\"\n"));
@@ -123,7 +144,8 @@ impl Checkout<'_> {
     async fn clone_into(&self, root: &Path) -> Result<(), BuildError> {
         let git_dir = root.join(".git");
         let git = self.repository.git.at(&git_dir).without_origin().on(root);
-        git.run(&["init", "--quiet", "--template=", object_format(self.resolved)]).await?;
+        git.run(&["init", "--quiet", "--template=", object_format(self.resolved)])
+            .await?;
         let path = self.repository.path.to_str();
         let path = path.ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
         let source = format!("file://{path}");
@@ -134,11 +156,28 @@ impl Checkout<'_> {
             format!("{local}:{}", self.resolved.reference)
         };
         // Over the protocol, not by linking files: what is not part of the commit cannot come along.
-        let fetch = ["fetch", "--update-head-ok", "--depth=1", "--no-tags", "--", &source, &spec];
+        let fetch = [
+            "fetch",
+            "--update-head-ok",
+            "--depth=1",
+            "--no-tags",
+            "--",
+            &source,
+            &spec,
+        ];
         git.local().run(&fetch).await?;
         git.run(&["checkout", "--quiet", "FETCH_HEAD"]).await?;
-        git.run(&["remote", "add", "--", "origin", &self.attributes.shown_remote()]).await?;
+        git.run(&["remote", "add", "--", "origin", &self.attributes.plain_remote()])
+            .await?;
         self.update_submodules(&git, root).await?;
+        git.run(&[
+            "remote",
+            "set-url",
+            "--",
+            "origin",
+            &self.attributes.shown_remote(),
+        ])
+        .await?;
         for leftover in ["FETCH_HEAD", "ORIG_HEAD"] {
             match tokio::fs::remove_file(git_dir.join(leftover)).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(internal(error)),
@@ -150,20 +189,32 @@ impl Checkout<'_> {
 
     /// Brings in submodules; returns whether there are any.
     async fn update_submodules(&self, git: &Git, work_tree: &Path) -> Result<bool, BuildError> {
-        let is_listed = work_tree.join(".gitmodules").symlink_metadata().is_ok_and(|found| found.is_file());
+        let is_listed = work_tree
+            .join(".gitmodules")
+            .symlink_metadata()
+            .is_ok_and(|found| found.is_file());
         if self.attributes.options.skip_submodules || !is_listed {
             return Ok(false);
         }
-        let updated = git.run(&["submodule", "update", "--init", "--recursive", "--depth=1"]).await;
+        let updated = git
+            .run(&["submodule", "update", "--init", "--recursive", "--depth=1"])
+            .await;
         updated.map_err(|error: GitError| {
-            BuildError::from(error).context(format!("failed to update submodules for {}", self.attributes.shown_remote()))
+            BuildError::from(error).context(format!(
+                "failed to update submodules for {}",
+                self.attributes.shown_remote()
+            ))
         })?;
         Ok(true)
     }
 }
 
 fn object_format(resolved: &Resolved) -> &'static str {
-    if resolved.checksum.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" }
+    if resolved.checksum.len() == 64 {
+        "--object-format=sha256"
+    } else {
+        "--object-format=sha1"
+    }
 }
 
 /// A repository that is removed when it is dropped.
@@ -260,10 +311,18 @@ fn remove_git_files(root: &Path) -> Result<(), Errno> {
 
 /// Gives everything the time of the commit.
 fn set_times(root: &Path, seconds: i64) -> Result<(), Errno> {
-    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    let times = Timestamps { last_access: time, last_modification: time };
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
     let root = open_root(root)?;
-    walk(&root, 0, &mut |dir, name, _| rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW))?;
+    walk(&root, 0, &mut |dir, name, _| {
+        rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    })?;
     rustix::fs::futimens(File::from(root), &times)
 }
 

@@ -68,10 +68,18 @@ impl From<GitError> for BuildError {
             GitError::Canceled => return Self::canceled(),
             GitError::Missing | GitError::Io(_) => ErrorKind::Internal,
             GitError::TooLong => ErrorKind::User,
-            GitError::Failed { .. } if said(&["Authentication failed", "could not read Username", "Permission denied"]) => {
+            GitError::Failed { .. }
+                if said(&[
+                    "Authentication failed",
+                    "could not read Username",
+                    "Permission denied",
+                ]) =>
+            {
                 ErrorKind::Denied
             }
-            GitError::Failed { .. } if said(&["Could not resolve host", "onnection refused", "timed out"]) => {
+            GitError::Failed { .. }
+                if said(&["Could not resolve host", "onnection refused", "timed out"]) =>
+            {
                 ErrorKind::Unavailable
             }
             GitError::Failed { .. } => ErrorKind::User,
@@ -96,32 +104,56 @@ impl Git {
     /// Runs with `access`, outside any repository.
     pub fn new(access: Access, progress: VertexProgress, cancel: CancellationToken) -> Self {
         let (git_dir, work_tree, origin) = (None, None, None);
-        Self { access: Arc::new(access), progress, cancel, git_dir, work_tree, origin, protocols: REMOTE_PROTOCOLS }
+        Self {
+            access: Arc::new(access),
+            progress,
+            cancel,
+            git_dir,
+            work_tree,
+            origin,
+            protocols: REMOTE_PROTOCOLS,
+        }
     }
 
     /// Works in a repository.
     pub fn at(&self, git_dir: &Path) -> Self {
-        Self { git_dir: Some(git_dir.to_owned()), work_tree: None, ..self.clone() }
+        Self {
+            git_dir: Some(git_dir.to_owned()),
+            work_tree: None,
+            ..self.clone()
+        }
     }
 
     /// Works on files.
     pub fn on(&self, work_tree: &Path) -> Self {
-        Self { work_tree: Some(work_tree.to_owned()), ..self.clone() }
+        Self {
+            work_tree: Some(work_tree.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Knows the remote as `origin`.
     pub fn with_origin(&self, url: &str) -> Self {
-        Self { origin: Some(url.to_owned()), ..self.clone() }
+        Self {
+            origin: Some(url.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Knows no remote.
     pub fn without_origin(&self) -> Self {
-        Self { origin: None, ..self.clone() }
+        Self {
+            origin: None,
+            ..self.clone()
+        }
     }
 
     /// Fetches from this machine's file system and from nowhere else.
     pub fn local(&self) -> Self {
-        Self { protocols: "file", ..self.clone() }
+        Self {
+            protocols: "file",
+            ..self.clone()
+        }
     }
 
     /// Runs a command and returns its standard output. Where a server cannot give the newest commit alone, the command
@@ -133,7 +165,11 @@ impl Git {
     /// Runs a command like [`Git::run`] and returns its standard output as it is.
     pub async fn bytes(&self, args: &[&str]) -> Result<Vec<u8>, GitError> {
         match self.run_once(args).await {
-            Err(error) if ["--depth", "shallow"].iter().any(|text| error.stderr().contains(text)) => {
+            Err(error)
+                if ["--depth", "shallow"]
+                    .iter()
+                    .any(|text| error.stderr().contains(text)) =>
+            {
                 let deep: Vec<&str> = args.iter().copied().filter(|arg| *arg != "--depth=1").collect();
                 if deep.len() == args.len() {
                     return Err(error);
@@ -151,7 +187,9 @@ impl Git {
         let mut child = self.command(args).spawn()?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let (stdout, stderr) = stdout.zip(stderr).ok_or(std::io::Error::other("git has no pipes"))?;
+        let (stdout, stderr) = stdout
+            .zip(stderr)
+            .ok_or(std::io::Error::other("git has no pipes"))?;
         let work = async {
             let (status, stdout, stderr) = tokio::join!(child.wait(), collect(stdout), self.show(stderr));
             (status, stdout, stderr)
@@ -188,9 +226,17 @@ impl Git {
             command.arg("--git-dir").arg(git_dir);
         }
         command.args(args);
-        command.current_dir(self.work_tree.as_deref().or(self.git_dir.as_deref()).unwrap_or(Path::new("/")));
+        command.current_dir(
+            self.work_tree
+                .as_deref()
+                .or(self.git_dir.as_deref())
+                .unwrap_or(Path::new("/")),
+        );
         command.env_clear().envs(self.environment());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true);
         command
     }
@@ -217,7 +263,11 @@ impl Git {
             ("fetch.unpackLimit", "1"),
         ];
         let fixed = fixed.iter().map(|(key, value)| (*key, *value));
-        let given = self.access.config.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let given = self
+            .access
+            .config
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()));
         let own = self.origin.iter().map(|url| ("remote.origin.url", url.as_str()));
         let mut count = 0;
         for (key, value) in fixed.chain(given).chain(own) {
@@ -237,16 +287,24 @@ impl Git {
             let count = from.read(&mut buffer).await?;
             line.extend_from_slice(buffer.get(..count).unwrap_or_default());
             let end = line.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
-            let end = if count == 0 || line.len() > MAX_TEXT_BYTES { line.len() } else { end.unwrap_or(0) };
+            let end = if count == 0 || line.len() > MAX_TEXT_BYTES {
+                line.len()
+            } else {
+                end.unwrap_or(0)
+            };
             if end > 0 {
-                let text = self.access.redact(&String::from_utf8_lossy(line.get(..end).unwrap_or_default()));
+                let text = self
+                    .access
+                    .redact(&String::from_utf8_lossy(line.get(..end).unwrap_or_default()));
                 line.drain(..end);
                 all.push_str(&text);
                 self.progress.log(LogStream::Stderr, text);
             }
             if all.len() > MAX_TEXT_BYTES {
                 let start = all.len() - MAX_TEXT_BYTES / 2;
-                let start = (start..all.len()).find(|at| all.is_char_boundary(*at)).unwrap_or(0);
+                let start = (start..all.len())
+                    .find(|at| all.is_char_boundary(*at))
+                    .unwrap_or(0);
                 all.drain(..start);
             }
             if count == 0 {
@@ -260,7 +318,11 @@ async fn collect(from: impl AsyncRead + Unpin) -> Result<Vec<u8>, GitError> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(MAX_OUTPUT_BYTES).unwrap_or(u64::MAX);
     from.take(limit + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() > MAX_OUTPUT_BYTES { Err(GitError::TooLong) } else { Ok(bytes) }
+    if bytes.len() > MAX_OUTPUT_BYTES {
+        Err(GitError::TooLong)
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// The processes of a command, which are ended with it.

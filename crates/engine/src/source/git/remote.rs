@@ -34,7 +34,11 @@ pub(super) struct Resolved {
 impl Resolved {
     /// A commit that is known without asking.
     pub fn commit(reference: &str, checksum: &str) -> Self {
-        Self { reference: reference.to_owned(), checksum: checksum.to_owned(), commit: None }
+        Self {
+            reference: reference.to_owned(),
+            checksum: checksum.to_owned(),
+            commit: None,
+        }
     }
 
     fn is_sha256(&self) -> bool {
@@ -55,18 +59,22 @@ pub(super) async fn resolve(git: &Git, attributes: &Attributes) -> Result<Resolv
         let context = || format!("error fetching default branch for repository {shown}");
         let listing = git.run(&["ls-remote", "--symref", "--", "origin", "HEAD"]).await;
         let listing = listing.map_err(|error| BuildError::from(error).context(context()))?;
-        return default_branch(&listing)?
-            .ok_or_else(|| BuildError::user(format!("could not find default branch for repository: {shown}")));
+        return default_branch(&listing)?.ok_or_else(|| {
+            BuildError::user(format!("could not find default branch for repository: {shown}"))
+        });
     }
     let peeled = format!("{name}^{{}}");
     let listing = git.run(&["ls-remote", "--", "origin", name, &peeled]).await;
-    let listing =
-        listing.map_err(|error| BuildError::from(error).context(format!("failed to fetch remote {shown}")))?;
+    let listing = listing
+        .map_err(|error| BuildError::from(error).context(format!("failed to fetch remote {shown}")))?;
     let found = find(&listing, name).ok_or_else(|| {
         let text = format!("repository does not contain ref {name}, output: {listing:?}");
         BuildError::new(ErrorKind::NotFound, text)
     })?;
-    for checksum in [Some(&found.checksum), found.commit.as_ref()].into_iter().flatten() {
+    for checksum in [Some(&found.checksum), found.commit.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         if !is_commit(checksum) {
             return Err(BuildError::user(format!("invalid commit sha {checksum:?}")));
         }
@@ -84,7 +92,9 @@ fn default_branch(listing: &str) -> Result<Option<Resolved>, BuildError> {
         (name == "HEAD" && branch.starts_with("refs/heads/")).then_some(branch)
     });
     let commit = lines(listing).find(|(checksum, name)| *name == "HEAD" && is_commit(checksum));
-    let (Some(reference), Some((checksum, _))) = (head, commit) else { return Ok(None) };
+    let (Some(reference), Some((checksum, _))) = (head, commit) else {
+        return Ok(None);
+    };
     if reference.starts_with("refs/heads/-") || reference.bytes().any(|byte| byte.is_ascii_whitespace()) {
         return Err(invalid_ref(reference));
     }
@@ -93,16 +103,26 @@ fn default_branch(listing: &str) -> Result<Option<Resolved>, BuildError> {
 
 /// Picks a ref by its short or full name; a branch goes before a tag, as in `git checkout`.
 fn find(listing: &str, name: &str) -> Option<Resolved> {
-    let listed = |wanted: &str| lines(listing).find(|(_, name)| *name == wanted).map(|(checksum, _)| checksum);
+    let listed = |wanted: &str| {
+        lines(listing)
+            .find(|(_, name)| *name == wanted)
+            .map(|(checksum, _)| checksum)
+    };
     let full = |prefix: &str| format!("{prefix}{}", name.strip_prefix(prefix).unwrap_or(name));
     let (exact, branch, tag) = (full("refs/"), full("refs/heads/"), full("refs/tags/"));
     for reference in [&exact, &branch] {
-        if *reference != tag && let Some(checksum) = listed(reference) {
+        if *reference != tag
+            && let Some(checksum) = listed(reference)
+        {
             return Some(Resolved::commit(reference, checksum));
         }
     }
     let commit = listed(&format!("{tag}^{{}}")).map(str::to_owned);
-    Some(Resolved { checksum: listed(&tag)?.to_owned(), reference: tag, commit })
+    Some(Resolved {
+        checksum: listed(&tag)?.to_owned(),
+        reference: tag,
+        commit,
+    })
 }
 
 /// Locks by name, taken by one build at a time. Cheap to clone.
@@ -152,7 +172,12 @@ impl Repository {
         let description = format!("shared git repo for {}", attributes.shown_remote());
         let reference = Arc::new(blocking(move || take(&store, &name, description)).await?);
         let path = tree_path(&reference)?;
-        let this = Self { git: git.at(&path), path, reference, _lock: lock };
+        let this = Self {
+            git: git.at(&path),
+            path,
+            reference,
+            _lock: lock,
+        };
         let format = if resolved.is_sha256() { "sha256" } else { "sha1" };
         let kept = this.reference.metadata(FORMAT).map_err(internal)?;
         if kept.as_deref() != Some(format.as_bytes()) {
@@ -178,20 +203,29 @@ impl Repository {
         })
         .await?;
         let object_format = format!("--object-format={format}");
-        let made = self.git.run(&["init", "--quiet", "--bare", "--template=", &object_format]).await;
+        let made = self
+            .git
+            .run(&["init", "--quiet", "--bare", "--template=", &object_format])
+            .await;
         made.map_err(|error| BuildError::from(error).context("failed to init repo"))?;
         let (reference, index) = (Arc::clone(&self.reference), index.to_owned());
         let format = format.to_owned();
         blocking(move || {
             reference.retain();
             reference.set_index(&index).map_err(internal)?;
-            reference.set_metadata(FORMAT, Some(format.as_bytes())).map_err(internal)
+            reference
+                .set_metadata(FORMAT, Some(format.as_bytes()))
+                .map_err(internal)
         })
         .await
     }
 
     async fn points_to(&self, resolved: &Resolved) -> Result<bool, GitError> {
-        match self.git.run(&["rev-parse", "--verify", "--quiet", &resolved.local_ref()]).await {
+        match self
+            .git
+            .run(&["rev-parse", "--verify", "--quiet", &resolved.local_ref()])
+            .await
+        {
             Ok(found) => Ok(found.trim_end() == resolved.checksum),
             Err(GitError::Failed { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -214,7 +248,9 @@ impl Repository {
             match self.fetch_object(&resolved.reference, resolved).await {
                 Ok(()) if self.points_to(resolved).await? => return Ok(()),
                 Ok(()) => {}
-                Err(GitError::Failed { stderr, status }) => failure = Some(GitError::Failed { stderr, status }),
+                Err(GitError::Failed { stderr, status }) => {
+                    failure = Some(GitError::Failed { stderr, status })
+                }
                 Err(error) => return Err(context(error)),
             }
         }
@@ -234,13 +270,24 @@ impl Repository {
                 None => moved(resolved),
             });
         }
-        self.git.run(&["update-ref", "--no-deref", &resolved.local_ref(), &resolved.checksum]).await.map_err(context)?;
+        self.git
+            .run(&[
+                "update-ref",
+                "--no-deref",
+                &resolved.local_ref(),
+                &resolved.checksum,
+            ])
+            .await
+            .map_err(context)?;
         Ok(())
     }
 
     async fn fetch_object(&self, source: &str, resolved: &Resolved) -> Result<(), GitError> {
         let spec = format!("+{source}:{}", resolved.local_ref());
-        self.git.run(&["fetch", "--depth=1", "--no-tags", "--", "origin", &spec]).await.map(drop)
+        self.git
+            .run(&["fetch", "--depth=1", "--no-tags", "--", "origin", &spec])
+            .await
+            .map(drop)
     }
 
     /// Fetches everything that branches and tags lead to.
@@ -263,12 +310,19 @@ impl Repository {
     /// Checks that what was fetched is what the remote, and the client, said it is.
     async fn verify(&self, attributes: &Attributes, resolved: &Resolved) -> Result<(), BuildError> {
         let peeled = format!("{}^{{commit}}", resolved.checksum);
-        let commit = self.git.run(&["rev-parse", "--verify", &peeled]).await.map_err(|error| {
-            BuildError::from(error).context(format!("{} is not a commit or tag", resolved.checksum))
-        })?;
+        let commit = self
+            .git
+            .run(&["rev-parse", "--verify", &peeled])
+            .await
+            .map_err(|error| {
+                BuildError::from(error).context(format!("{} is not a commit or tag", resolved.checksum))
+            })?;
         let commit = commit.trim_end();
         if resolved.commit.as_ref().is_some_and(|said| said != commit) {
-            return Err(BuildError::user(format!("{} points to {commit}, not where the remote says", resolved.reference)));
+            return Err(BuildError::user(format!(
+                "{} points to {commit}, not where the remote says",
+                resolved.reference
+            )));
         }
         attributes.check(&resolved.checksum, Some(commit))
     }
@@ -290,7 +344,13 @@ fn is_broken(error: &BuildError) -> bool {
 }
 
 fn is_broken_text(text: &str) -> bool {
-    ["mismatched algorithms", ".lock': File exists", "not a git repository"].iter().any(|sign| text.contains(sign))
+    [
+        "mismatched algorithms",
+        ".lock': File exists",
+        "not a git repository",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign))
 }
 
 fn take(store: &Store, index: &str, description: String) -> Result<MutableRef, BuildError> {
@@ -300,7 +360,10 @@ fn take(store: &Store, index: &str, description: String) -> Result<MutableRef, B
             return Ok(reference);
         }
     }
-    let options = RefOptions { description, ..RefOptions::default() };
+    let options = RefOptions {
+        description,
+        ..RefOptions::default()
+    };
     store.create_mutable(None, options).map_err(internal)
 }
 
@@ -346,8 +409,10 @@ mod tests {
             sha('3'),
             sha('4')
         );
-        let found = |name: &str| find(&listing, name).map(|found| (found.reference, found.checksum, found.commit));
-        let is = |name: &str, at: char, commit: Option<char>| Some((name.to_owned(), sha(at), commit.map(sha)));
+        let found =
+            |name: &str| find(&listing, name).map(|found| (found.reference, found.checksum, found.commit));
+        let is =
+            |name: &str, at: char, commit: Option<char>| Some((name.to_owned(), sha(at), commit.map(sha)));
         assert_eq!(found("x"), is("refs/heads/x", '1', None));
         assert_eq!(found("heads/x"), is("refs/heads/x", '1', None));
         assert_eq!(found("refs/tags/x"), is("refs/tags/x", '2', Some('3')));

@@ -35,8 +35,14 @@ impl Attributes {
         let Some(llb::pb::op::Op::Source(source)) = &vertex.op.op else {
             return Err(BuildError::internal("not a source op"));
         };
-        let name = source.identifier.strip_prefix("local://").unwrap_or(&source.identifier);
-        let mut this = Self { name: name.to_owned(), ..Self::default() };
+        let name = source
+            .identifier
+            .strip_prefix("local://")
+            .unwrap_or(&source.identifier);
+        let mut this = Self {
+            name: name.to_owned(),
+            ..Self::default()
+        };
         for (key, value) in &source.attrs {
             match key.as_str() {
                 "local.session" => match value.split_once(':') {
@@ -63,7 +69,10 @@ impl Attributes {
     /// The name under which the tree is kept.
     pub fn shared_key(&self, client: &str) -> String {
         let suffix = if self.metadata_only { ":metadata" } else { "" };
-        format!("local.sharedKey:{}:{}:{client}{suffix}", self.name, self.shared_key_hint)
+        format!(
+            "local.sharedKey:{}:{}:{client}{suffix}",
+            self.name, self.shared_key_hint
+        )
     }
 
     /// The source's key: it names a session, so it holds within one build only.
@@ -93,8 +102,8 @@ impl Attributes {
             metadata_transfer: self.metadata_only,
             metadata_exceptions: &self.metadata_exceptions,
         };
-        let bytes =
-            oci::json::to_vec(&document).map_err(|error| BuildError::internal(format!("local key: {error}")))?;
+        let bytes = oci::json::to_vec(&document)
+            .map_err(|error| BuildError::internal(format!("local key: {error}")))?;
         Ok(format!("session:{}:{}", self.name, oci::Digest::sha256(&bytes)))
     }
 
@@ -123,6 +132,8 @@ fn boolean(value: &str) -> Result<bool, BuildError> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(BuildError::user(format!("invalid value for local.metadatatransfer {value:?}"))),
+        _ => Err(BuildError::user(format!(
+            "invalid value for local.metadatatransfer {value:?}"
+        ))),
     }
 }

@@ -25,10 +25,15 @@ impl Listing {
             return Vec::new();
         }
         let message = encode(&stat);
-        self.bytes.extend_from_slice(&u32::try_from(message.len()).unwrap_or(0).to_le_bytes());
+        self.bytes
+            .extend_from_slice(&u32::try_from(message.len()).unwrap_or(0).to_le_bytes());
         self.bytes.extend_from_slice(&message);
         let parent = stat.path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        while self.parents.last().is_some_and(|(_, dir)| !holds(&dir.path, parent)) {
+        while self
+            .parents
+            .last()
+            .is_some_and(|(_, dir)| !holds(&dir.path, parent))
+        {
             self.parents.pop();
         }
         if !wanted {
@@ -60,7 +65,8 @@ impl Listing {
 
 /// Whether `dir` is `path` or a directory above it.
 fn holds(dir: &str, path: &str) -> bool {
-    path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn encode(stat: &FileStat) -> Vec<u8> {
@@ -111,7 +117,11 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, mode: u32) -> FileStat {
-        FileStat { path: path.to_owned(), mode, ..FileStat::default() }
+        FileStat {
+            path: path.to_owned(),
+            mode,
+            ..FileStat::default()
+        }
     }
 
     #[test]

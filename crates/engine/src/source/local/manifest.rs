@@ -25,7 +25,8 @@ pub(super) struct Entry {
 impl Entry {
     /// Makes the entry of a file read in a transfer that began at `began_ns`.
     pub fn new(stat: FileStat, began_ns: i64) -> Self {
-        let is_racy = super::order::has_content(&stat) && stat.mod_time_ns > began_ns.saturating_sub(GRANULARITY_NS);
+        let is_racy =
+            super::order::has_content(&stat) && stat.mod_time_ns > began_ns.saturating_sub(GRANULARITY_NS);
         Self { stat, is_racy }
     }
 
@@ -37,7 +38,11 @@ impl Entry {
         }
         if is_dir {
             // A directory's time changes with its entries, which are compared themselves.
-            let same_time = FileStat { mod_time_ns: self.stat.mod_time_ns, size_bytes: self.stat.size_bytes, ..stat.clone() };
+            let same_time = FileStat {
+                mod_time_ns: self.stat.mod_time_ns,
+                size_bytes: self.stat.size_bytes,
+                ..stat.clone()
+            };
             return same_time == self.stat;
         }
         *stat == self.stat
@@ -97,8 +102,22 @@ fn entry(rest: &mut &[u8]) -> Option<Entry> {
         let name = text(rest)?;
         xattrs.insert(name, Bytes::copy_from_slice(slice(rest)?));
     }
-    let stat = FileStat { path, mode, uid, gid, size_bytes, mod_time_ns, linkname, dev_major, dev_minor, xattrs };
-    Some(Entry { stat, is_racy: racy != 0 })
+    let stat = FileStat {
+        path,
+        mode,
+        uid,
+        gid,
+        size_bytes,
+        mod_time_ns,
+        linkname,
+        dev_major,
+        dev_minor,
+        xattrs,
+    };
+    Some(Entry {
+        stat,
+        is_racy: racy != 0,
+    })
 }
 
 fn number(rest: &mut &[u8]) -> Option<u32> {
@@ -130,7 +149,14 @@ mod tests {
 
     fn stat(mod_time_ns: i64) -> FileStat {
         let xattrs = BTreeMap::from([("user.a".to_owned(), Bytes::from_static(b"\0b"))]);
-        FileStat { path: "d/f".to_owned(), mode: 0o644, size_bytes: 5, mod_time_ns, xattrs, ..FileStat::default() }
+        FileStat {
+            path: "d/f".to_owned(),
+            mode: 0o644,
+            size_bytes: 5,
+            mod_time_ns,
+            xattrs,
+            ..FileStat::default()
+        }
     }
 
     #[test]
@@ -155,7 +181,13 @@ mod tests {
         let kept = Entry::new(stat(1), i64::MAX);
         assert!(kept.is_current(&stat(1)));
         assert!(!kept.is_current(&stat(2)));
-        assert!(!kept.is_current(&FileStat { mode: 0o600, ..stat(1) }));
-        assert!(!kept.is_current(&FileStat { xattrs: BTreeMap::new(), ..stat(1) }));
+        assert!(!kept.is_current(&FileStat {
+            mode: 0o600,
+            ..stat(1)
+        }));
+        assert!(!kept.is_current(&FileStat {
+            xattrs: BTreeMap::new(),
+            ..stat(1)
+        }));
     }
 }

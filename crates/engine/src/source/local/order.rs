@@ -63,7 +63,12 @@ pub(super) struct Order {
 impl Order {
     /// Takes the next entry.
     pub fn accept(&mut self, stat: &FileStat) -> Result<(), TransferError> {
-        let refuse = |reason| Err(TransferError::Listing { path: stat.path.clone(), reason });
+        let refuse = |reason| {
+            Err(TransferError::Listing {
+                path: stat.path.clone(),
+                reason,
+            })
+        };
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             return refuse("the directory has too many entries");
@@ -75,7 +80,11 @@ impl Order {
         if !is_clean || stat.path.contains('\0') || stat.linkname.contains('\0') {
             return refuse("the path is not a clean relative path");
         }
-        if self.last.as_ref().is_some_and(|last| compare(last, &stat.path) != Ordering::Less) {
+        if self
+            .last
+            .as_ref()
+            .is_some_and(|last| compare(last, &stat.path) != Ordering::Less)
+        {
             return refuse("the path is out of order");
         }
         let parent = stat.path.rsplit_once('/').map(|(parent, _)| parent);
@@ -110,17 +119,30 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, mode: u32) -> FileStat {
-        FileStat { path: path.to_owned(), mode, ..FileStat::default() }
+        FileStat {
+            path: path.to_owned(),
+            mode,
+            ..FileStat::default()
+        }
     }
 
     fn accepts(entries: &[(&str, u32)]) -> bool {
         let mut order = Order::default();
-        entries.iter().all(|(path, mode)| order.accept(&entry(path, *mode)).is_ok())
+        entries
+            .iter()
+            .all(|(path, mode)| order.accept(&entry(path, *mode)).is_ok())
     }
 
     #[test]
     fn takes_a_walk_in_order() {
-        assert!(accepts(&[("a", MODE_DIR), ("a/b", 0), ("a/c", MODE_DIR), ("a/c/d", 0), ("a-b", 0), ("b", 0)]));
+        assert!(accepts(&[
+            ("a", MODE_DIR),
+            ("a/b", 0),
+            ("a/c", MODE_DIR),
+            ("a/c/d", 0),
+            ("a-b", 0),
+            ("b", 0)
+        ]));
     }
 
     #[test]
@@ -140,7 +162,10 @@ mod tests {
     fn refuses_links_to_what_was_not_listed() {
         let mut order = Order::default();
         order.accept(&entry("a", 0)).expect("is listed");
-        let link = |target: &str| FileStat { linkname: target.to_owned(), ..entry("b", 0) };
+        let link = |target: &str| FileStat {
+            linkname: target.to_owned(),
+            ..entry("b", 0)
+        };
         assert!(order.accept(&link("../x")).is_err());
         assert!(order.accept(&link("a")).is_ok() || order.accept(&entry("c", 0)).is_ok());
     }

@@ -75,7 +75,9 @@ impl From<TransferError> for BuildError {
     fn from(error: TransferError) -> Self {
         let kind = match &error {
             TransferError::Session(SessionError::NotFound { .. }) => ErrorKind::NotFound,
-            TransferError::Session(_) | TransferError::Ended | TransferError::Write { .. } => ErrorKind::Unavailable,
+            TransferError::Session(_) | TransferError::Ended | TransferError::Write { .. } => {
+                ErrorKind::Unavailable
+            }
             TransferError::Store(_) => ErrorKind::Internal,
             _ => ErrorKind::User,
         };
@@ -99,7 +101,12 @@ impl Receiver {
         attributes: Attributes,
         step: StatusStep,
     ) -> Self {
-        Self { incoming, outgoing, attributes, step }
+        Self {
+            incoming,
+            outgoing,
+            attributes,
+            step,
+        }
     }
 
     /// Brings the tree of `reference` up to date and commits it. If this fails the tree has no manifest, so that the next
@@ -114,19 +121,29 @@ impl Receiver {
         reference.set_index(shared_key).map_err(TransferError::from)?;
         reference.retain();
         if let Some(entries) = &kept.manifest {
-            reference.set_metadata(MANIFEST, Some(&manifest::encode(entries))).map_err(TransferError::from)?;
+            reference
+                .set_metadata(MANIFEST, Some(&manifest::encode(entries)))
+                .map_err(TransferError::from)?;
         }
         let committed = reference.commit().map_err(TransferError::from)?;
         if let Some(mut checksums) = kept.checksums {
-            committed.set_checksums(&checksums.encode()).map_err(TransferError::from)?;
+            committed
+                .set_checksums(&checksums.encode())
+                .map_err(TransferError::from)?;
         }
         Ok(committed)
     }
 
     fn transfer(&mut self, reference: &MutableRef) -> Result<Kept, TransferError> {
-        let filter = self.attributes.content_filter().map_err(|error| TransferError::Sender(error.to_string()))?;
+        let filter = self
+            .attributes
+            .content_filter()
+            .map_err(|error| TransferError::Sender(error.to_string()))?;
         let mut work = Work::begin(reference, filter, self.attributes.always_transfer)?;
-        let mut progress = Progress { received: 0, shown: Instant::now() };
+        let mut progress = Progress {
+            received: 0,
+            shown: Instant::now(),
+        };
         let mut fin_is_sent = false;
         loop {
             let packet = self.incoming.blocking_recv().ok_or(TransferError::Ended)??;
@@ -138,7 +155,9 @@ impl Receiver {
                 FilePacket::Failed(message) => return Err(TransferError::Sender(message)),
                 FilePacket::Request(_) => return Err(TransferError::Protocol("the sender sent a request")),
                 FilePacket::Fin if fin_is_sent => break,
-                FilePacket::Fin => return Err(TransferError::Protocol("the sender ended before the receiver")),
+                FilePacket::Fin => {
+                    return Err(TransferError::Protocol("the sender ended before the receiver"));
+                }
             }
             for id in work.start_requests()? {
                 self.send(FilePacket::Request(id))?;
@@ -153,7 +172,9 @@ impl Receiver {
     }
 
     fn send(&self, packet: FilePacket) -> Result<(), TransferError> {
-        self.outgoing.blocking_send(packet).map_err(|_| TransferError::Ended)
+        self.outgoing
+            .blocking_send(packet)
+            .map_err(|_| TransferError::Ended)
     }
 }
 
@@ -233,9 +254,13 @@ impl<'a> Work<'a> {
         filter: Option<Matcher>,
         always_transfer: bool,
     ) -> Result<Self, TransferError> {
-        let known = reference.metadata(MANIFEST)?.and_then(|bytes| manifest::decode(&bytes));
+        let known = reference
+            .metadata(MANIFEST)?
+            .and_then(|bytes| manifest::decode(&bytes));
         let checksums = match &known {
-            Some(_) => reference.take_checksums().and_then(|bytes| ChecksumTree::decode(&bytes).ok()),
+            Some(_) => reference
+                .take_checksums()
+                .and_then(|bytes| ChecksumTree::decode(&bytes).ok()),
             None => Some(ChecksumTree::new()),
         };
         let root = open_root(reference)?;
@@ -284,14 +309,20 @@ impl<'a> Work<'a> {
 
     fn entry(&mut self, stat: FileStat) -> Result<(), TransferError> {
         if self.listing_ended {
-            return Err(TransferError::Protocol("an entry came after the end of the listing"));
+            return Err(TransferError::Protocol(
+                "an entry came after the end of the listing",
+            ));
         }
         self.order.accept(&stat)?;
         let id = self.entries;
         self.entries += 1;
-        let Some(filter) = &self.filter else { return self.keep(id, stat) };
+        let Some(filter) = &self.filter else {
+            return self.keep(id, stat);
+        };
         let wanted = filter.matches_or_parent(&stat.path).unwrap_or(false);
-        let Some(listing) = &mut self.listing else { return Ok(()) };
+        let Some(listing) = &mut self.listing else {
+            return Ok(());
+        };
         for (id, stat) in listing.accept(id, stat, wanted) {
             self.keep(id, stat)?;
         }
@@ -305,8 +336,14 @@ impl<'a> Work<'a> {
         let old = old.filter(|old| !self.is_gone(&old.stat.path));
         let source_is_new = is_hard_link(&stat) && self.rewritten.contains(&stat.linkname);
         let must_transfer = self.always_transfer && has_content(&stat);
-        if let Some(old) = old.as_ref().filter(|old| old.is_current(&stat) && !source_is_new && !must_transfer) {
-            self.new.push(Entry { stat, is_racy: old.is_racy });
+        if let Some(old) = old
+            .as_ref()
+            .filter(|old| old.is_current(&stat) && !source_is_new && !must_transfer)
+        {
+            self.new.push(Entry {
+                stat,
+                is_racy: old.is_racy,
+            });
             return Ok(());
         }
         self.begin_changes()?;
@@ -334,7 +371,10 @@ impl<'a> Work<'a> {
     }
 
     fn is_gone(&self, path: &str) -> bool {
-        self.gone.as_ref().is_some_and(|gone| path.strip_prefix(gone.as_str()).is_some_and(|rest| rest.starts_with('/')))
+        self.gone.as_ref().is_some_and(|gone| {
+            path.strip_prefix(gone.as_str())
+                .is_some_and(|rest| rest.starts_with('/'))
+        })
     }
 
     /// Removes what is kept but comes before `path` and so is not in the listing.
@@ -380,10 +420,20 @@ impl<'a> Work<'a> {
     fn start_requests(&mut self) -> Result<Vec<u32>, TransferError> {
         let mut ids = Vec::new();
         while self.open.len() < MAX_OPEN {
-            let Some((id, stat)) = self.waiting.pop_front() else { break };
+            let Some((id, stat)) = self.waiting.pop_front() else {
+                break;
+            };
             let file = self.tree.open_file(&stat.path)?;
             let hasher = FileHasher::new(&go_stat(&stat))?;
-            self.open.insert(id, OpenFile { stat, file, hasher, received_bytes: 0 });
+            self.open.insert(
+                id,
+                OpenFile {
+                    stat,
+                    file,
+                    hasher,
+                    received_bytes: 0,
+                },
+            );
             ids.push(id);
         }
         Ok(ids)
@@ -395,7 +445,10 @@ impl<'a> Work<'a> {
             let open = self.open.get_mut(&id).ok_or(unknown)?;
             open.received_bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             open.hasher.update(bytes);
-            return open.file.write_all(bytes).map_err(|source| write_error(&open.stat.path, "write", source));
+            return open
+                .file
+                .write_all(bytes)
+                .map_err(|source| write_error(&open.stat.path, "write", source));
         }
         let open = self.open.remove(&id).ok_or(unknown)?;
         self.tree.finish_file(&open.file, &open.stat)?;
@@ -429,14 +482,20 @@ impl<'a> Work<'a> {
             self.write_listing(&listing)?;
         }
         if !self.changed {
-            return Ok(Kept { manifest: None, checksums: self.checksums });
+            return Ok(Kept {
+                manifest: None,
+                checksums: self.checksums,
+            });
         }
         for entry in self.new.iter().filter(|entry| entry.stat.mode & MODE_DIR != 0) {
             if self.touched.contains(&entry.stat.path) {
                 self.tree.touch(&entry.stat)?;
             }
         }
-        Ok(Kept { manifest: Some(self.new), checksums: self.checksums })
+        Ok(Kept {
+            manifest: Some(self.new),
+            checksums: self.checksums,
+        })
     }
 
     /// The listing of a transfer of metadata alone is a file of the tree.
@@ -446,7 +505,8 @@ impl<'a> Work<'a> {
         let mut file = self.tree.create_file(&stat.path)?;
         let mut hasher = FileHasher::new(&go_stat(&stat))?;
         hasher.update(listing.bytes());
-        file.write_all(listing.bytes()).map_err(|source| write_error(&stat.path, "write", source))?;
+        file.write_all(listing.bytes())
+            .map_err(|source| write_error(&stat.path, "write", source))?;
         self.tree.finish_file(&file, &stat)?;
         self.record(&stat, hasher.finish())
     }
@@ -454,12 +514,20 @@ impl<'a> Work<'a> {
 
 fn open_root(reference: &MutableRef) -> Result<snapshot::MountedTree, TransferError> {
     let mounts = reference.mounts(false)?;
-    let mount = mounts.first().ok_or(TransferError::Protocol("the tree has no mount"))?;
-    mount.open().map_err(|error| write_error("/", "mount", io::Error::other(error)))
+    let mount = mounts
+        .first()
+        .ok_or(TransferError::Protocol("the tree has no mount"))?;
+    mount
+        .open()
+        .map_err(|error| write_error("/", "mount", io::Error::other(error)))
 }
 
 fn write_error(path: &str, action: &'static str, source: io::Error) -> TransferError {
-    TransferError::Write { path: path.to_owned(), action, source }
+    TransferError::Write {
+        path: path.to_owned(),
+        action,
+        source,
+    }
 }
 
 fn go_stat(stat: &FileStat) -> GoStat {
@@ -473,7 +541,11 @@ fn go_stat(stat: &FileStat) -> GoStat {
         linkname: stat.linkname.clone(),
         devmajor: stat.dev_major,
         devminor: stat.dev_minor,
-        xattrs: stat.xattrs.iter().map(|(name, value)| (name.clone(), value.to_vec())).collect(),
+        xattrs: stat
+            .xattrs
+            .iter()
+            .map(|(name, value)| (name.clone(), value.to_vec()))
+            .collect(),
     }
 }
 

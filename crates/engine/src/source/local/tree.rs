@@ -8,7 +8,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 
 use super::order::{
-    MODE_CHAR, MODE_DEVICE, MODE_DIR, MODE_FIFO, MODE_SETGID, MODE_SETUID, MODE_STICKY, MODE_SYMLINK, is_hard_link,
+    MODE_CHAR, MODE_DEVICE, MODE_DIR, MODE_FIFO, MODE_SETGID, MODE_SETUID, MODE_STICKY, MODE_SYMLINK,
+    is_hard_link,
 };
 use super::receive::TransferError;
 use crate::session::FileStat;
@@ -24,7 +25,10 @@ pub(super) struct Tree {
 impl Tree {
     /// Works on the tree below `root`.
     pub fn new(root: impl AsFd) -> io::Result<Self> {
-        Ok(Self { root: root.as_fd().try_clone_to_owned()?, last: None })
+        Ok(Self {
+            root: root.as_fd().try_clone_to_owned()?,
+            last: None,
+        })
     }
 
     /// Opens an entry's directory and splits off its name.
@@ -33,10 +37,14 @@ impl Tree {
         if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            let fd = rustix::fs::openat2(&self.root, dir, flags, Mode::empty(), resolve).map_err(at(dir, "open"))?;
+            let fd = rustix::fs::openat2(&self.root, dir, flags, Mode::empty(), resolve)
+                .map_err(at(dir, "open"))?;
             self.last = Some((dir.to_owned(), fd));
         }
-        let (_, fd) = self.last.as_ref().ok_or_else(|| failure(dir, "open", Errno::NOENT))?;
+        let (_, fd) = self
+            .last
+            .as_ref()
+            .ok_or_else(|| failure(dir, "open", Errno::NOENT))?;
         Ok((fd.as_fd(), name))
     }
 
@@ -82,7 +90,8 @@ impl Tree {
             };
             let part = |number: i64| u32::try_from(number).map_err(|_| failure(path, "mknod", Errno::INVAL));
             let device = rustix::fs::makedev(part(stat.dev_major)?, part(stat.dev_minor)?);
-            rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), device).map_err(at(path, "mknod"))?;
+            rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), device)
+                .map_err(at(path, "mknod"))?;
         } else {
             return Ok(false);
         }
@@ -95,8 +104,14 @@ impl Tree {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let from = stat.linkname.as_str();
         let (from_dir, from_name) = from.rsplit_once('/').unwrap_or((".", from));
-        let from_dir = rustix::fs::openat2(&self.root, from_dir, flags | OFlags::DIRECTORY, Mode::empty(), resolve)
-            .map_err(at(from, "open"))?;
+        let from_dir = rustix::fs::openat2(
+            &self.root,
+            from_dir,
+            flags | OFlags::DIRECTORY,
+            Mode::empty(),
+            resolve,
+        )
+        .map_err(at(from, "open"))?;
         let (dir, name) = self.parent(&stat.path)?;
         rustix::fs::linkat(&from_dir, from_name, dir, name, AtFlags::empty()).map_err(at(&stat.path, "link"))
     }
@@ -106,7 +121,8 @@ impl Tree {
         self.remove(path)?;
         let (dir, name) = self.parent(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).map_err(at(path, "create"))?;
+        let fd =
+            rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).map_err(at(path, "create"))?;
         Ok(File::from(fd))
     }
 
@@ -147,7 +163,8 @@ impl Tree {
         let path = &stat.path;
         let (dir, name) = self.parent(path)?;
         let (uid, gid) = owner(stat);
-        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(at(path, "chown"))?;
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(at(path, "chown"))?;
         if stat.mode & MODE_SYMLINK == 0 {
             rustix::fs::chmodat(dir, name, permissions(stat), AtFlags::empty()).map_err(at(path, "chmod"))?;
         }
@@ -166,7 +183,8 @@ impl Tree {
     /// Sets a directory's time again after its entries changed.
     pub fn touch(&mut self, stat: &FileStat) -> Result<(), TransferError> {
         let (dir, name) = self.parent(&stat.path)?;
-        rustix::fs::utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).map_err(at(&stat.path, "utimes"))
+        rustix::fs::utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(at(&stat.path, "utimes"))
     }
 }
 
@@ -206,12 +224,19 @@ fn remove_entries(dir: &OwnedFd) -> Result<(), Errno> {
 }
 
 fn owner(stat: &FileStat) -> (rustix::fs::Uid, rustix::fs::Gid) {
-    (rustix::fs::Uid::from_raw(stat.uid), rustix::fs::Gid::from_raw(stat.gid))
+    (
+        rustix::fs::Uid::from_raw(stat.uid),
+        rustix::fs::Gid::from_raw(stat.gid),
+    )
 }
 
 fn permissions(stat: &FileStat) -> Mode {
     let mut mode = stat.mode & 0o777;
-    for (go, unix) in [(MODE_SETUID, 0o4000), (MODE_SETGID, 0o2000), (MODE_STICKY, 0o1000)] {
+    for (go, unix) in [
+        (MODE_SETUID, 0o4000),
+        (MODE_SETGID, 0o2000),
+        (MODE_STICKY, 0o1000),
+    ] {
         if stat.mode & go != 0 {
             mode |= unix;
         }
@@ -224,11 +249,18 @@ fn times(stat: &FileStat) -> Timestamps {
         tv_sec: stat.mod_time_ns.div_euclid(1_000_000_000),
         tv_nsec: stat.mod_time_ns.rem_euclid(1_000_000_000),
     };
-    Timestamps { last_access: time, last_modification: time }
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 fn failure(path: &str, action: &'static str, source: Errno) -> TransferError {
-    TransferError::Write { path: path.to_owned(), action, source: source.into() }
+    TransferError::Write {
+        path: path.to_owned(),
+        action,
+        source: source.into(),
+    }
 }
 
 fn at<'a>(path: &'a str, action: &'static str) -> impl Fn(Errno) -> TransferError + 'a {

@@ -1,0 +1,247 @@
+//! Files from web servers, and from the client in place of one.
+
+use std::sync::Mutex;
+
+use engine::ErrorKind;
+use llb::{HttpOptions, State};
+
+use super::server::{Answer, Seen, Server};
+use super::world::World;
+
+fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Answer {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    Answer(status, headers, body.as_bytes().to_vec())
+}
+
+fn http(server: &Server, path: &str) -> State {
+    State::http(&server.url(path), HttpOptions::default())
+}
+
+fn methods(log: &[Seen]) -> Vec<&str> {
+    log.iter().map(|seen| seen.method.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etag_saves_the_second_download() {
+    let body: &'static Mutex<&str> = Box::leak(Box::new(Mutex::new("one")));
+    let server = Server::start(|seen| {
+        let body = *body.lock().unwrap();
+        let etag = format!("\"{body}\"");
+        let known = seen
+            .headers
+            .get("if-none-match")
+            .is_some_and(|known| known.split(", ").any(|one| one == etag));
+        let date = "Fri, 13 Feb 2009 23:31:30 GMT";
+        answer(
+            if known { 304 } else { 200 },
+            &[("ETag", &etag), ("Last-Modified", date)],
+            if known { "" } else { body },
+        )
+    });
+    let world = World::new();
+    let tree = world.build(&http(&server, "/dir/a.txt?x=y")).await.unwrap();
+    assert_eq!(tree["a.txt"].content, "one");
+    assert_eq!((tree["a.txt"].mode, tree["a.txt"].mtime), (0o600, 1_234_567_890));
+    assert_eq!(methods(&server.take_log()), ["GET"]);
+    assert_eq!(world.build(&http(&server, "/dir/a.txt?x=y")).await.unwrap(), tree);
+    assert_eq!(methods(&server.take_log()), ["HEAD"]);
+    *body.lock().unwrap() = "two";
+    assert_eq!(
+        world.build(&http(&server, "/dir/a.txt?x=y")).await.unwrap()["a.txt"].content,
+        "two"
+    );
+    assert_eq!(methods(&server.take_log()), ["HEAD", "GET"]);
+    // Both are kept now, and the server may say that either holds.
+    *body.lock().unwrap() = "one";
+    assert_eq!(
+        world.build(&http(&server, "/dir/a.txt?x=y")).await.unwrap()["a.txt"].content,
+        "one"
+    );
+    assert_eq!(methods(&server.take_log()), ["HEAD"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_etags_is_asked_for_the_file() {
+    let server = Server::start(|_| answer(200, &[], "one"));
+    let world = World::new();
+    for _ in 0..2 {
+        assert_eq!(
+            world.build(&http(&server, "/a")).await.unwrap()["a"].content,
+            "one"
+        );
+    }
+    assert_eq!(methods(&server.take_log()), ["GET", "GET"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checksum_must_match() {
+    let server = Server::start(|_| answer(200, &[("ETag", "\"e\"")], "one"));
+    let world = World::new();
+    let pinned = |content: &str| {
+        let checksum = Some(oci::Digest::sha256(content.as_bytes()));
+        State::http(
+            &server.url("/a"),
+            HttpOptions {
+                checksum,
+                ..HttpOptions::default()
+            },
+        )
+    };
+    let error = world.build(&pinned("two")).await.unwrap_err();
+    assert!(
+        error.to_string().contains("digest mismatch") && error.kind() == ErrorKind::User,
+        "{error}"
+    );
+    assert_eq!(world.build(&pinned("one")).await.unwrap()["a"].content, "one");
+    server.take_log();
+    // What the solver has needs no server.
+    assert_eq!(world.build(&pinned("one")).await.unwrap()["a"].content, "one");
+    assert_eq!(methods(&server.take_log()), Vec::<&str>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_are_followed_without_credentials_for_others() {
+    let other = Server::start(|_| answer(200, &[], "there"));
+    let target = other.url("/c");
+    let server = Server::start(move |seen| match seen.target.as_str() {
+        "/a" => answer(302, &[("Location", "/b")], ""),
+        "/away" => answer(302, &[("Location", &target)], ""),
+        "/loop" => answer(302, &[("Location", "/loop")], ""),
+        _ => answer(200, &[], "here"),
+    });
+    let world = World::new();
+    assert_eq!(
+        world.build(&http(&server, "/a")).await.unwrap()["a"].content,
+        "here"
+    );
+    let options = HttpOptions {
+        auth_header_secret: "auth".to_owned(),
+        ..HttpOptions::default()
+    };
+    world
+        .client
+        .secrets
+        .lock()
+        .unwrap()
+        .insert("auth".to_owned(), "Bearer s3cret".to_owned());
+    let tree = world
+        .build(&State::http(&server.url("/away"), options))
+        .await
+        .unwrap();
+    assert_eq!(tree["away"].content, "there");
+    assert!(server.take_log().iter().any(|seen| {
+        seen.headers
+            .get("authorization")
+            .is_some_and(|it| it == "Bearer s3cret")
+    }));
+    assert!(
+        other
+            .take_log()
+            .iter()
+            .all(|seen| !seen.headers.contains_key("authorization"))
+    );
+    assert!(world.build(&http(&server, "/loop")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_may_name_the_file() {
+    let server = Server::start(|seen| match seen.target.as_str() {
+        "/evil" => answer(
+            200,
+            &[("Content-Disposition", "attachment; filename=\"../../etc/x\"")],
+            "1",
+        ),
+        _ => answer(200, &[("Content-Disposition", "attachment; filename=b.txt")], "1"),
+    });
+    let world = World::new();
+    assert!(
+        world
+            .build(&http(&server, "/a"))
+            .await
+            .unwrap()
+            .contains_key("b.txt")
+    );
+    assert!(
+        world
+            .build(&http(&server, "/evil"))
+            .await
+            .unwrap()
+            .contains_key("x")
+    );
+    let options = HttpOptions {
+        filename: "c".to_owned(),
+        perm: 0o755,
+        ..HttpOptions::default()
+    };
+    let tree = world
+        .build(&State::http(&server.url("/a"), options))
+        .await
+        .unwrap();
+    assert_eq!(tree["c"].mode, 0o755);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_have_their_kind() {
+    let server = Server::start(|seen| answer(seen.target[1..].parse().unwrap(), &[], ""));
+    let world = World::new();
+    for (path, kind) in [
+        ("/404", ErrorKind::NotFound),
+        ("/403", ErrorKind::Denied),
+        ("/503", ErrorKind::Unavailable),
+    ] {
+        let error = world.build(&http(&server, path)).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("invalid response status {}", &path[1..])),
+            "{error}"
+        );
+    }
+    let gone = State::http("http://127.0.0.1:1/x", HttpOptions::default());
+    assert_eq!(
+        world.build(&gone).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_uploads_stand_for_a_server() {
+    let world = World::new();
+    world
+        .client
+        .uploads
+        .lock()
+        .unwrap()
+        .insert("/abc".to_owned(), b"from standard input");
+    let upload = |name: &str| State::http(&format!("http://buildkit-session/{name}"), HttpOptions::default());
+    assert_eq!(
+        world.build(&upload("abc")).await.unwrap()["abc"].content,
+        "from standard input"
+    );
+    assert!(world.build(&upload("def")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_resolved_without_a_build() {
+    let server = Server::start(|_| {
+        answer(
+            200,
+            &[
+                ("ETag", "\"e\""),
+                ("Last-Modified", "Fri, 13 Feb 2009 23:31:30 GMT"),
+            ],
+            "one",
+        )
+    });
+    let world = World::new();
+    let meta = world.ask(&http(&server, "/a.txt")).await.unwrap().http.unwrap();
+    assert_eq!(
+        (meta.digest, meta.filename.as_str()),
+        (oci::Digest::sha256(b"one"), "a.txt")
+    );
+    assert!(meta.last_modified.is_some());
+}
