@@ -4,6 +4,7 @@
 //! [`fetch::BlobFetcher`]. What a tag means is asked once per build, so that all steps see the same image.
 
 pub mod attributes;
+mod chain;
 pub mod credentials;
 pub mod documents;
 pub mod fetch;
@@ -176,7 +177,7 @@ impl Images {
         let _step = ctx.progress.step(format!("resolve {}", attributes.reference), "");
         let key = memo_key(&attributes.reference, &attributes.platform);
         let resolving = async {
-            let reader = RegistryReader(client);
+            let reader = RegistryReader(client.clone());
             self.resolve(&reader, &attributes.reference, &attributes.platform)
                 .await
         };
@@ -191,10 +192,20 @@ impl Images {
         } else {
             image.config.clone()
         };
+        let attestations = if request.attestation_chain || !request.resolve_attestations.is_empty() {
+            let predicates = &request.resolve_attestations;
+            let (reference, platform) = (&attributes.reference, &attributes.platform);
+            tokio::select! {
+                chain = chain::collect(&client, reference, &image.root, platform, predicates) => chain?,
+                () = ctx.cancel.cancelled() => return Err(BuildError::canceled()),
+            }
+        } else {
+            None
+        };
         let image = ImageMeta {
             digest: image.root.digest,
             config,
-            attestations: None,
+            attestations,
         };
         Ok(SourceMeta {
             op,
