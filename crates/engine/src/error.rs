@@ -265,10 +265,10 @@ impl BuildError {
 
 /// Joins an error's text with those of its sources, leaving out what the outer text repeats already.
 pub fn chain_text(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = plain_text(error);
     let mut source = error.source();
     while let Some(inner) = source {
-        let inner_text = inner.to_string();
+        let inner_text = plain_text(inner);
         if !text.contains(&inner_text) {
             text.push_str(": ");
             text.push_str(&inner_text);
@@ -276,6 +276,21 @@ pub fn chain_text(error: &(dyn StdError + 'static)) -> String {
         source = inner.source();
     }
     text
+}
+
+/// The text of one error. The system's own errors read as they do elsewhere in the ecosystem: `no such file or directory`.
+fn plain_text(error: &(dyn StdError + 'static)) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" (os error ") {
+        Some((reason, number)) if number.ends_with(')') => {
+            let (before, words) = reason.rsplit_once(": ").map_or(("", reason), |(before, words)| (before, words));
+            let mut letters = words.chars();
+            let first: String = letters.next().map(|letter| letter.to_lowercase().collect()).unwrap_or_default();
+            let separator = if before.is_empty() { "" } else { ": " };
+            format!("{before}{separator}{first}{}", letters.as_str())
+        }
+        _ => text,
+    }
 }
 
 impl fmt::Display for BuildError {

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use cache::{ImmutableRef, Store};
 use oci::Digest;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, ETAG, IF_NONE_MATCH, LAST_MODIFIED};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use crate::bridge::meta::{HttpMeta, MetaContext};
@@ -57,11 +57,17 @@ impl HttpFiles {
     pub async fn resolve_meta(&self, ctx: &MetaContext, op: &llb::pb::SourceOp) -> Result<HttpMeta, BuildError> {
         let attributes = Attributes::read(op)?;
         let resolved = match attributes.pinned() {
-            Some(resolved) => resolved,
-            None => self.ask(&attributes, &ctx.sessions).await?,
+            Some(resolved) => Arc::new(resolved),
+            None => {
+                // Steps of this build see what the frontend saw.
+                let jobs = [Arc::clone(&ctx.job)];
+                let asking = self.ask(&attributes, &ctx.sessions);
+                crate::job::memo(&jobs, &memo_key(&attributes)?, asking).await?
+            }
         };
         let last_modified = resolved.last_modified.as_deref().and_then(name::parse_http_date);
-        Ok(HttpMeta { digest: resolved.digest, filename: resolved.filename, last_modified, checksum: None })
+        let filename = resolved.filename.clone();
+        Ok(HttpMeta { digest: resolved.digest, filename, last_modified, checksum: None })
     }
 
     /// Asks the server, or fetches the file.
@@ -70,10 +76,10 @@ impl HttpFiles {
             return self.fetch_from_client(attributes, sessions).await;
         }
         let kept = self.kept(attributes).await?;
-        if !kept.is_empty() {
-            if let Some(resolved) = self.revalidate(attributes, sessions, &kept).await? {
-                return Ok(resolved);
-            }
+        if !kept.is_empty()
+            && let Some(resolved) = self.revalidate(attributes, sessions, &kept).await?
+        {
+            return Ok(resolved);
         }
         let response = self.get(attributes, sessions, &kept).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
@@ -112,7 +118,8 @@ impl HttpFiles {
         sessions: &SessionGroup,
         kept: &[Kept],
     ) -> Result<Response, BuildError> {
-        let mut request = self.request(Method::GET, attributes, sessions).await?;
+        let request = self.request(Method::GET, attributes, sessions).await?;
+        let mut request = request.header(ACCEPT_ENCODING, "gzip");
         if !kept.is_empty() {
             request = request.header(IF_NONE_MATCH, etags(kept));
         }
@@ -151,7 +158,8 @@ impl HttpFiles {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
         let filename = attributes.filename(header(CONTENT_DISPOSITION).as_deref());
-        let mut body = Body::create(&self.store, attributes, filename.clone()).await?;
+        let is_gzip = header(CONTENT_ENCODING).is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"));
+        let mut body = Body::create(&self.store, attributes, filename.clone(), is_gzip).await?;
         loop {
             let chunk = response.chunk().await.map_err(|error| unreachable_server(attributes, error))?;
             let Some(chunk) = chunk else { break };
@@ -174,7 +182,7 @@ impl HttpFiles {
         });
         let mut stream = stream.await?;
         let filename = attributes.filename(None);
-        let mut body = Body::create(&self.store, attributes, filename.clone()).await?;
+        let mut body = Body::create(&self.store, attributes, filename.clone(), false).await?;
         while let Some(chunk) = stream.incoming.recv().await {
             body.write(chunk?).await?;
         }
@@ -211,6 +219,10 @@ async fn secret(sessions: &SessionGroup, name: &str) -> Result<String, SessionEr
         })
         .await?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn memo_key(attributes: &Attributes) -> Result<String, BuildError> {
+    Ok(format!("resolved {}", attributes.index()?))
 }
 
 /// ETags are compared without the mark of weak ones.
@@ -261,7 +273,7 @@ impl HttpOp {
 
     /// What the URL holds: the same for all steps of a build.
     async fn asked(&self, ctx: &OpContext) -> Result<Arc<Resolved>, BuildError> {
-        let key = format!("http:{}", self.attributes.index()?);
+        let key = memo_key(&self.attributes)?;
         let sessions = ctx.sessions();
         let resolved = ctx.memo(&key, self.files.ask(&self.attributes, &sessions));
         tokio::select! {

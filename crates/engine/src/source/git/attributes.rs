@@ -33,6 +33,10 @@ pub(super) struct Attributes {
 
 /// What is different from an ordinary checkout.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an attribute of the protocol"
+)]
 pub(super) struct Options {
     /// Keep `.git`.
     pub keep_git_dir: bool,

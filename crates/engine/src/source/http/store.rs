@@ -1,10 +1,11 @@
 //! Fetched files: refs of one file, kept with what the server said of them.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
+use flate2::write::GzDecoder;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
 use oci::{Digest, Digester};
 use reqwest::Response;
@@ -66,14 +67,61 @@ pub(super) fn find(store: &Store, index: &str) -> Result<Vec<Kept>, BuildError> 
 #[derive(Debug)]
 pub(super) struct Body {
     reference: MutableRef,
+    /// `None` while bytes are being written.
+    sink: Option<Sink>,
+    owner: (u32, u32),
+}
+
+/// A file and the digest of what was written to it.
+#[derive(Debug)]
+struct Digested {
     file: File,
     digester: Digester,
-    owner: (u32, u32),
+}
+
+impl Write for Digested {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.digester.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Where a body goes, decompressed if the server compressed it for the transfer.
+#[derive(Debug)]
+enum Sink {
+    Plain(Digested),
+    Gzip(GzDecoder<Digested>),
+}
+
+impl Sink {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(file) => file.write_all(bytes),
+            Self::Gzip(decoder) => decoder.write_all(bytes),
+        }
+    }
+
+    fn finish(self) -> io::Result<Digested> {
+        match self {
+            Self::Plain(file) => Ok(file),
+            Self::Gzip(decoder) => decoder.finish(),
+        }
+    }
 }
 
 impl Body {
     /// Makes an empty file in a new ref.
-    pub async fn create(store: &Store, attributes: &Attributes, filename: String) -> Result<Self, BuildError> {
+    pub async fn create(
+        store: &Store,
+        attributes: &Attributes,
+        filename: String,
+        is_gzip: bool,
+    ) -> Result<Self, BuildError> {
         let store = store.clone();
         let description = format!("http url {}", attributes.shown_url());
         let mode = if attributes.perm == 0 { 0o600 } else { u32::try_from(attributes.perm & 0o777).unwrap_or(0o600) };
@@ -90,19 +138,22 @@ impl Body {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = rustix::fs::openat(&tree, filename.as_str(), flags, Mode::from_raw_mode(mode)).map_err(internal)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(internal)?;
-            Ok(Self { reference, file: File::from(file), digester: Digester::sha256(), owner })
+            let file = Digested { file: File::from(file), digester: Digester::sha256() };
+            let sink = if is_gzip { Sink::Gzip(GzDecoder::new(file)) } else { Sink::Plain(file) };
+            Ok(Self { reference, sink: Some(sink), owner })
         })
         .await
     }
 
     /// Appends bytes.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BuildError> {
-        self.digester.update(&bytes);
-        let mut file = self.file.try_clone().map_err(internal)?;
-        blocking(move || {
-            file.write_all(&bytes).map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))
-        })
-        .await
+        let mut sink = self.sink.take().ok_or_else(|| BuildError::internal("a write was given up"))?;
+        let sink = blocking(move || {
+            sink.write_all(&bytes).map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
+            Ok(sink)
+        });
+        self.sink = Some(sink.await?);
+        Ok(())
     }
 
     /// Completes the file and keeps it under `index` if the server gave it an ETag.
@@ -112,11 +163,13 @@ impl Body {
         last_modified: Option<&str>,
         index: String,
     ) -> Result<(ImmutableRef, Digest), BuildError> {
-        let digest = self.digester.finish();
+        let sink = self.sink.ok_or_else(|| BuildError::internal("a write was given up"))?;
         let etag = etag.map(etag_value).unwrap_or_default().to_owned();
         let last_modified = last_modified.unwrap_or_default().to_owned();
-        let (reference, file, owner) = (self.reference, self.file, self.owner);
+        let (reference, owner) = (self.reference, self.owner);
         blocking(move || {
+            let written = sink.finish().map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
+            let (file, digest) = (written.file, written.digester.finish());
             if owner != (0, 0) {
                 let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
                 rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(internal)?;

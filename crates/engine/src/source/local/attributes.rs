@@ -7,6 +7,18 @@ use crate::error::BuildError;
 use crate::op::VertexSpec;
 use crate::session::SessionId;
 
+/// Which files count as changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Differ {
+    /// Those that are not surely the same.
+    #[default]
+    Surely,
+    /// Those whose attributes differ: what a client gets that asks for nothing more.
+    Attributes,
+    /// All.
+    Always,
+}
+
 /// The vertex's identifier and attributes, read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Attributes {
@@ -22,8 +34,8 @@ pub(super) struct Attributes {
     pub follow_paths: Vec<String>,
     /// Tells trees of one name and client apart.
     pub shared_key_hint: String,
-    /// Transfer every file again, whatever its attributes say.
-    pub always_transfer: bool,
+    /// Which files are transferred again.
+    pub differ: Differ,
     /// Transfer the listing, and content only of what matches the exceptions.
     pub metadata_only: bool,
     /// See `metadata_only`.
@@ -57,7 +69,13 @@ impl Attributes {
                 "local.excludepatterns" => this.exclude_patterns = list(key, value)?,
                 "local.followpaths" => this.follow_paths = list(key, value)?,
                 "local.sharedkeyhint" => this.shared_key_hint.clone_from(value),
-                "local.differ" => this.always_transfer = value == "none",
+                "local.differ" => {
+                    this.differ = match value.as_str() {
+                        "none" => Differ::Always,
+                        "metadata" => Differ::Attributes,
+                        _ => Differ::Surely,
+                    };
+                }
                 "local.metadatatransfer" => this.metadata_only = boolean(value)?,
                 "local.metadatatransferexclude" => this.metadata_exceptions = list(key, value)?,
                 _ => {}

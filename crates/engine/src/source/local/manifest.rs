@@ -32,20 +32,17 @@ impl Entry {
 
     /// Whether the client's entry is surely the one that is kept.
     pub fn is_current(&self, stat: &FileStat) -> bool {
-        let is_dir = stat.mode & super::order::MODE_DIR != 0;
-        if self.is_racy {
-            return false;
+        !self.is_racy && self.has_attributes_of(stat)
+    }
+
+    /// Whether the attributes are the same, which need not mean that the content is.
+    pub fn has_attributes_of(&self, stat: &FileStat) -> bool {
+        if stat.mode & super::order::MODE_DIR == 0 {
+            return *stat == self.stat;
         }
-        if is_dir {
-            // A directory's time changes with its entries, which are compared themselves.
-            let same_time = FileStat {
-                mod_time_ns: self.stat.mod_time_ns,
-                size_bytes: self.stat.size_bytes,
-                ..stat.clone()
-            };
-            return same_time == self.stat;
-        }
-        *stat == self.stat
+        // A directory's time changes with its entries, which are compared themselves.
+        let (mod_time_ns, size_bytes) = (self.stat.mod_time_ns, self.stat.size_bytes);
+        FileStat { mod_time_ns, size_bytes, ..stat.clone() } == self.stat
     }
 }
 

@@ -13,7 +13,7 @@ use oci::Digest;
 use oci::pattern::Matcher;
 use tokio::sync::mpsc;
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, Differ};
 use super::listing::Listing;
 use super::manifest::{self, Entry};
 use super::order::{MODE_DIR, Order, compare, has_content, is_hard_link};
@@ -139,7 +139,7 @@ impl Receiver {
             .attributes
             .content_filter()
             .map_err(|error| TransferError::Sender(error.to_string()))?;
-        let mut work = Work::begin(reference, filter, self.attributes.always_transfer)?;
+        let mut work = Work::begin(reference, filter, self.attributes.differ)?;
         let mut progress = Progress {
             received: 0,
             shown: Instant::now(),
@@ -225,7 +225,7 @@ struct Work<'a> {
     reference: &'a MutableRef,
     tree: Tree,
     filter: Option<Matcher>,
-    always_transfer: bool,
+    differ: Differ,
     began_ns: i64,
     order: Order,
     /// What is kept and was not met in the listing yet, last first.
@@ -252,7 +252,7 @@ impl<'a> Work<'a> {
     fn begin(
         reference: &'a MutableRef,
         filter: Option<Matcher>,
-        always_transfer: bool,
+        differ: Differ,
     ) -> Result<Self, TransferError> {
         let known = reference
             .metadata(MANIFEST)?
@@ -273,7 +273,7 @@ impl<'a> Work<'a> {
             tree,
             listing: filter.is_some().then(Listing::default),
             filter,
-            always_transfer,
+            differ,
             began_ns: now_ns(),
             order: Order::default(),
             old,
@@ -335,10 +335,9 @@ impl<'a> Work<'a> {
         let old = self.old.pop_if(|old| old.stat.path == stat.path);
         let old = old.filter(|old| !self.is_gone(&old.stat.path));
         let source_is_new = is_hard_link(&stat) && self.rewritten.contains(&stat.linkname);
-        let must_transfer = self.always_transfer && has_content(&stat);
         if let Some(old) = old
             .as_ref()
-            .filter(|old| old.is_current(&stat) && !source_is_new && !must_transfer)
+            .filter(|old| self.is_kept(old, &stat) && !source_is_new)
         {
             self.new.push(Entry {
                 stat,
@@ -368,6 +367,14 @@ impl<'a> Work<'a> {
         self.record(&stat, digest)?;
         self.new.push(Entry::new(stat, self.began_ns));
         Ok(())
+    }
+
+    fn is_kept(&self, old: &Entry, stat: &FileStat) -> bool {
+        match self.differ {
+            Differ::Surely => old.is_current(stat),
+            Differ::Attributes => old.has_attributes_of(stat),
+            Differ::Always => old.is_current(stat) && !has_content(stat),
+        }
     }
 
     fn is_gone(&self, path: &str) -> bool {
