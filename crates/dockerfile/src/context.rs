@@ -179,7 +179,7 @@ impl<'a> Contexts<'a> {
         let mut paths = vec![filename.as_str(), ignore.as_str()];
         paths.extend(lower.as_deref());
         let files = self.asker.files(&definition, &paths, None);
-        let files = files.map_err(|stop| stop.context("failed to resolve dockerfile"))?;
+        let files = files.map_err(|stop| stop.context("failed to read dockerfile"))?;
         let data = match (&files[0], files.get(2)) {
             (Ok(data), _) | (Err(_), Some(Ok(data))) => data.clone(),
             (Err(error), _) => {
@@ -232,7 +232,11 @@ impl<'a> Contexts<'a> {
                 ..LocalOptions::default()
             },
         );
-        self.read_ignore(&state)
+        match self.read_ignore(&state) {
+            // The client may have no such directory; then nothing can be ignored in it.
+            Err(Stop::Failed(_)) => Ok(Vec::new()),
+            patterns => patterns,
+        }
     }
 
     fn read_ignore(&self, state: &State) -> Progress<Vec<String>> {
@@ -564,7 +568,7 @@ fn http_context(main: &mut Main, url: &str, asker: &Asker<'_>) -> Progress<()> {
         },
     );
     let files = asker.files(&marshal(&state)?, &[HTTP_FILE], Some(ARCHIVE_HEADER_BYTES));
-    let files = files.map_err(|stop| stop.context("failed to resolve httpcontext"))?;
+    let files = files.map_err(|stop| stop.context("failed to read downloaded context"))?;
     let header = match &files[0] {
         Ok(header) => header,
         Err(error) => {
