@@ -146,6 +146,11 @@ impl<'a> Contexts<'a> {
         } else if context.starts_with("http://") || context.starts_with("https://") {
             http_context(&mut main, context, asker)?;
         } else {
+            if inputs.values().any(|input| input.metadata.is_empty()) {
+                return Err(ConvertError::NilInput
+                    .context("failed to get frontend inputs")
+                    .into());
+            }
             if options.get("dockerfilekey").is_none() {
                 let input = inputs.get(&main.dockerfile_local);
                 main.dockerfile = input.map(State::from_definition).transpose()?;

@@ -187,6 +187,8 @@ pub(crate) enum ConvertError {
     Capability(String),
     #[error("unsupported request {0}")]
     Subrequest(String),
+    #[error("invalid nil input definition to definition op")]
+    NilInput,
     #[error("the definition is too large")]
     TooLarge,
     #[error("{context}: {error}")]
