@@ -267,6 +267,9 @@ pub(crate) struct Forwarding {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        lock(&self.shared.forwarders).remove(&self.id);
+        let forwarder = lock(&self.shared.forwarders).remove(&self.id);
+        if let Some(forwarder) = forwarder {
+            drop(forwarder.close());
+        }
     }
 }

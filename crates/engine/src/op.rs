@@ -150,6 +150,14 @@ pub trait OpFactory: Send + Sync + fmt::Debug {
     /// Makes the op. Must be quick and do no IO; what is wrong with the op is told here.
     fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError>;
 
+    /// Returns what containers are made with that belong to no step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) when none can be run.
+    fn exec_parts(&self) -> Result<exec::ExecParts, BuildError> {
+        Err(BuildError::new(crate::ErrorKind::Denied, "no containers can be run here"))
+    }
+
     /// Empties cache mounts by id, before steps that ignore the cache use them; the value says whether the mount lies on
     /// a ref.
     async fn prune_cache_mounts(&self, ids: &BTreeMap<String, bool>) -> Result<(), BuildError> {

@@ -70,21 +70,20 @@ impl Worker {
         })
     }
 
-    fn exec(&self, vertex: &VertexSpec) -> Result<Arc<dyn Op>, BuildError> {
+    fn parts_of_exec(&self) -> Result<ExecParts, BuildError> {
         let executor = self.parts.executor.clone().ok_or_else(|| {
             BuildError::new(
                 ErrorKind::Denied,
                 "running containers needs root: start the daemon as root",
             )
         })?;
-        let parts = ExecParts {
+        Ok(ExecParts {
             executor,
             store: self.parts.store.clone(),
             unlazy: Arc::clone(&self.parts.unlazy),
             cache_dirs: self.cache_dirs.clone(),
             socket_dir: self.socket_dir.clone(),
-        };
-        Ok(Arc::new(ExecOp::new(vertex, parts)?))
+        })
     }
 
     fn source(&self, vertex: &VertexSpec, source: &pb::SourceOp) -> Result<Arc<dyn Op>, BuildError> {
@@ -122,11 +121,15 @@ fn unknown_scheme(scheme: &str) -> BuildError {
 }
 
 impl OpFactory for Worker {
+    fn exec_parts(&self) -> Result<ExecParts, BuildError> {
+        self.parts_of_exec()
+    }
+
     fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError> {
         let store = self.parts.store.clone();
         let unlazy = Arc::clone(&self.parts.unlazy);
         Ok(match &vertex.op.op {
-            Some(Kind::Exec(_)) => self.exec(vertex)?,
+            Some(Kind::Exec(_)) => Arc::new(ExecOp::new(vertex, self.parts_of_exec()?)?),
             Some(Kind::Source(source)) => self.source(vertex, source)?,
             Some(Kind::File(_)) => Arc::new(FileOp::new(vertex, store, unlazy)?),
             Some(Kind::Merge(_)) => Arc::new(MergeOp::new(vertex, store)?),

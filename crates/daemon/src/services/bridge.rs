@@ -5,8 +5,8 @@ use api::pb::gateway::llb_bridge_server::{LlbBridge, LlbBridgeServer};
 use api::pb::{pb as llb_pb, worker};
 use api::transport::MAX_MESSAGE_BYTES;
 use engine::bridge::{
-    AttestationChain, BridgeRequest, BuildRef, CacheOption, FileRange, Forwarder, MetaRequest, SourceMeta,
-    WarnOptions,
+    AttestationChain, BridgeRequest, BuildContainer, BuildRef, CacheOption, ContainerRequest, FileRange,
+    Forwarder, MetaRequest, MountRequest, SourceMeta, WarnOptions,
 };
 use engine::job::JobId;
 use engine::{BuildError, Engine, ErrorKind};
@@ -14,8 +14,8 @@ use oci::{Descriptor, Digest, Platform};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::failure::{from_failure, status};
-use super::{Answers, caps, progress, results};
+use super::failure::{failure_with_refs, from_failure, status};
+use super::{Answers, caps, containers, progress, results};
 use crate::sessions::stat_to_wire;
 
 /// The header that names the build.
@@ -59,12 +59,18 @@ impl BridgeService {
         found.map_err(|error| status(&error.context(format!("forwarding {method}"))))
     }
 
-    async fn reference(&self, headers: &MetadataMap, method: &str, id: String) -> Result<BuildRef, Status> {
+    async fn reference(
+        &self,
+        headers: &MetadataMap,
+        method: &str,
+        id: String,
+    ) -> Result<(Forwarder, BuildRef), Status> {
         let forwarder = self.forwarder(headers, method).await?;
         let missing = || Status::unknown(format!("no such ref: {id}"));
-        results::find(&forwarder, id.clone())
+        let found = results::find(&forwarder, id.clone())
             .map_err(|_| missing())?
-            .ok_or_else(missing)
+            .ok_or_else(missing)?;
+        Ok((forwarder, found))
     }
 }
 
@@ -267,7 +273,7 @@ impl LlbBridge for BridgeService {
         };
         let result = Box::pin(forwarder.bridge().solve(solve))
             .await
-            .map_err(|error| status(&error))?;
+            .map_err(|error| named(&forwarder, &error))?;
         if !result.refs.is_empty() && !request.allow_result_return {
             return Err(Status::unknown("solve did not return default result"));
         }
@@ -294,24 +300,24 @@ impl LlbBridge for BridgeService {
 
     async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Answer<pb::ReadFileResponse> {
         let id = request.get_ref().r#ref.clone();
-        let reference = self.reference(request.metadata(), "ReadFile", id).await?;
+        let (forwarder, reference) = self.reference(request.metadata(), "ReadFile", id).await?;
         let request = request.into_inner();
         let range = path_range(request.range)?;
         let data = reference
             .read_file(&request.file_path, range)
             .await
-            .map_err(|error| status(&error))?;
+            .map_err(|error| named(&forwarder, &error))?;
         Ok(Response::new(pb::ReadFileResponse { data }))
     }
 
     async fn read_dir(&self, request: Request<pb::ReadDirRequest>) -> Answer<pb::ReadDirResponse> {
         let id = request.get_ref().r#ref.clone();
-        let reference = self.reference(request.metadata(), "ReadDir", id).await?;
+        let (forwarder, reference) = self.reference(request.metadata(), "ReadDir", id).await?;
         let request = request.into_inner();
         let entries = reference
             .read_dir(&request.dir_path, &request.include_pattern)
             .await;
-        let entries = entries.map_err(|error| status(&error))?;
+        let entries = entries.map_err(|error| named(&forwarder, &error))?;
         Ok(Response::new(pb::ReadDirResponse {
             entries: entries.into_iter().map(stat_to_wire).collect(),
         }))
@@ -319,11 +325,11 @@ impl LlbBridge for BridgeService {
 
     async fn stat_file(&self, request: Request<pb::StatFileRequest>) -> Answer<pb::StatFileResponse> {
         let id = request.get_ref().r#ref.clone();
-        let reference = self.reference(request.metadata(), "StatFile", id).await?;
+        let (forwarder, reference) = self.reference(request.metadata(), "StatFile", id).await?;
         let stat = reference
             .stat_file(&request.into_inner().path)
             .await
-            .map_err(|error| status(&error))?;
+            .map_err(|error| named(&forwarder, &error))?;
         Ok(Response::new(pb::StatFileResponse {
             stat: Some(stat_to_wire(stat)),
         }))
@@ -331,8 +337,11 @@ impl LlbBridge for BridgeService {
 
     async fn evaluate(&self, request: Request<pb::EvaluateRequest>) -> Answer<pb::EvaluateResponse> {
         let id = request.get_ref().r#ref.clone();
-        let reference = self.reference(request.metadata(), "Evaluate", id).await?;
-        reference.evaluate().await.map_err(|error| status(&error))?;
+        let (forwarder, reference) = self.reference(request.metadata(), "Evaluate", id).await?;
+        reference
+            .evaluate()
+            .await
+            .map_err(|error| named(&forwarder, &error))?;
         Ok(Response::new(pb::EvaluateResponse {}))
     }
 
@@ -374,33 +383,81 @@ impl LlbBridge for BridgeService {
         }))
     }
 
-    async fn new_container(&self, _: Request<pb::NewContainerRequest>) -> Answer<pb::NewContainerResponse> {
-        Err(no_containers())
+    async fn new_container(
+        &self,
+        request: Request<pb::NewContainerRequest>,
+    ) -> Answer<pb::NewContainerResponse> {
+        let forwarder = self.forwarder(request.metadata(), "NewContainer").await?;
+        Box::pin(new_container(&forwarder, request.into_inner()))
+            .await
+            .map_err(|error| named(&forwarder, &error))?;
+        Ok(Response::new(pb::NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<pb::ReleaseContainerRequest>,
+        request: Request<pb::ReleaseContainerRequest>,
     ) -> Answer<pb::ReleaseContainerResponse> {
-        Err(no_containers())
+        let forwarder = self.forwarder(request.metadata(), "ReleaseContainer").await?;
+        let id = request.into_inner().container_id;
+        forwarder
+            .release_container(&id)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(pb::ReleaseContainerResponse {}))
     }
 
     type ExecProcessStream = Answers<pb::ExecMessage>;
 
-    async fn exec_process(&self, _: Request<Streaming<pb::ExecMessage>>) -> Answer<Self::ExecProcessStream> {
-        Err(no_containers())
+    async fn exec_process(
+        &self,
+        request: Request<Streaming<pb::ExecMessage>>,
+    ) -> Answer<Self::ExecProcessStream> {
+        let forwarder = self.forwarder(request.metadata(), "ExecProcess").await?;
+        Ok(Response::new(containers::serve(forwarder, request.into_inner())))
     }
 
-    async fn read_file_container(&self, _: Request<pb::ReadFileRequest>) -> Answer<pb::ReadFileResponse> {
-        Err(no_containers())
+    async fn read_file_container(
+        &self,
+        request: Request<pb::ReadFileRequest>,
+    ) -> Answer<pb::ReadFileResponse> {
+        let forwarder = self.forwarder(request.metadata(), "ReadFileContainer").await?;
+        let request = request.into_inner();
+        let container = container(&forwarder, &request.r#ref, request.mount_index)?;
+        let range = path_range(request.range)?;
+        let data = container
+            .read_file(request.mount_index, &request.file_path, range)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(pb::ReadFileResponse { data }))
     }
 
-    async fn read_dir_container(&self, _: Request<pb::ReadDirRequest>) -> Answer<pb::ReadDirResponse> {
-        Err(no_containers())
+    async fn read_dir_container(&self, request: Request<pb::ReadDirRequest>) -> Answer<pb::ReadDirResponse> {
+        let forwarder = self.forwarder(request.metadata(), "ReadDirContainer").await?;
+        let request = request.into_inner();
+        let container = container(&forwarder, &request.r#ref, request.mount_index)?;
+        let entries = container
+            .read_dir(request.mount_index, &request.dir_path, &request.include_pattern)
+            .await
+            .map_err(|error| status(&error))?;
+        let entries = entries.into_iter().map(stat_to_wire).collect();
+        Ok(Response::new(pb::ReadDirResponse { entries }))
     }
 
-    async fn stat_file_container(&self, _: Request<pb::StatFileRequest>) -> Answer<pb::StatFileResponse> {
-        Err(no_containers())
+    async fn stat_file_container(
+        &self,
+        request: Request<pb::StatFileRequest>,
+    ) -> Answer<pb::StatFileResponse> {
+        let forwarder = self.forwarder(request.metadata(), "StatFileContainer").await?;
+        let request = request.into_inner();
+        let container = container(&forwarder, &request.r#ref, request.mount_index)?;
+        let stat = container
+            .stat_file(request.mount_index, &request.path)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(pb::StatFileResponse {
+            stat: Some(stat_to_wire(stat)),
+        }))
     }
 
     async fn warn(&self, request: Request<pb::WarnRequest>) -> Answer<pb::WarnResponse> {
@@ -422,6 +479,37 @@ impl LlbBridge for BridgeService {
     }
 }
 
-fn no_containers() -> Status {
-    Status::unimplemented("containers of frontends are not supported")
+fn container(forwarder: &Forwarder, id: &str, mount: i32) -> Result<BuildContainer, Status> {
+    let found = forwarder.container(id);
+    found.map_err(|_| Status::unknown(format!("container details for {id}@{mount} not found")))
+}
+
+async fn new_container(forwarder: &Forwarder, request: pb::NewContainerRequest) -> Result<(), BuildError> {
+    let mut mounts = Vec::with_capacity(request.mounts.len());
+    for mount in request.mounts {
+        let found = forwarder.result(&mount.result_id).await;
+        let reference = found.map_err(|error| {
+            let text = format!(
+                "failed to find ref {} for {:?} mount",
+                mount.result_id, mount.dest
+            );
+            error.context(text)
+        })?;
+        mounts.push(MountRequest { mount, reference });
+    }
+    let request = ContainerRequest {
+        id: request.container_id,
+        mounts,
+        network: request.network,
+        hostname: request.hostname,
+        extra_hosts: request.extra_hosts,
+        platform: request.platform,
+    };
+    forwarder.new_container(request).await
+}
+
+/// Turns an error into a status that names what the client may look at.
+fn named(forwarder: &Forwarder, error: &BuildError) -> Status {
+    let names = error.failed_op().map(|failed| forwarder.name_failed(failed));
+    failure_with_refs(error, names.unwrap_or_default()).to_status()
 }

@@ -24,6 +24,9 @@ pub fn failure(error: &BuildError) -> Failure {
         ErrorKind::Internal => Code::Internal,
     };
     let mut failure = Failure::new(code, error.to_string());
+    if let Some(code) = error.exit_code() {
+        failure = failure.with(exit_detail(code));
+    }
     if let Some(name) = error.unsupported_subrequest() {
         failure = failure.with(Detail::Subrequest(errdefs::Subrequest {
             name: name.to_owned(),
@@ -60,6 +63,44 @@ pub fn failure(error: &BuildError) -> Failure {
         }));
     }
     failure
+}
+
+/// As [`failure`], with names for the refs of the op that failed: of its inputs, and of its mounts.
+pub fn failure_with_refs(error: &BuildError, (inputs, mounts): (Vec<String>, Vec<String>)) -> Failure {
+    let mut failure = failure(error);
+    let solve = failure.details.iter_mut().find_map(|detail| match detail {
+        Detail::Solve(solve) => Some(solve),
+        _ => None,
+    });
+    if let Some(solve) = solve {
+        solve.input_i_ds = inputs;
+        solve.mount_i_ds = mounts;
+    }
+    failure
+}
+
+/// Type of the detail that says with which code a process ended.
+const EXIT_TYPE: &str = "github.com/moby/buildkit/gatewayapi.ExitMessage+json";
+
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Exit {
+    #[serde(rename = "Code", default)]
+    code: u32,
+}
+
+fn exit_detail(code: u32) -> Detail {
+    Detail::Other(prost_types::Any {
+        type_url: EXIT_TYPE.to_owned(),
+        value: serde_json::to_vec(&Exit { code }).unwrap_or_default(),
+    })
+}
+
+fn exit_code(detail: &prost_types::Any) -> Option<u32> {
+    let is_exit = detail.type_url == EXIT_TYPE;
+    let exit: Option<Exit> = is_exit
+        .then(|| serde_json::from_slice(&detail.value).ok())
+        .flatten();
+    exit.map(|exit| exit.code)
 }
 
 fn solve(failed: &FailedOp) -> errdefs::Solve {
@@ -112,6 +153,10 @@ pub fn from_failure(failure: &Failure) -> BuildError {
                 description: solve.description.clone(),
                 ..FailedOp::default()
             }),
+            Detail::Other(other) => match exit_code(other) {
+                Some(code) => error.with_exit_code(code),
+                None => error,
+            },
             _ => error,
         };
     }
@@ -141,6 +186,7 @@ mod tests {
         let error = BuildError::user("text")
             .with_vertex(oci::Digest::sha256(b"x"))
             .with_frontend("dockerfile.v0", "")
+            .with_exit_code(137)
             .with_sources([engine::error::SourceRange {
                 source: llb::pb::SourceInfo {
                     filename: "Dockerfile".to_owned(),
@@ -150,6 +196,7 @@ mod tests {
             }]);
         let back = from_failure(&Failure::from_status(&status(&error)));
         assert_eq!(back.vertex(), error.vertex());
+        assert_eq!(back.exit_code(), Some(137));
         assert_eq!(back.frontend(), Some(("dockerfile.v0", "")));
         assert_eq!(back.sources().len(), 1);
         let error = BuildError::user("text").with_unsupported_subrequest("frontend.lint");

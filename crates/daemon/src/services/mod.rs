@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod caps;
 pub mod content;
+mod containers;
 pub mod control;
 pub mod failure;
 pub mod history;

@@ -23,7 +23,7 @@ pub const MAX_READ_BYTES: usize = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct FileReader {
     /// Keeps the result from being collected, and its mount.
-    held: Option<(ResultRef, Arc<MountedTree>)>,
+    held: Option<(Option<ResultRef>, Arc<MountedTree>)>,
     /// `None` is the empty tree.
     root: Option<Arc<Root>>,
 }
@@ -62,26 +62,57 @@ impl FileReader {
         }
         let result = result.clone();
         blocking(move || {
-            let internal =
-                |error: &dyn std::fmt::Display| BuildError::internal(format!("mount a result: {error}"));
             let Some(reference) = result.get() else {
                 return Ok(Self {
                     held: None,
                     root: None,
                 });
             };
-            let mounts = reference.mounts().map_err(|error| internal(&error))?;
-            let [mount] = mounts.as_slice() else {
-                return Err(internal(&format_args!("{} mounts instead of one", mounts.len())));
-            };
-            let tree = mount.open().map_err(|error| internal(&error))?;
-            let root = Root::new(&tree).map_err(|error| internal(&error))?;
-            Ok(Self {
-                held: Some((result, Arc::new(tree))),
-                root: Some(Arc::new(root)),
-            })
+            let mounts = reference.mounts().map_err(unmountable)?;
+            let mut reader = Self::of_mounts(&mounts)?;
+            if let Some((held, _)) = &mut reader.held {
+                *held = Some(result);
+            }
+            Ok(reader)
         })
         .await
+    }
+
+    /// Mounts a snapshot for reading; nothing to mount is the empty tree. Somebody else keeps it from being collected.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub(super) fn of_mounts(mounts: &[snapshot::Mount]) -> Result<Self, BuildError> {
+        let mount = match mounts {
+            [] => {
+                return Ok(Self {
+                    held: None,
+                    root: None,
+                });
+            }
+            [mount] => mount,
+            _ => {
+                return Err(unmountable(format_args!(
+                    "{} mounts instead of one",
+                    mounts.len()
+                )));
+            }
+        };
+        let tree = mount.open().map_err(unmountable)?;
+        let root = Root::new(&tree).map_err(unmountable)?;
+        Ok(Self {
+            held: Some((None, Arc::new(tree))),
+            root: Some(Arc::new(root)),
+        })
+    }
+
+    /// Reads below a directory of the host. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(super) fn of_directory(path: &Path) -> Result<Self, BuildError> {
+        Root::open(path).map(Self::of_root).map_err(unmountable)
     }
 
     /// Reads a regular file; at most [`MAX_READ_BYTES`].
@@ -158,6 +189,10 @@ impl FileReader {
         })
         .await
     }
+}
+
+fn unmountable(error: impl std::fmt::Display) -> BuildError {
+    BuildError::internal(format!("mount a result: {error}"))
 }
 
 /// The system's text without Rust's number behind it, in lower case as Go has it.

@@ -5,6 +5,7 @@
 //! plugged in; a client that is its own frontend gets the job's bridge through [`Forwarder`].
 
 mod build_ref;
+mod container;
 mod files;
 mod forward;
 pub mod meta;
@@ -33,6 +34,9 @@ use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::SessionGroup;
 
 pub use build_ref::BuildRef;
+pub use container::{
+    BuildContainer, BuildProcess, ContainerRequest, MountRequest, ProcessInput, ProcessOutput, ProcessRequest,
+};
 pub use files::{FileReader, MAX_READ_BYTES};
 pub use forward::Forwarder;
 pub use meta::{

@@ -2,7 +2,7 @@
 
 mod cache_dir;
 mod key;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod ssh;
 
 use std::net::IpAddr;
@@ -26,14 +26,14 @@ use crate::checksum;
 use crate::error::{BuildError, ErrorKind, FailedOp};
 use crate::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
 use crate::progress::{LogStream, VertexProgress};
-use crate::session::SessionError;
+use crate::session::{SessionError, SessionGroup};
 use crate::unlazy::{FetchContext, Unlazy, unpack_all};
 
 pub use cache_dir::CacheDirs;
-use mounts::{Mounts, Prepared};
+use mounts::{MountContext, Mounts, Prepared};
 
 /// `PATH` of a process whose image names none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of a process' output is read at once.
 const LOG_PIECE: usize = 32 << 10;
 
@@ -156,8 +156,14 @@ impl Op for ExecOp {
     ) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let exec = self.exec_op()?;
         unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
-        let env = environment(ctx, exec).await?;
-        let prepared = Mounts::new(ctx, &self.parts, exec, inputs).prepare().await?;
+        let env = environment(&ctx.sessions(), exec).await?;
+        let args = exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default();
+        let mount_ctx = MountContext {
+            sessions: ctx.sessions(),
+            cancel: ctx.cancel().clone(),
+            purpose: format!("exec {args}"),
+        };
+        let prepared = Mounts::new(mount_ctx, &self.parts, exec, inputs).prepare().await?;
         let request = self.request(exec, env, &prepared)?;
         let ran = run(&self.parts.executor, ctx, request).await;
         if let Err(error @ RunError::Start { .. }) = &ran {
@@ -257,7 +263,7 @@ pub(crate) fn security(mode: i32) -> Result<Security, BuildError> {
     match pb::SecurityMode::try_from(mode) {
         Ok(pb::SecurityMode::Sandbox) => Ok(Security::Sandbox),
         Ok(pb::SecurityMode::Insecure) => Ok(Security::Insecure),
-        Err(_) => Err(BuildError::user(format!("unknown security mode {mode}"))),
+        Err(_) => Err(BuildError::user(format!("invalid security mode {mode}"))),
     }
 }
 
@@ -274,7 +280,7 @@ pub(crate) fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<HostAddress>, Buil
 }
 
 /// The process' environment: the op's, proxies, a default `PATH`, secrets.
-async fn environment(ctx: &OpContext, exec: &pb::ExecOp) -> Result<Vec<String>, BuildError> {
+async fn environment(sessions: &SessionGroup, exec: &pb::ExecOp) -> Result<Vec<String>, BuildError> {
     let meta = exec.meta.as_ref();
     let mut env = meta.map(|meta| meta.env.clone()).unwrap_or_default();
     if let Some(proxy) = meta.and_then(|meta| meta.proxy_env.as_ref()) {
@@ -293,11 +299,15 @@ async fn environment(ctx: &OpContext, exec: &pb::ExecOp) -> Result<Vec<String>, 
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
         env.push(format!("PATH={DEFAULT_PATH}"));
     }
-    env.extend(secret_environment(ctx, &exec.secretenv).await?);
+    env.extend(secret_environment(sessions, &exec.secretenv).await?);
     Ok(env)
 }
 
-async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Result<Vec<String>, BuildError> {
+/// Fetches secrets that are given to a process as variables.
+pub(crate) async fn secret_environment(
+    sessions: &SessionGroup,
+    secrets: &[pb::SecretEnv],
+) -> Result<Vec<String>, BuildError> {
     let mut env = Vec::with_capacity(secrets.len());
     for secret in secrets {
         if secret.id.is_empty() {
@@ -306,7 +316,7 @@ async fn secret_environment(ctx: &OpContext, secrets: &[pb::SecretEnv]) -> Resul
                 secret.name
             )));
         }
-        let value = match mounts::secret(ctx, &secret.id).await {
+        let value = match mounts::secret(sessions, &secret.id).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(SessionError::NotFound { .. }) if secret.optional => String::new(),
             Err(error) => return Err(error.into()),
@@ -338,7 +348,8 @@ async fn run(executor: &Executor, ctx: &OpContext, request: RunRequest) -> Resul
     status
 }
 
-fn log_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+/// Makes a pipe whose reading end is ours.
+pub(crate) fn log_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&read, true)?;
     Ok((pipe::Receiver::from_owned_fd(read)?, write))
@@ -389,8 +400,16 @@ fn subject(exec: &pb::ExecOp) -> String {
 }
 
 fn run_error(exec: &pb::ExecOp, error: RunError) -> BuildError {
-    let error = match error {
-        RunError::Canceled => return BuildError::canceled(),
+    match container_error(error) {
+        error if error.is_canceled() => error,
+        error => error.context(subject(exec)),
+    }
+}
+
+/// What an executor's refusal means for a build.
+pub(crate) fn container_error(error: RunError) -> BuildError {
+    match error {
+        RunError::Canceled => BuildError::canceled(),
         // As an OCI runtime ends when it cannot start its program.
         RunError::Start { .. } => BuildError::from_source(ErrorKind::User, error).with_exit_code(1),
         RunError::Invalid { .. } => BuildError::from_source(ErrorKind::User, error),
@@ -399,11 +418,10 @@ fn run_error(exec: &pb::ExecOp, error: RunError) -> BuildError {
         RunError::NotRunning { .. } | RunError::Io { .. } => {
             BuildError::from_source(ErrorKind::Internal, error)
         }
-    };
-    error.context(subject(exec))
+    }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
     tokio::task::spawn_blocking(work)

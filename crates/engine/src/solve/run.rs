@@ -152,7 +152,9 @@ impl Engine {
         if request.definition.is_none() && request.frontend.is_empty() {
             let forwarder = Forwarder::new(bridge.clone(), request.frontend_inputs.clone());
             let _forwarding = self.0.forward(open.job.id().clone(), forwarder.clone());
-            return forwarder.returned().await;
+            let returned = forwarder.returned().await;
+            forwarder.release().await;
+            return returned;
         }
         let request = BridgeRequest {
             definition: request.definition.clone(),

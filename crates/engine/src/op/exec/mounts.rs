@@ -6,21 +6,22 @@ use bytes::Bytes;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
 use executor::{ContainerMount, FileSource, MountSource, Root};
 use llb::pb;
+use tokio_util::sync::CancellationToken;
 
 use super::cache_dir::CacheDir;
 use super::ssh::AgentSocket;
 use super::{ExecParts, blocking};
 use crate::error::{BuildError, ErrorKind};
-use crate::op::{OpContext, ResultRef};
-use crate::session::SessionError;
+use crate::op::ResultRef;
+use crate::session::{SessionError, SessionGroup};
 
 /// Fetches a secret from the first session that has it.
-pub(super) async fn secret(ctx: &OpContext, id: &str) -> Result<Bytes, SessionError> {
+pub(crate) async fn secret(sessions: &SessionGroup, id: &str) -> Result<Bytes, SessionError> {
     let fetch = |session: Arc<dyn crate::session::Session>| {
         let id = id.to_owned();
         async move { session.secret(&id).await }
     };
-    ctx.sessions().any(fetch).await
+    sessions.any(fetch).await
 }
 
 /// The inputs as the mounts use them, for whoever looks into a failure.
@@ -48,9 +49,20 @@ enum Held {
     Absent,
 }
 
-/// The mounts of an op that is about to run.
-pub(super) struct Mounts<'a> {
-    ctx: &'a OpContext,
+/// For whom a container's mounts are prepared.
+#[derive(Clone, Debug)]
+pub(crate) struct MountContext {
+    /// The clients that are asked for secrets and agents.
+    pub sessions: SessionGroup,
+    /// Fires when nobody waits for the container any more.
+    pub cancel: CancellationToken,
+    /// What the container is for, as refs made for it are described: `exec make all`.
+    pub purpose: String,
+}
+
+/// The mounts of a container that is about to run.
+pub(crate) struct Mounts<'a> {
+    ctx: MountContext,
     parts: &'a ExecParts,
     exec: &'a pb::ExecOp,
     inputs: &'a [ResultRef],
@@ -58,7 +70,7 @@ pub(super) struct Mounts<'a> {
 
 impl<'a> Mounts<'a> {
     pub fn new(
-        ctx: &'a OpContext,
+        ctx: MountContext,
         parts: &'a ExecParts,
         exec: &'a pb::ExecOp,
         inputs: &'a [ResultRef],
@@ -97,12 +109,7 @@ impl<'a> Mounts<'a> {
         }
         let (mounts, inputs) = (self.exec.mounts.clone(), self.inputs.to_vec());
         let store = self.parts.store.clone();
-        let args = self
-            .exec
-            .meta
-            .as_ref()
-            .map(|meta| meta.args.join(" "))
-            .unwrap_or_default();
+        let purpose = self.ctx.purpose.clone();
         let cwd = self
             .exec
             .meta
@@ -113,7 +120,7 @@ impl<'a> Mounts<'a> {
             let prepared = Prepared::default();
             let mut making = Making {
                 store,
-                args,
+                purpose,
                 cwd,
                 prepared,
                 mount_count: mounts.len(),
@@ -153,7 +160,7 @@ impl<'a> Mounts<'a> {
         if options.id.is_empty() {
             return Err(BuildError::user("secret ID missing from mount options"));
         }
-        match secret(self.ctx, &options.id).await {
+        match secret(&self.ctx.sessions, &options.id).await {
             Ok(bytes) => Ok(Held::Secret(FileSource {
                 bytes: bytes.to_vec(),
                 uid: options.uid,
@@ -177,7 +184,7 @@ impl<'a> Mounts<'a> {
                 Ok(session)
             }
         };
-        match self.ctx.sessions().any(check).await {
+        match self.ctx.sessions.any(check).await {
             Ok(session) => AgentSocket::open(&self.parts.socket_dir, session, options)
                 .await
                 .map(Held::Agent),
@@ -210,13 +217,7 @@ impl<'a> Mounts<'a> {
             .ok_or_else(|| BuildError::user("missing cache mount options"))?;
         let sharing = pb::CacheSharingOpt::try_from(options.sharing)
             .map_err(|_| BuildError::user(format!("invalid cache sharing option: {}", options.sharing)))?;
-        let args = self
-            .exec
-            .meta
-            .as_ref()
-            .map(|meta| meta.args.join(" "))
-            .unwrap_or_default();
-        let mut description = format!("cached mount {} from exec {args}", mount.dest);
+        let mut description = format!("cached mount {} from {}", mount.dest, self.ctx.purpose);
         if options.id != mount.dest {
             description.push_str(&format!(" with id {:?}", options.id));
         }
@@ -228,7 +229,7 @@ impl<'a> Mounts<'a> {
         let taking = self.parts.cache_dirs.take(place, key, base, sharing, description);
         tokio::select! {
             taken = taking => taken,
-            () = self.ctx.cancel().cancelled() => Err(BuildError::canceled()),
+            () = self.ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
 }
@@ -243,7 +244,7 @@ enum Output {
 
 /// Everything a container needs, and what is made of it afterwards. Dropping it lets go of all.
 #[derive(Default)]
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     /// The root file system.
     pub root: Root,
     /// What is mounted into it.
@@ -252,13 +253,22 @@ pub(super) struct Prepared {
     /// Refs that only this run sees, by mount.
     scratch: Vec<(usize, MutableRef)>,
     inputs: Vec<(usize, ResultRef)>,
-    cache_dirs: Vec<CacheDir>,
+    cache_dirs: Vec<(usize, CacheDir)>,
     agents: Vec<AgentSocket>,
     mount_count: usize,
 }
 
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("root", &self.root)
+            .field("mounts", &self.mounts)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What is left of a run.
-pub(super) struct Finished {
+pub(crate) struct Finished {
     /// The op's outputs.
     pub outputs: Vec<Option<ResultRef>>,
     /// State of each mount, when the run failed.
@@ -266,6 +276,27 @@ pub(super) struct Finished {
 }
 
 impl Prepared {
+    /// Describes how to look at a mount's tree from outside, by the mount's index; `None` for what is no tree on disk.
+    /// Blocking.
+    pub fn view(&self, at: usize) -> Result<Option<MountSource>, BuildError> {
+        if let Some((_, dir)) = self.cache_dirs.iter().find(|(index, _)| *index == at) {
+            return dir.source(true).map(Some);
+        }
+        let written = self.outputs.iter().find(|(index, _, _)| *index == at);
+        let scratch = self.scratch.iter().find(|(index, _)| *index == at);
+        let input = self.inputs.iter().find(|(index, _)| *index == at);
+        let mounts = match (written, scratch, input) {
+            (Some((_, _, Output::Written(reference))), _, _) | (None, Some((_, reference)), _) => {
+                reference.mounts(true).map_err(internal)?
+            }
+            (Some((_, _, Output::Input(input))), _, _) | (None, None, Some((_, input))) => {
+                read_mounts(input)?
+            }
+            (None, None, None) => return Ok(None),
+        };
+        Ok(Some(MountSource::Snapshot(mounts)))
+    }
+
     /// Commits what was written. Blocking.
     pub fn finish(self, failed: bool) -> Result<Finished, BuildError> {
         let mut mounts: Vec<Option<ResultRef>> = vec![None; self.mount_count];
@@ -302,7 +333,7 @@ fn internal(error: cache::StoreError) -> BuildError {
 
 struct Making {
     store: Store,
-    args: String,
+    purpose: String,
     cwd: String,
     prepared: Prepared,
     mount_count: usize,
@@ -310,7 +341,7 @@ struct Making {
 
 impl Making {
     fn writable(&self, mount: &pb::Mount, base: Option<&ImmutableRef>) -> Result<MutableRef, BuildError> {
-        let description = format!("mount {} from exec {}", mount.dest, self.args);
+        let description = format!("mount {} from {}", mount.dest, self.purpose);
         self.store
             .create_mutable(
                 base,
@@ -345,7 +376,7 @@ impl Making {
             Held::Nothing => return self.bind(at, mount, input),
             Held::Cache(dir) => {
                 let source = dir.source(mount.readonly)?;
-                self.prepared.cache_dirs.push(dir);
+                self.prepared.cache_dirs.push((at, dir));
                 if let (Some(input), true) = (input, mount.output != -1) {
                     self.prepared
                         .outputs

@@ -1,0 +1,443 @@
+//! `LLBBridge.ExecProcess`: the processes of a client's containers, all on one stream.
+//!
+//! Whatever goes wrong with one process is told as its exit: an error on the stream would end the others too, and clients
+//! wait for the exit of a process that they began.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::pb::gateway as pb;
+use api::pb::gateway::exec_message::Input;
+use bytes::Bytes;
+use engine::bridge::{BuildProcess, Forwarder, ProcessInput, ProcessOutput, ProcessRequest};
+use engine::{BuildError, ErrorKind};
+use futures_util::StreamExt as _;
+use rustix::process::Signal;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Status, Streaming};
+
+use super::Answers;
+use super::failure::failure;
+
+/// Answers on their way to the client.
+const ANSWER_QUEUE: usize = 32;
+/// Messages on their way to one process, of input and of everything else.
+const PROCESS_QUEUE: usize = 64;
+/// Processes that may run at once on one stream.
+const MAX_PROCESSES: usize = 1024;
+/// How much of a process' output is read at once.
+const PIECE_BYTES: usize = 32 << 10;
+/// How long output may stay away once its process has ended, while others hold the stream open.
+const LINGER: Duration = Duration::from_secs(1);
+/// Exit code of a process whose own is not known.
+const UNKNOWN_EXIT: u32 = 255;
+/// The numbers of input, output and errors.
+const STREAMS: [u32; 3] = [0, 1, 2];
+
+/// Serves one stream of messages. It ends with the client's interest.
+pub(super) fn serve(forwarder: Forwarder, incoming: Streaming<pb::ExecMessage>) -> Answers<pb::ExecMessage> {
+    let (answers, messages) = mpsc::channel(ANSWER_QUEUE);
+    let task = AbortOnDropHandle::new(tokio::spawn(dispatch(forwarder, incoming, answers)));
+    Box::pin(ReceiverStream::new(messages).map(move |message| {
+        // The task lives as long as the stream that it serves.
+        let _owned = &task;
+        message
+    }))
+}
+
+type Answer = Result<pb::ExecMessage, Status>;
+
+/// What is sent to one process.
+#[derive(Debug)]
+struct Channels {
+    input: mpsc::Sender<Bytes>,
+    control: mpsc::Sender<Control>,
+}
+
+/// What can be done to a process beside its input.
+#[derive(Debug)]
+enum Control {
+    Resize(pb::ResizeMessage),
+    Signal(i32),
+}
+
+/// Hands messages to their processes until the client sends no more, then waits for the processes.
+async fn dispatch(
+    forwarder: Forwarder,
+    mut incoming: Streaming<pb::ExecMessage>,
+    answers: mpsc::Sender<Answer>,
+) {
+    let mut channels: BTreeMap<String, Channels> = BTreeMap::new();
+    let mut running: JoinSet<String> = JoinSet::new();
+    loop {
+        let message = tokio::select! {
+            Some(ended) = running.join_next() => {
+                if let Ok(id) = ended {
+                    channels.remove(&id);
+                }
+                continue;
+            }
+            message = incoming.message() => message,
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) | Err(_) => break,
+        };
+        let handled = match message.input {
+            Some(Input::Init(init)) => begin(
+                &forwarder,
+                &answers,
+                &mut channels,
+                &mut running,
+                message.process_id,
+                init,
+            ),
+            Some(input) => pass_on(&mut channels, &message.process_id, input).await,
+            None => Ok(()),
+        };
+        if let Err(status) = handled {
+            // A client that has gone needs no answer.
+            let _ = answers.send(Err(status)).await;
+            return;
+        }
+    }
+    // Their inputs end; what they still write is wanted.
+    drop(channels);
+    while running.join_next().await.is_some() {}
+}
+
+fn begin(
+    forwarder: &Forwarder,
+    answers: &mpsc::Sender<Answer>,
+    channels: &mut BTreeMap<String, Channels>,
+    running: &mut JoinSet<String>,
+    id: String,
+    init: pb::InitMessage,
+) -> Result<(), Status> {
+    if id.is_empty() {
+        return Err(Status::invalid_argument("ProcessID required"));
+    }
+    if channels.contains_key(&id) {
+        return Err(Status::already_exists(format!("Process {id} already exists")));
+    }
+    if running.len() >= MAX_PROCESSES {
+        return Err(Status::resource_exhausted(format!(
+            "more than {MAX_PROCESSES} processes"
+        )));
+    }
+    let (input, inputs) = mpsc::channel(PROCESS_QUEUE);
+    let (control, controls) = mpsc::channel(PROCESS_QUEUE);
+    channels.insert(id.clone(), Channels { input, control });
+    let outgoing = Outgoing {
+        id,
+        answers: answers.clone(),
+    };
+    running.spawn(run(forwarder.clone(), init, outgoing, inputs, controls));
+    Ok(())
+}
+
+/// Hands a message to its process. What comes for one that has ended crossed with its exit and is dropped.
+async fn pass_on(channels: &mut BTreeMap<String, Channels>, id: &str, input: Input) -> Result<(), Status> {
+    let Some(process) = channels.get_mut(id) else {
+        return Ok(());
+    };
+    match input {
+        Input::File(file) if file.fd == 0 => {
+            if !file.data.is_empty() {
+                // Fails for a process that reads no more.
+                let _ = process.input.send(file.data).await;
+            }
+            if file.eof {
+                let (ended, _) = mpsc::channel(1);
+                process.input = ended;
+            }
+        }
+        Input::File(file) => {
+            return Err(Status::out_of_range(format!(
+                "fd {} unavailable to write",
+                file.fd
+            )));
+        }
+        Input::Resize(size) => {
+            let _ = process.control.send(Control::Resize(size)).await;
+        }
+        Input::Signal(signal) => {
+            let number = signal_number(&signal.name);
+            let unknown = || Status::invalid_argument(format!("Unknown signal {}", signal.name));
+            let _ = process
+                .control
+                .send(Control::Signal(number.ok_or_else(unknown)?))
+                .await;
+        }
+        // These are ours to send.
+        Input::Init(_) | Input::Started(_) | Input::Exit(_) | Input::Done(_) => {}
+    }
+    Ok(())
+}
+
+/// Sends what one process has to say.
+#[derive(Clone, Debug)]
+struct Outgoing {
+    id: String,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Outgoing {
+    async fn send(&self, input: Input) {
+        let message = pb::ExecMessage {
+            process_id: self.id.clone(),
+            input: Some(input),
+        };
+        // A client that has gone needs no answer.
+        let _ = self.answers.send(Ok(message)).await;
+    }
+
+    async fn output(&self, fd: u32, data: Bytes) {
+        let eof = data.is_empty();
+        self.send(Input::File(pb::FdMessage { fd, eof, data })).await;
+    }
+
+    async fn exit(&self, outcome: Result<(), BuildError>) {
+        let exit = match outcome {
+            Ok(()) => pb::ExitMessage::default(),
+            Err(error) => pb::ExitMessage {
+                code: error.exit_code().unwrap_or(UNKNOWN_EXIT),
+                error: Some(failure(&error).to_rpc()),
+            },
+        };
+        self.send(Input::Exit(exit)).await;
+    }
+}
+
+/// Starts a process and carries its streams until it has ended. Returns its id.
+async fn run(
+    forwarder: Forwarder,
+    init: pb::InitMessage,
+    outgoing: Outgoing,
+    inputs: mpsc::Receiver<Bytes>,
+    controls: mpsc::Receiver<Control>,
+) -> String {
+    let wanted = STREAMS.map(|fd| init.fds.contains(&fd));
+    let started = start(&forwarder, init, wanted).await;
+    outgoing.send(Input::Started(pb::StartedMessage {})).await;
+    match started {
+        Ok(process) => Box::pin(carry(process, wanted, &outgoing, inputs, controls)).await,
+        Err(error) => {
+            let [_, stdout, stderr] = wanted;
+            if stderr && error.exit_code().is_some() {
+                outgoing.output(2, format!("{error}\n").into()).await;
+            }
+            for (fd, is_open) in [(1, stdout), (2, stderr)] {
+                if is_open {
+                    outgoing.output(fd, Bytes::new()).await;
+                }
+            }
+            outgoing.exit(Err(error)).await;
+        }
+    }
+    outgoing.send(Input::Done(pb::DoneMessage {})).await;
+    outgoing.id
+}
+
+async fn start(
+    forwarder: &Forwarder,
+    init: pb::InitMessage,
+    streams: [bool; 3],
+) -> Result<BuildProcess, BuildError> {
+    let container = forwarder.container(&init.container_id)?;
+    let meta = init.meta.unwrap_or_default();
+    if meta.args.is_empty() {
+        return Err(BuildError::new(ErrorKind::User, "invalid process with no args"));
+    }
+    let request = ProcessRequest {
+        args: meta.args,
+        env: meta.env,
+        secret_env: init.secretenv,
+        user: meta.user,
+        cwd: meta.cwd,
+        tty: init.tty,
+        security: init.security,
+        remove_stubs_recursive: meta.remove_mount_stubs_recursive,
+        streams,
+    };
+    Box::pin(container.start(request)).await
+}
+
+async fn carry(
+    mut process: BuildProcess,
+    [_, stdout, stderr]: [bool; 3],
+    outgoing: &Outgoing,
+    inputs: mpsc::Receiver<Bytes>,
+    controls: mpsc::Receiver<Control>,
+) {
+    let ended = CancellationToken::new();
+    let feeding = feed(process.stdin.take(), inputs, &ended);
+    let writing = show(1, process.stdout.take(), stdout, outgoing, &ended);
+    let complaining = show(2, process.stderr.take(), stderr, outgoing, &ended);
+    let process = &process;
+    let waiting = async {
+        let outcome = process.wait().await;
+        ended.cancel();
+        outgoing.exit(outcome).await;
+    };
+    tokio::join!(
+        feeding,
+        writing,
+        complaining,
+        waiting,
+        control(process, controls, &ended)
+    );
+}
+
+/// Writes a process' input until it or the process ends.
+async fn feed(stdin: Option<ProcessInput>, mut inputs: mpsc::Receiver<Bytes>, ended: &CancellationToken) {
+    let Some(mut stdin) = stdin else { return };
+    let feeding = async {
+        while let Some(data) = inputs.recv().await {
+            if stdin.write_all(&data).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = ended.cancelled() => {}
+        () = feeding => {}
+    }
+}
+
+/// Sends a process' output until it ends, or stays away after the process' end.
+async fn show(
+    fd: u32,
+    from: Option<ProcessOutput>,
+    wanted: bool,
+    outgoing: &Outgoing,
+    ended: &CancellationToken,
+) {
+    if let Some(mut from) = from {
+        loop {
+            let lingered = async {
+                ended.cancelled().await;
+                tokio::time::sleep(LINGER).await;
+            };
+            let data = tokio::select! {
+                biased;
+                data = from.read(PIECE_BYTES) => data.unwrap_or_default(),
+                () = lingered => Bytes::new(),
+            };
+            if data.is_empty() {
+                break;
+            }
+            outgoing.output(fd, data).await;
+        }
+    }
+    if wanted {
+        outgoing.output(fd, Bytes::new()).await;
+    }
+}
+
+async fn control(process: &BuildProcess, mut controls: mpsc::Receiver<Control>, ended: &CancellationToken) {
+    loop {
+        let next = tokio::select! {
+            () = ended.cancelled() => return,
+            next = controls.recv() => next,
+        };
+        let failed = match next {
+            None => return,
+            Some(Control::Signal(number)) => process.signal(number).err().map(|error| error.to_string()),
+            Some(Control::Resize(size)) => {
+                let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+                let resized = process.resize(cells(size.rows), cells(size.cols));
+                resized.err().map(|error| error.to_string())
+            }
+        };
+        if let Some(error) = failed {
+            tracing::debug!(error, "a process of a container did not take a message");
+        }
+    }
+}
+
+/// Returns a signal's number by its name, with or without `SIG`.
+fn signal_number(name: &str) -> Option<i32> {
+    let signal = match name.strip_prefix("SIG").unwrap_or(name) {
+        "ABRT" | "IOT" => Signal::ABORT,
+        "ALRM" => Signal::ALARM,
+        "BUS" => Signal::BUS,
+        "CHLD" | "CLD" => Signal::CHILD,
+        "CONT" => Signal::CONT,
+        "FPE" => Signal::FPE,
+        "HUP" => Signal::HUP,
+        "ILL" => Signal::ILL,
+        "INT" => Signal::INT,
+        "IO" | "POLL" => Signal::IO,
+        "KILL" => Signal::KILL,
+        "PIPE" => Signal::PIPE,
+        "PROF" => Signal::PROF,
+        "PWR" => Signal::POWER,
+        "QUIT" => Signal::QUIT,
+        "SEGV" => Signal::SEGV,
+        "STKFLT" => Signal::STKFLT,
+        "STOP" => Signal::STOP,
+        "SYS" => Signal::SYS,
+        "TERM" => Signal::TERM,
+        "TRAP" => Signal::TRAP,
+        "TSTP" => Signal::TSTP,
+        "TTIN" => Signal::TTIN,
+        "TTOU" => Signal::TTOU,
+        "URG" => Signal::URG,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        "VTALRM" => Signal::VTALARM,
+        "WINCH" => Signal::WINCH,
+        "XCPU" => Signal::XCPU,
+        "XFSZ" => Signal::XFSZ,
+        _ => return None,
+    };
+    Some(signal.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(signal_number("KILL"), Some(9));
+        assert_eq!(signal_number("SIGTERM"), Some(15));
+        assert_eq!(signal_number("HUP"), Some(1));
+        assert_eq!(signal_number("15"), None);
+        assert_eq!(signal_number(""), None);
+    }
+
+    #[tokio::test]
+    async fn late_messages_are_dropped_and_foreign_streams_refused() {
+        let file = |fd| {
+            Input::File(pb::FdMessage {
+                fd,
+                eof: true,
+                data: Bytes::from_static(b"x"),
+            })
+        };
+        let mut channels = BTreeMap::new();
+        assert!(pass_on(&mut channels, "gone", file(0)).await.is_ok());
+        let (input, mut inputs) = mpsc::channel(4);
+        let (control, mut controls) = mpsc::channel(4);
+        channels.insert("p".to_owned(), Channels { input, control });
+        assert!(pass_on(&mut channels, "p", file(1)).await.is_err());
+        assert!(pass_on(&mut channels, "p", file(0)).await.is_ok());
+        assert_eq!(inputs.recv().await.unwrap(), "x");
+        assert!(inputs.recv().await.is_none());
+        assert!(pass_on(&mut channels, "p", file(0)).await.is_ok());
+        let signal = |name: &str| {
+            Input::Signal(pb::SignalMessage {
+                name: name.to_owned(),
+            })
+        };
+        assert!(pass_on(&mut channels, "p", signal("NONE")).await.is_err());
+        assert!(pass_on(&mut channels, "p", signal("INT")).await.is_ok());
+        assert!(matches!(controls.recv().await, Some(Control::Signal(2))));
+    }
+}
