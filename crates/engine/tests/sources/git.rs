@@ -505,6 +505,85 @@ async fn secrets_open_repositories_and_stay_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broken_repository_is_made_anew() {
+    let Some(origin) = Origin::new("sha1") else { return };
+    origin.init("repo");
+    origin.commit("repo", "a", "1");
+    let (server, world) = (origin.serve(), World::new());
+    world.build(&state(&server, "main")).await.unwrap();
+    let index = format!("git-remote::{}", server.url("/repo/.git"));
+    let take = || {
+        let ids = world.store.search_index(&index).unwrap();
+        assert_eq!(ids.len(), 1);
+        let reference = world.store.get_mutable(&ids[0]).unwrap();
+        let path = reference.mounts(false).unwrap()[0].source.clone();
+        (reference, path)
+    };
+    // Locks that a killed process left.
+    let (held, path) = take();
+    for entry in std::fs::read_dir(path.join("refs/cooper")).unwrap() {
+        let lock = format!("{}.lock", entry.unwrap().path().display());
+        std::fs::write(lock, "").unwrap();
+    }
+    std::fs::write(path.join("shallow.lock"), "").unwrap();
+    drop(held);
+    origin.commit("repo", "b", "2");
+    assert_eq!(
+        names(&world.build(&state(&server, "main")).await.unwrap()),
+        ["a", "b"]
+    );
+    // After a crash the store knows nothing of what was being written to.
+    let (held, path) = take();
+    held.set_metadata("git.format", None).unwrap();
+    std::fs::remove_file(path.join("HEAD")).unwrap();
+    drop(held);
+    origin.commit("repo", "c", "3");
+    assert_eq!(
+        names(&world.build(&state(&server, "main")).await.unwrap()),
+        ["a", "b", "c"]
+    );
+    // The remote is another repository now.
+    std::fs::remove_dir_all(origin.path("repo")).unwrap();
+    let other = Origin {
+        dir: origin.dir,
+        format: "sha256",
+    };
+    other.init("repo");
+    other.commit("repo", "d", "4");
+    assert_eq!(names(&world.build(&state(&server, "main")).await.unwrap()), ["d"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_ends_git() {
+    use std::io::Read;
+    if Origin::new("sha1").is_none() {
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/repo.git", listener.local_addr().unwrap());
+    let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
+    // A server that never answers; it sees the end of its client.
+    let server = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer).is_ok_and(|count| count > 0) {
+            // More of the request than one read may come after the first.
+            let _ = asked.try_send(());
+        }
+    });
+    let world = World::new();
+    let source = State::git(&url, "", GitOptions::default());
+    tokio::select! {
+        built = world.build(&source) => panic!("nothing was built: {built:?}"),
+        _ = is_asked.recv() => {}
+    }
+    tokio::time::timeout(std::time::Duration::from_secs(30), server)
+        .await
+        .expect("git ends")
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_is_resolved_with_its_objects() {
     let Some(origin) = Origin::new("sha1") else { return };
     origin.init("repo");
