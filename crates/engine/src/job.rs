@@ -45,6 +45,8 @@ pub struct JobSettings {
     pub policy_session: Option<SessionId>,
     /// Not shown in the build history.
     pub is_internal: bool,
+    /// Say in a step's log why it is executed.
+    pub explain: bool,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<dyn Any + Send + Sync>>>>;

@@ -181,6 +181,8 @@ pub struct VertexSpec {
     pub metadata: pb::OpMetadata,
     /// Digest and output index of each input.
     pub inputs: Vec<(Digest, usize)>,
+    /// What each input is called.
+    pub input_names: Vec<String>,
 }
 
 /// The builds that share a vertex: they change while it is active.

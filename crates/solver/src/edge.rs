@@ -72,6 +72,9 @@ pub enum Effect<E> {
         vertex: VertexId,
         /// The inputs' results.
         inputs: Vec<ResultId>,
+        /// The record that the result will have and the links to it, for those who ask why nothing was found; `None` when
+        /// the step cannot be remembered.
+        record: Option<NewRecord>,
     },
     /// Remember a record in the local store. Later queries must see it.
     Save {

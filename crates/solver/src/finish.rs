@@ -6,6 +6,7 @@ use crate::ResultId;
 use crate::arena::EdgeId;
 use crate::core::{Failure, Purpose, Running, Solver};
 use crate::edge::{EdgeState, Effect, Level};
+use crate::record::NewRecord;
 use crate::vertex::ExecState;
 
 impl<E: Clone> Solver<E> {
@@ -64,10 +65,17 @@ impl<E: Clone> Solver<E> {
         let effect = self.start(Purpose::Exec(vertex_id, inputs.clone()));
         self.vertices[vertex_id].exec = ExecState::Running(effect);
         self.edges[id].state = EdgeState::Executing { record: registered };
+        let links = self.all_links(id).unwrap_or_default();
+        let record = record.map(|record| NewRecord {
+            record,
+            links,
+            result: None,
+        });
         self.emit(Effect::Exec {
             effect,
             vertex: vertex_id,
             inputs,
+            record,
         });
     }
 

@@ -96,7 +96,7 @@ impl<E: Clone> Solver<E> {
     }
 
     /// The links that lead to an edge; `None` if some input is not identified by anything.
-    fn all_links(&self, id: EdgeId) -> Option<Vec<Link>> {
+    pub(crate) fn all_links(&self, id: EdgeId) -> Option<Vec<Link>> {
         let edge = &self.edges[id];
         let vertex = &self.vertices[edge.vertex];
         let mut links = Vec::new();

@@ -107,23 +107,29 @@ fn spec(graph: &llb::Graph, vertex: &llb::Vertex) -> VertexSpec {
     let mut op = vertex.op.clone();
     let platform = vertex.platform().unwrap_or_else(oci::Platform::host).normalized();
     op.platform = Some(pb::Platform::from(&platform));
-    let name = vertex
-        .metadata
-        .description
-        .get(CUSTOM_NAME)
-        .unwrap_or(&vertex.name);
     VertexSpec {
         digest: Some(vertex.digest),
         op: Arc::new(op),
         raw: vertex.raw.clone(),
-        name: name.clone(),
+        name: shown_name(vertex).to_owned(),
         metadata: vertex.metadata.clone(),
         inputs: vertex
             .inputs
             .iter()
             .map(|edge| (graph.vertex(*edge).digest, edge.output))
             .collect(),
+        input_names: vertex
+            .inputs
+            .iter()
+            .map(|edge| shown_name(graph.vertex(*edge)).to_owned())
+            .collect(),
     }
+}
+
+/// The client's name for a vertex, or one made of its op.
+fn shown_name(vertex: &llb::Vertex) -> &str {
+    let named = vertex.metadata.description.get(CUSTOM_NAME);
+    named.unwrap_or(&vertex.name)
 }
 
 fn check_vertex(jobs: &[Arc<Job>], vertex: &llb::Vertex) -> Result<(), BuildError> {

@@ -7,6 +7,7 @@
 mod imports;
 mod records;
 mod run;
+mod why;
 mod work;
 
 use std::sync::Arc;

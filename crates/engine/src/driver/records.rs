@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cache::{Batch, CacheResult};
+use cache::{Batch, CacheResult, RecordDescription};
 use oci::Digest;
 use solver::{FoundKey, Key, Link, NewRecord, Query, RecordId, StoreId, StoredResult};
 
@@ -62,11 +62,17 @@ impl LocalRecords {
         })
     }
 
-    /// Remembers a record. Links that exist are left alone.
+    /// Returns the store's records.
+    pub(crate) fn records(&self) -> cache::Records {
+        self.store.records()
+    }
+
+    /// Remembers a record, with a description if it has a result. Links that exist are left alone.
     pub(crate) fn save(
         &self,
         record: &NewRecord,
         result: Option<(&ResultRef, SystemTime)>,
+        description: Option<RecordDescription>,
     ) -> Result<(), BuildError> {
         let records = self.store.records();
         let child = record.record.to_string();
@@ -83,6 +89,9 @@ impl LocalRecords {
                 Some(reference) => (reference.id().to_string(), vec![reference.id().clone()]),
                 None => (SCRATCH.to_owned(), Vec::new()),
             };
+            if let Some(description) = description {
+                batch.describe(child.clone(), description);
+            }
             batch.result(child, CacheResult { id, refs, created_at });
         }
         if batch.is_empty() {

@@ -16,6 +16,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::imports::{ImportContext, ImportSlot};
+use crate::driver::why;
 use crate::driver::work::{self, Answer, LoadFrom};
 use crate::driver::{
     Bridges, Command, Driver, Evaluated, Exported, INBOX, LocalRecords, PreparedGraph, StepProvenance,
@@ -296,15 +297,10 @@ impl DriverTask {
                 effect,
                 vertex,
                 inputs: results,
-            } => match self.op(vertex) {
-                Some((op, ctx)) => {
-                    let held = results.iter().filter_map(|result| self.results.get(result));
-                    let references = held.map(|held| held.reference.clone()).collect();
-                    let limit = self.limit.clone();
-                    self.start(effect, ctx.cancel.clone(), work::exec(op, ctx, references, limit));
-                }
-                None => inputs.push(self.no_op(effect, vertex)),
-            },
+                record,
+            } => {
+                inputs.extend(self.exec(effect, vertex, &results, record));
+            }
             Effect::Save { vertex, record } => self.save(vertex, &record),
             Effect::Forget { stored } => self.parts.records.forget(&stored),
             Effect::Cancel { effect } => {
@@ -319,10 +315,38 @@ impl DriverTask {
         }
     }
 
+    /// Starts an execution; what is returned is told at once.
+    fn exec(
+        &mut self,
+        effect: EffectId,
+        vertex: VertexId,
+        results: &[ResultId],
+        record: Option<NewRecord>,
+    ) -> Option<Input<BuildError>> {
+        let Some((op, ctx)) = self.op(vertex) else {
+            return Some(self.no_op(effect, vertex));
+        };
+        let held = results.iter().filter_map(|result| self.results.get(result));
+        let references = held.map(|held| held.reference.clone()).collect();
+        let is_asked = ctx.jobs().iter().any(|job| job.settings().explain);
+        let why = is_asked.then(|| why::explain(&self.parts.records.records(), &ctx.vertex, record.as_ref()));
+        let limit = self.limit.clone();
+        self.start(
+            effect,
+            ctx.cancel.clone(),
+            work::exec(op, ctx, references, limit, why),
+        );
+        None
+    }
+
     fn save(&self, vertex: VertexId, record: &NewRecord) {
         let held = record.result.and_then(|result| self.results.get(&result));
         let result = held.map(|held| (&held.reference, held.created_at));
-        if let Err(error) = self.parts.records.save(record, result) {
+        let spec = self.vertices.get(&vertex).map(|active| &active.spec);
+        let description = held
+            .zip(spec)
+            .and_then(|(held, spec)| why::describe(spec, record, held.created_at));
+        if let Err(error) = self.parts.records.save(record, result, description) {
             tracing::error!(%error, record = %record.record, "a cache record cannot be saved");
             if let Some(active) = self.vertices.get(&vertex) {
                 let text = format!("result is not cached: {error}");
@@ -515,7 +539,11 @@ impl DriverTask {
             Answer::Failed(error) => Input::Failed { effect, error },
             Answer::Lost(error) => {
                 tracing::warn!(%error, inputs = ?error.lost_inputs(), "cached inputs are gone");
-                Input::Lost { effect, inputs: error.lost_inputs().to_vec(), error }
+                Input::Lost {
+                    effect,
+                    inputs: error.lost_inputs().to_vec(),
+                    error,
+                }
             }
             Answer::Canceled => Input::Canceled { effect },
         };

@@ -13,6 +13,7 @@ use crate::driver::imports::{ImportContext, ImportSlot, arrived};
 use crate::driver::records::{LocalRecords, from_nanoseconds};
 use crate::error::{BuildError, FailedOp, Subject};
 use crate::op::{self, Op, OpContext, ResultRef};
+use crate::progress::LogStream;
 
 /// How long cancelled work may take to end cleanly.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
@@ -108,6 +109,7 @@ pub(crate) async fn exec(
     ctx: OpContext,
     inputs: Vec<ResultRef>,
     limit: Option<Arc<Semaphore>>,
+    why: Option<String>,
 ) -> Answer {
     let limit = limit.filter(|_| op.is_limited());
     let turn = match limit {
@@ -119,6 +121,10 @@ pub(crate) async fn exec(
         },
     };
     ctx.progress.started(false);
+    if let Some(why) = why {
+        ctx.progress
+            .log(LogStream::Stderr, format!("not cached: {why}\n"));
+    }
     let outcome = op.exec(&ctx, &inputs).await;
     drop(turn);
     ctx.progress

@@ -25,6 +25,8 @@ use crate::solve::{
 
 /// The attribute by which the frontend's build argument reaches exporters.
 const EPOCH_ATTR: &str = "source-date-epoch";
+/// The option with which steps say why they are executed.
+const EXPLAIN_OPT: &str = "cooper.explain";
 const EPOCH_ARG: &str = "build-arg:SOURCE_DATE_EPOCH";
 
 /// An exporter as the client asks for it.
@@ -134,6 +136,7 @@ impl Engine {
             source_policies: request.source_policy.iter().cloned().collect(),
             policy_session: request.policy_session.clone(),
             is_internal: request.is_internal,
+            explain: request.frontend_opts.get(EXPLAIN_OPT).is_some_and(|value| value != "0" && value != "false"),
         };
         Ok(Plan {
             exporters,

@@ -795,3 +795,31 @@ async fn provenance_is_attached_where_it_is_wanted() {
         ErrorKind::User
     );
 }
+
+#[tokio::test]
+async fn a_step_says_why_it_is_executed() {
+    let bench = Bench::new();
+    let why = async |id: &str, state: &State| {
+        let mut asked = request(id, state);
+        asked
+            .frontend_opts
+            .insert("cooper.explain".to_owned(), "1".to_owned());
+        bench.engine.solve(asked).await.unwrap();
+        let mut status = bench.engine.status(&JobId(id.to_owned())).await.unwrap();
+        let mut told = Vec::new();
+        while let Some(batch) = status.next().await {
+            let texts = batch
+                .logs
+                .iter()
+                .map(|log| String::from_utf8_lossy(&log.data).into_owned());
+            told.extend(texts.filter(|text| text.starts_with("not cached: ")));
+        }
+        told
+    };
+    let first = why("one", &step(&source("base"), "/same")).await;
+    assert_eq!(first, ["not cached: no earlier run is remembered\n"; 2]);
+    assert!(why("two", &step(&source("base"), "/same")).await.is_empty());
+    let other = why("three", &step(&source("other"), "/same")).await;
+    assert_eq!(other.len(), 2);
+    assert!(other[1].contains("docker.io/library/other"), "{other:?}");
+}
