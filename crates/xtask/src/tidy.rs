@@ -35,7 +35,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("api", &["llb", "oci"]),
-    ("daemon", &["api", "cache", "engine", "executor", "llb", "oci", "registry"]),
+    (
+        "daemon",
+        &["api", "cache", "engine", "executor", "llb", "oci", "registry"],
+    ),
     ("cli", &["api", "llb", "oci"]),
     ("cooper", &["cli", "daemon"]),
 ];

@@ -173,8 +173,8 @@ fn instructions(lab: &Lab) -> Result<()> {
     )?;
     expect(&fs::read_to_string(rootfs.join("exec"))?, "exec form")?;
     ensure!(
-        !rootfs.join("onbuild").exists(),
-        "a stage of the same file must not run ONBUILD twice over"
+        rootfs.join("onbuild").exists(),
+        "a stage on top of one with ONBUILD runs its triggers"
     );
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 
@@ -120,6 +121,14 @@ fn second_sync(lab: &Lab) -> Result<()> {
     fs::create_dir(context.join("src"))?;
     for index in 0..200 {
         fs::write(context.join(format!("src/f{index}")), vec![b'x'; 10_000])?;
+    }
+    // Files modified just before a transfer are read again by the next one, so these are older.
+    let earlier = SystemTime::now() - Duration::from_secs(3600);
+    for index in 0..200 {
+        let file = fs::File::options()
+            .write(true)
+            .open(context.join(format!("src/f{index}")))?;
+        file.set_modified(earlier)?;
     }
     let daemon = lab.daemon()?;
     let transferred = |progress: &str| -> String {

@@ -95,9 +95,15 @@ fn buildx_build(lab: &Lab) -> Result<()> {
 
 fn buildx_bake(lab: &Lab) -> Result<()> {
     let daemon = lab.daemon()?;
-    let bake = "group \"default\" { targets = [\"a\", \"b\"] }\ntarget \"a\" { target = \"a\" output = [\"type=local,dest=out-a\"] }\ntarget \"b\" { target = \"b\" output = [\"type=local,dest=out-b\"] }\n";
+    let target = |name: &str| {
+        format!(
+            "target \"{name}\" {{\n  target = \"{name}\"\n  output = [\"type=local,dest=out-{name}\"]\n}}\n"
+        )
+    };
+    let group = "group \"default\" {\n  targets = [\"a\", \"b\"]\n}\n";
+    let bake = format!("{group}{}{}", target("a"), target("b"));
     let dockerfile = "FROM @BASE@ AS base\nRUN echo shared > /s\nFROM base AS a\nRUN cat /s > /a\nFROM base AS b\nRUN cat /s > /b\n";
-    let context = lab.context("c", &[("Dockerfile", dockerfile), ("docker-bake.hcl", bake)])?;
+    let context = lab.context("c", &[("Dockerfile", dockerfile), ("docker-bake.hcl", &bake)])?;
     let mut command = buildx(lab, &daemon)?;
     succeed(
         command
