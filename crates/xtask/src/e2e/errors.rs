@@ -178,7 +178,7 @@ fn full_disk(lab: &Lab) -> Result<()> {
         "c",
         &[(
             "Dockerfile",
-            "FROM @BASE@\nRUN head -c 60000000 /dev/zero > /big\n",
+            "FROM @BASE@\nRUN dd if=/dev/zero of=/big bs=1M count=60\n",
         )],
     )?;
     let daemon = lab.daemon()?;
