@@ -61,6 +61,18 @@ impl<'a> Asker<'a> {
         }
     }
 
+    /// Asks for an image that must not become anything else.
+    pub(crate) fn only_image(&self, need: ImageConfigNeed) -> Progress<&'a ImageAnswer> {
+        let reference = need.reference.clone();
+        self.image(need)?.map_err(|updated| {
+            ConvertError::NonImage {
+                reference,
+                updated: updated.to_owned(),
+            }
+            .into()
+        })
+    }
+
     /// Asks for files; the outer error means that the definition could not be solved.
     pub(crate) fn files(
         &self,

@@ -175,6 +175,8 @@ pub(crate) enum ConvertError {
     ContextRecursion(String),
     #[error("could not parse ref: {0}")]
     Redirect(String),
+    #[error("ref mutated by policy to non-image: docker-image://{reference} -> {updated}")]
+    NonImage { reference: String, updated: String },
     #[error("invalid SOURCE_DATE_EPOCH: {0}")]
     Epoch(String),
     #[error("{0}")]

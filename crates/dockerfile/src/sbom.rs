@@ -38,10 +38,7 @@ pub(crate) fn scanner(contexts: &Contexts<'_>) -> Progress<Option<Scanner>> {
         log_name: String::new(),
         store: None,
     };
-    let answer = contexts
-        .asker
-        .image(need)?
-        .map_err(|updated| ConvertError::Redirect(updated.to_owned()))?;
+    let answer = contexts.asker.only_image(need)?;
     let image = image::read(&answer.config)?;
     if image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
         return Err(ConvertError::Scanner(answer.reference.clone()).into());

@@ -175,14 +175,8 @@ impl Converter<'_> {
             log_name: format!("[{shown}internal] load metadata for {base_name}"),
             store: None,
         };
-        let answer = self
-            .contexts
-            .asker
-            .image(need)
-            .map_err(|stop| self.suggest_image(stop, written))?;
-        let answer = answer.map_err(|updated| {
-            self.suggest_image(ConvertError::Redirect(updated.to_owned()).into(), written)
-        })?;
+        let answer = self.contexts.asker.only_image(need);
+        let answer = answer.map_err(|stop| self.suggest_image(stop, written))?;
         if reference.to_string() != answer.reference {
             reference = Reference::parse(&answer.reference).map_err(|error| {
                 let shown = crate::text::quote(&answer.reference);

@@ -1,6 +1,7 @@
 //! Instructions and what they say, with nothing expanded yet.
 
 mod duration;
+mod error;
 mod expose;
 mod flags;
 mod healthcheck;
@@ -10,9 +11,10 @@ mod run;
 
 use oci::Healthcheck;
 
+pub(crate) use error::{InstructionError, LocatedInstructionError};
 pub(crate) use expose::{PortError, split_port};
 pub(crate) use mount::{Mount, MountKind, Sharing, parse_mount};
-pub(crate) use parse::{InstructionError, LocatedInstructionError, Parsed, parse, parse_trigger};
+pub(crate) use parse::{Parsed, parse, parse_trigger};
 pub(crate) use run::{Network, Run};
 
 use crate::position::Range;
