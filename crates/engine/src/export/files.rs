@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -29,6 +28,20 @@ pub struct Part {
     pub prefix: String,
     /// The time that all entries get.
     pub epoch: Option<Timestamp>,
+    /// Files beside those of the tree's root directory, by name.
+    pub extra: BTreeMap<String, Bytes>,
+}
+
+impl Part {
+    /// A tree as it is.
+    pub fn whole(reference: ResultRef) -> Self {
+        Self {
+            reference,
+            prefix: String::new(),
+            epoch: None,
+            extra: BTreeMap::new(),
+        }
+    }
 }
 
 /// A mounted tree. Blocking.
@@ -37,6 +50,7 @@ pub struct Files {
     root: Option<Root>,
     prefix: String,
     epoch: Option<Timestamp>,
+    extra: BTreeMap<String, Bytes>,
 }
 
 /// What a visitor of entries fails with.
@@ -79,8 +93,9 @@ impl Files {
         let root = match part.reference.get() {
             None => None,
             Some(reference) => {
-                let mounts =
-                    reference.mounts().map_err(|error| BuildError::from_source(ErrorKind::Internal, error))?;
+                let mounts = reference
+                    .mounts()
+                    .map_err(|error| BuildError::from_source(ErrorKind::Internal, error))?;
                 let [mount] = mounts.as_slice() else {
                     return Err(BuildError::internal("a snapshot has not exactly one mount"));
                 };
@@ -88,7 +103,12 @@ impl Files {
                 Some(Root::new(&tree).map_err(internal)?)
             }
         };
-        Ok(Self { root, prefix: part.prefix.clone(), epoch: part.epoch })
+        Ok(Self {
+            root,
+            prefix: part.prefix.clone(),
+            epoch: part.epoch,
+            extra: part.extra.clone(),
+        })
     }
 
     /// Calls `visit` for all entries in the order of the transfer protocol: each directory before what is in it, siblings by
@@ -98,20 +118,43 @@ impl Files {
     /// What `visit` fails with, or that the tree cannot be read.
     pub fn walk(&self, visit: &mut dyn FnMut(FileStat) -> Result<(), WalkError>) -> Result<(), WalkError> {
         if !self.prefix.is_empty() {
-            let mut stat = FileStat { path: self.prefix.clone(), mode: MODE_DIR | 0o755, ..FileStat::default() };
+            let mut stat = FileStat {
+                path: self.prefix.clone(),
+                mode: MODE_DIR | 0o755,
+                ..FileStat::default()
+            };
             self.set_time(&mut stat);
             visit(stat)?;
         }
-        let Some(root) = &self.root else { return Ok(()) };
+        let Some(root) = &self.root else {
+            return self
+                .extra
+                .iter()
+                .try_for_each(|(name, bytes)| visit(self.extra_stat(name, bytes)));
+        };
         let mut links = BTreeMap::new();
-        let mut open = vec![Directory::open(root, "")?];
+        let mut top = Directory::open(root, "")?;
+        top.names.retain(|name| !self.extra.contains_key(name));
+        top.names.extend(self.extra.keys().cloned());
+        top.names.sort_unstable_by(|a, b| b.cmp(a));
+        let mut open = vec![top];
         while let Some(dir) = open.last_mut() {
             let Some(name) = dir.names.pop() else {
                 open.pop();
                 continue;
             };
-            let path = if dir.path.is_empty() { name.clone() } else { format!("{}/{name}", dir.path) };
-            let Some(mut stat) = dir.stat(&name, &path, &mut links)? else { continue };
+            let path = if dir.path.is_empty() {
+                name.clone()
+            } else {
+                format!("{}/{name}", dir.path)
+            };
+            if let Some(bytes) = self.extra.get(&path) {
+                visit(self.extra_stat(&name, bytes))?;
+                continue;
+            }
+            let Some(mut stat) = dir.stat(&name, &path, &mut links)? else {
+                continue;
+            };
             self.set_time(&mut stat);
             let is_dir = stat.mode & MODE_DIR != 0;
             if !self.prefix.is_empty() {
@@ -128,6 +171,29 @@ impl Files {
         Ok(())
     }
 
+    /// Describes a file that is not in the tree; without an epoch it is as old as the export.
+    fn extra_stat(&self, name: &str, bytes: &Bytes) -> FileStat {
+        let path = if self.prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}/{name}", self.prefix)
+        };
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut stat = FileStat {
+            path,
+            mode: 0o600,
+            size_bytes: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+            mod_time_ns: i64::try_from(now.as_secs())
+                .unwrap_or(0)
+                .saturating_mul(1_000_000_000),
+            ..FileStat::default()
+        };
+        self.set_time(&mut stat);
+        stat
+    }
+
     fn set_time(&self, stat: &mut FileStat) {
         if let Some(epoch) = self.epoch {
             stat.mod_time_ns = epoch.unix_nanos();
@@ -138,15 +204,22 @@ impl Files {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open_file(&self, path: &str) -> Result<File, WalkError> {
+    pub fn open_file(&self, path: &str) -> Result<Box<dyn Read>, WalkError> {
         let inner = if self.prefix.is_empty() {
             Some(path)
         } else {
-            path.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'))
+            path.strip_prefix(&self.prefix)
+                .and_then(|rest| rest.strip_prefix('/'))
         };
-        match (&self.root, inner) {
-            (Some(root), Some(inner)) => Ok(root.open_file(Path::new(inner))?),
-            _ => Err(WalkError::Stopped(format!("{path} is not in this tree"))),
+        let Some(inner) = inner else {
+            return Err(WalkError::Stopped(format!("{path} is not in this tree")));
+        };
+        if let Some(bytes) = self.extra.get(inner) {
+            return Ok(Box::new(io::Cursor::new(bytes.clone())));
+        }
+        match &self.root {
+            Some(root) => Ok(Box::new(root.open_file(Path::new(inner))?)),
+            None => Err(WalkError::Stopped(format!("{path} is not in this tree"))),
         }
     }
 }
@@ -163,7 +236,10 @@ impl Directory {
     fn open(root: &Root, path: &str) -> Result<Self, WalkError> {
         let shown = if path.is_empty() { "/" } else { path };
         let fd = root.open_dir(Path::new(shown))?;
-        let read = |source: io::Error| WalkError::Read { path: shown.to_owned(), source };
+        let read = |source: io::Error| WalkError::Read {
+            path: shown.to_owned(),
+            source,
+        };
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&fd).map_err(|error| read(error.into()))? {
             let entry = entry.map_err(|error| read(error.into()))?;
@@ -179,7 +255,11 @@ impl Directory {
             names.push(text.to_owned());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Self { fd, path: path.to_owned(), names })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            names,
+        })
     }
 
     /// Describes an entry; `None` for a socket, which cannot be handed out. `links` has the first path of each file with
@@ -190,8 +270,12 @@ impl Directory {
         path: &str,
         links: &mut BTreeMap<(u64, u64), String>,
     ) -> Result<Option<FileStat>, WalkError> {
-        let read = |source: io::Error| WalkError::Read { path: path.to_owned(), source };
-        let own = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| read(error.into()))?;
+        let read = |source: io::Error| WalkError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let own = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| read(error.into()))?;
         let kind = FileType::from_raw_mode(own.st_mode);
         if kind == FileType::Socket {
             return Ok(None);
@@ -218,6 +302,10 @@ fn file_stat(stat: GoStat, path: &str) -> FileStat {
         linkname: stat.linkname,
         dev_major: stat.devmajor,
         dev_minor: stat.devminor,
-        xattrs: stat.xattrs.into_iter().map(|(name, value)| (name, Bytes::from(value))).collect(),
+        xattrs: stat
+            .xattrs
+            .into_iter()
+            .map(|(name, value)| (name, Bytes::from(value)))
+            .collect(),
     }
 }

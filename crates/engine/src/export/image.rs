@@ -5,6 +5,7 @@ mod attestations;
 mod config;
 pub mod layers;
 pub mod options;
+mod supplement;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::solve::{ExportContext, ExportSource, Exported, Exporter, ExporterInst
 use crate::source::image::{Images, internal};
 
 use super::push::{Push, push_image};
+pub(super) use attestations::{is_inline_only, statement_files};
 pub use layers::{ExportLayer, LayerExporter};
 pub use options::{ImageOptions, LayerOptions};
 pub use writer::{ImageWriter, WrittenImage};

@@ -6,16 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use oci::{Digest, Digester};
 use tokio::sync::mpsc;
 
 use super::files::{Files, Part, WalkError};
+use super::image::{is_inline_only, statement_files};
 use super::platforms::{EPOCH_ATTRIBUTE, epoch, parse_epoch, refs};
+use crate::bridge::Attestation;
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
 use crate::progress::StatusStep;
 use crate::session::{FilePacket, FileStream, Session, SessionError};
 use crate::solve::{ExportContext, ExportSource, Exported, Exporter, ExporterInstance};
-use crate::unlazy::{FetchContext, Unlazy, unpack_all};
+use crate::unlazy::{FetchContext, Unlazy};
 
 use layer::tree::Timestamp;
 
@@ -33,6 +36,8 @@ pub(super) struct Layout {
     platform_split: Option<bool>,
     /// The client empties the directory before.
     deletes: bool,
+    /// Put before the names of attestations.
+    attestation_prefix: String,
 }
 
 impl Layout {
@@ -47,6 +52,7 @@ impl Layout {
                         BuildError::user(format!("non-bool value for platform-split: {value}"))
                     })?);
                 }
+                "attestation-prefix" => layout.attestation_prefix.clone_from(value),
                 "mode" => match value.trim().to_ascii_lowercase().as_str() {
                     "" | "copy" => layout.deletes = false,
                     "delete" => layout.deletes = true,
@@ -58,29 +64,111 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Works out the trees of an export. `always_split`: several platforms always get directories of their own.
-    pub fn parts(&self, source: &ExportSource, always_split: bool) -> Result<Vec<Part>, BuildError> {
-        let attested = source.attestations.values().flatten().any(|attestation| {
-            attestation.metadata.get("inline-only").is_none_or(|value| value.as_ref() != b"true")
-        });
-        if attested {
-            return Err(BuildError::user("attestations cannot be exported as plain files: use an image exporter"));
-        }
+    /// Works out the trees of an export and makes them real. `always_split`: several platforms always get directories of
+    /// their own.
+    pub async fn parts(
+        &self,
+        unlazy: &dyn Unlazy,
+        ctx: &ExportContext,
+        source: &ExportSource,
+        always_split: bool,
+    ) -> Result<Vec<Part>, BuildError> {
         let is_map = !source.refs.is_empty();
-        let split = if always_split { is_map } else { self.platform_split.unwrap_or(is_map) };
+        let split = if always_split {
+            is_map
+        } else {
+            self.platform_split.unwrap_or(is_map)
+        };
         let mut parts = Vec::new();
         for (platform, reference) in refs(source)? {
             let epoch = match self.epoch {
                 Some(epoch) => Some(epoch),
                 None => epoch(source, Some(&platform.id))?,
             };
-            let prefix = if split { platform.id.replace('/', "_") } else { String::new() };
-            parts.push(Part { reference, prefix, epoch });
+            let directory = platform.id.replace('/', "_");
+            let suffix = if is_map && !split {
+                format!(".{directory}")
+            } else {
+                String::new()
+            };
+            let prefix = if split { directory } else { String::new() };
+            let fetch = FetchContext::from(ctx);
+            if let Some(reference) = reference.get() {
+                unlazy.unpack(&fetch, reference).await?;
+            }
+            let mut part = Part {
+                reference,
+                prefix,
+                epoch,
+                extra: BTreeMap::new(),
+            };
+            let attestations = source.attestations.get(&platform.id).into_iter().flatten();
+            let attestations: Vec<_> = attestations.filter(|one| !is_inline_only(one)).cloned().collect();
+            if !attestations.is_empty() {
+                part.extra = self
+                    .statements(unlazy, &fetch, &part, attestations, &suffix)
+                    .await?;
+            }
+            parts.push(part);
         }
         // The order of the transfer protocol is that of names.
         parts.sort_by(|a, b| a.prefix.cmp(&b.prefix));
         Ok(parts)
     }
+
+    /// The attestations of a tree as files of its root directory.
+    async fn statements(
+        &self,
+        unlazy: &dyn Unlazy,
+        ctx: &FetchContext,
+        part: &Part,
+        attestations: Vec<Attestation<ResultRef>>,
+        suffix: &str,
+    ) -> Result<BTreeMap<String, Bytes>, BuildError> {
+        let tree = Part {
+            prefix: String::new(),
+            ..part.clone()
+        };
+        let files = blocking(move || digests(&tree)).await?;
+        let mut named = BTreeMap::new();
+        for (name, bytes) in statement_files(unlazy, ctx, attestations, files).await? {
+            let name = format!("{}{name}", self.attestation_prefix);
+            let name = match name.rfind('.') {
+                Some(dot) => format!("{}{suffix}{}", &name[..dot], &name[dot..]),
+                None => format!("{name}{suffix}"),
+            };
+            if name.contains('/') || matches!(name.as_str(), "" | "." | "..") {
+                return Err(BuildError::user(format!(
+                    "invalid attestation path name {name:?}"
+                )));
+            }
+            if named.insert(name.clone(), bytes).is_some() {
+                return Err(BuildError::user(format!(
+                    "duplicate attestation path name {name}"
+                )));
+            }
+        }
+        Ok(named)
+    }
+}
+
+/// Digests of a tree's regular files, by path.
+fn digests(part: &Part) -> Result<Vec<(String, Digest)>, BuildError> {
+    let files = Files::open(part)?;
+    let mut found = Vec::new();
+    files.walk(&mut |stat| {
+        if stat.mode & MODE_TYPE == 0 {
+            let mut digester = Digester::sha256();
+            let read = |source| WalkError::Read {
+                path: stat.path.clone(),
+                source,
+            };
+            std::io::copy(&mut files.open_file(&stat.path)?, &mut digester).map_err(read)?;
+            found.push((stat.path, digester.finish()));
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn boolean(value: &str) -> Option<bool> {
@@ -89,12 +177,6 @@ fn boolean(value: &str) -> Option<bool> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     }
-}
-
-/// Unpacks the trees of an export.
-pub(super) async fn unpack(unlazy: &dyn Unlazy, ctx: &ExportContext, parts: &[Part]) -> Result<(), BuildError> {
-    let references: Vec<ResultRef> = parts.iter().map(|part| part.reference.clone()).collect();
-    unpack_all(unlazy, &FetchContext::from(ctx), &references).await
 }
 
 /// Finds the client that an export goes to.
@@ -116,9 +198,17 @@ impl LocalExporter {
 }
 
 impl Exporter for LocalExporter {
-    fn resolve(&self, id: usize, attrs: BTreeMap<String, String>) -> Result<Arc<dyn ExporterInstance>, BuildError> {
+    fn resolve(
+        &self,
+        id: usize,
+        attrs: BTreeMap<String, String>,
+    ) -> Result<Arc<dyn ExporterInstance>, BuildError> {
         let layout = Layout::read(&attrs)?;
-        Ok(Arc::new(LocalInstance { id, layout, unlazy: Arc::clone(&self.unlazy) }))
+        Ok(Arc::new(LocalInstance {
+            id,
+            layout,
+            unlazy: Arc::clone(&self.unlazy),
+        }))
     }
 }
 
@@ -136,24 +226,29 @@ impl ExporterInstance for LocalInstance {
     }
 
     async fn export(&self, ctx: &ExportContext, source: &ExportSource) -> Result<Exported, BuildError> {
-        let parts = self.layout.parts(source, false)?;
-        unpack(&*self.unlazy, ctx, &parts).await?;
+        let parts = self.layout.parts(&*self.unlazy, ctx, source, false).await?;
         let session = client(ctx).await?;
         let is_split = parts.iter().any(|part| !part.prefix.is_empty());
         if !is_split && parts.len() > 1 {
-            check_overlaps(&parts).await?;
+            let names = refs(source)?
+                .into_iter()
+                .map(|(platform, _)| platform.id)
+                .collect();
+            check_overlaps(&parts, names).await?;
         }
         if self.layout.deletes {
             // The client removes what is not in the transfer, so everything goes in one.
             let headers = BTreeMap::from([("buildkit-exporter-multi-platform".to_owned(), "1".to_owned())]);
-            self.send(ctx, &*session, parts, "copying files".to_owned(), &headers).await?;
+            self.send(ctx, &*session, parts, "copying files".to_owned(), &headers)
+                .await?;
         } else {
             for part in parts {
                 let label = match part.prefix.as_str() {
                     "" => "copying files".to_owned(),
                     prefix => format!("copying files {}", prefix.replace('_', "/")),
                 };
-                self.send(ctx, &*session, vec![part], label, &BTreeMap::new()).await?;
+                self.send(ctx, &*session, vec![part], label, &BTreeMap::new())
+                    .await?;
             }
         }
         Ok(Exported::default())
@@ -180,17 +275,22 @@ impl LocalInstance {
 }
 
 /// Without directories per platform no file may come from two of them.
-async fn check_overlaps(parts: &[Part]) -> Result<(), BuildError> {
+async fn check_overlaps(parts: &[Part], names: Vec<String>) -> Result<(), BuildError> {
     let parts = parts.to_vec();
     blocking(move || {
-        let mut seen = std::collections::HashSet::new();
-        for part in &parts {
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        for (at, part) in parts.iter().enumerate() {
             Files::open(part)?.walk(&mut |stat| {
-                if stat.mode & MODE_TYPE == 0 && !seen.insert(stat.path.clone()) {
-                    let reason = format!("cannot overwrite {} when split option is disabled", stat.path);
-                    return Err(WalkError::Stopped(reason));
+                if stat.mode & MODE_TYPE != 0 {
+                    return Ok(());
                 }
-                Ok(())
+                let Some(earlier) = seen.insert(stat.path.clone(), at) else {
+                    return Ok(());
+                };
+                let (path, from, with) = (&stat.path, &names[earlier], &names[at]);
+                let reason =
+                    format!("cannot overwrite {path} from {from} with {with} when split option is disabled");
+                Err(WalkError::Stopped(reason))
             })?;
         }
         Ok(())
@@ -222,13 +322,18 @@ async fn send_trees(stream: FileStream, parts: Vec<Part>, step: StatusStep) -> R
 
 fn list(files: &[Files], offered: &Offered, outgoing: &mpsc::Sender<FilePacket>) -> Result<(), BuildError> {
     let send = |packet| {
-        outgoing.blocking_send(packet).map_err(|_| WalkError::Stopped("the client left the transfer".to_owned()))
+        outgoing
+            .blocking_send(packet)
+            .map_err(|_| WalkError::Stopped("the client left the transfer".to_owned()))
     };
     let mut next = 0_u32;
     for (part, tree) in files.iter().enumerate() {
         let walked = tree.walk(&mut |stat| {
             if stat.mode & MODE_TYPE == 0 {
-                offered.lock().unwrap_or_else(PoisonError::into_inner).insert(next, (part, stat.path.clone()));
+                offered
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(next, (part, stat.path.clone()));
             }
             next += 1;
             send(FilePacket::Stat(Some(stat)))
@@ -255,7 +360,9 @@ fn serve(
             FilePacket::Request(id) => {
                 let asked = offered.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 let (part, path) = asked.ok_or_else(|| BuildError::user(format!("invalid file id {id}")))?;
-                let tree = files.get(part).ok_or_else(|| BuildError::internal("a file of no part"))?;
+                let tree = files
+                    .get(part)
+                    .ok_or_else(|| BuildError::internal("a file of no part"))?;
                 sent_bytes += send_file(tree, &path, id, outgoing)?;
                 step.update(sent_bytes, 0);
             }
@@ -267,21 +374,34 @@ fn serve(
                 return Err(BuildError::user(format!("error from receiver: {message}")));
             }
             FilePacket::Stat(_) | FilePacket::Content { .. } => {
-                return Err(BuildError::user("file transfer: the receiver sent what only a sender sends"));
+                return Err(BuildError::user(
+                    "file transfer: the receiver sent what only a sender sends",
+                ));
             }
         }
     }
 }
 
-fn send_file(files: &Files, path: &str, id: u32, outgoing: &mpsc::Sender<FilePacket>) -> Result<u64, BuildError> {
+fn send_file(
+    files: &Files,
+    path: &str,
+    id: u32,
+    outgoing: &mpsc::Sender<FilePacket>,
+) -> Result<u64, BuildError> {
     let left = |_| BuildError::new(ErrorKind::Unavailable, "the client left the transfer");
     let mut file = files.open_file(path)?;
     let mut sent_bytes = 0;
     loop {
         let mut piece = vec![0; PIECE_BYTES];
-        let count = file.read(&mut piece).map_err(|source| WalkError::Read { path: path.to_owned(), source })?;
+        let count = file.read(&mut piece).map_err(|source| WalkError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         piece.truncate(count);
-        let packet = FilePacket::Content { id, bytes: Bytes::from(piece) };
+        let packet = FilePacket::Content {
+            id,
+            bytes: Bytes::from(piece),
+        };
         outgoing.blocking_send(packet).map_err(left)?;
         if count == 0 {
             return Ok(sent_bytes);

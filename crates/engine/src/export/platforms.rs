@@ -34,6 +34,7 @@ pub struct ExportPlatform {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Document {
+    #[serde(deserialize_with = "oci::json::nullable")]
     platforms: Vec<ExportPlatform>,
 }
 
@@ -42,11 +43,14 @@ struct Document {
 /// # Errors
 /// A user error for metadata that makes no sense.
 pub fn platforms(metadata: &BTreeMap<String, Bytes>) -> Result<Vec<ExportPlatform>, BuildError> {
-    let Some(bytes) = metadata.get(PLATFORMS_KEY) else { return Ok(vec![single(metadata)?]) };
+    let Some(bytes) = metadata.get(PLATFORMS_KEY) else {
+        return Ok(vec![single(metadata)?]);
+    };
     let document: Document = if bytes.is_empty() {
         Document::default()
     } else {
-        serde_json::from_slice(bytes)
+        serde_json::from_slice::<Option<Document>>(bytes)
+            .map(Option::unwrap_or_default)
             .map_err(|error| BuildError::user(format!("failed to parse platforms of the result: {error}")))?
     };
     if document.platforms.is_empty() {
@@ -58,7 +62,10 @@ pub fn platforms(metadata: &BTreeMap<String, Bytes>) -> Result<Vec<ExportPlatfor
             return Err(BuildError::user("invalid empty platform key for exporter"));
         }
         if entry.platform.os.is_empty() || entry.platform.architecture.is_empty() {
-            return Err(BuildError::user(format!("invalid platform value {} for exporter", entry.platform)));
+            return Err(BuildError::user(format!(
+                "invalid platform value {} for exporter",
+                entry.platform
+            )));
         }
         entry.platform = entry.platform.clone().normalized();
     }
@@ -68,9 +75,10 @@ pub fn platforms(metadata: &BTreeMap<String, Bytes>) -> Result<Vec<ExportPlatfor
 fn single(metadata: &BTreeMap<String, Bytes>) -> Result<ExportPlatform, BuildError> {
     let mut platform = Platform::host();
     if let Some(bytes) = metadata.get(IMAGE_CONFIG_KEY) {
-        let config: ImageConfig = serde_json::from_slice(bytes)
+        // A null is told by the exporter that needs the config.
+        let config = serde_json::from_slice::<Option<ImageConfig>>(bytes)
             .map_err(|error| BuildError::user(format!("failed to parse image config: {error}")))?;
-        let named = config.platform();
+        let named = config.map(|config| config.platform()).unwrap_or_default();
         match (named.os.is_empty(), named.architecture.is_empty()) {
             (false, false) => platform = named,
             (true, true) => {}
@@ -82,7 +90,10 @@ fn single(metadata: &BTreeMap<String, Bytes>) -> Result<ExportPlatform, BuildErr
         }
     }
     let platform = platform.normalized();
-    Ok(ExportPlatform { id: platform.to_string(), platform })
+    Ok(ExportPlatform {
+        id: platform.to_string(),
+        platform,
+    })
 }
 
 /// Returns a result's refs with their platforms, in the result's order.
@@ -92,17 +103,24 @@ fn single(metadata: &BTreeMap<String, Bytes>) -> Result<ExportPlatform, BuildErr
 pub fn refs(source: &ExportSource) -> Result<Vec<(ExportPlatform, ResultRef)>, BuildError> {
     let is_map = !source.refs.is_empty();
     if is_map && !source.metadata.contains_key(PLATFORMS_KEY) {
-        return Err(BuildError::user("unable to export multiple refs, missing platforms mapping"));
+        return Err(BuildError::user(
+            "unable to export multiple refs, missing platforms mapping",
+        ));
     }
     let platforms = platforms(&source.metadata)?;
     if !is_map && platforms.len() > 1 {
-        return Err(BuildError::user("unable to export multiple platforms without map"));
+        return Err(BuildError::user(
+            "unable to export multiple platforms without map",
+        ));
     }
     let mut found = Vec::with_capacity(platforms.len());
     for platform in platforms {
         let known = !is_map || source.refs.contains_key(&platform.id) || source.refs.len() == 1;
         if !known {
-            return Err(BuildError::user(format!("failed to find ref for ID {}", platform.id)));
+            return Err(BuildError::user(format!(
+                "failed to find ref for ID {}",
+                platform.id
+            )));
         }
         let reference = source.find(&platform.id).cloned().unwrap_or(ResultRef::SCRATCH);
         found.push((platform, reference));
@@ -121,7 +139,9 @@ pub fn metadata<'a>(source: &'a ExportSource, key: &str, platform: Option<&str>)
 /// # Errors
 /// A user error when it is not a number.
 pub fn epoch(source: &ExportSource, platform: Option<&str>) -> Result<Option<Timestamp>, BuildError> {
-    let Some(value) = metadata(source, EPOCH_KEY, platform) else { return Ok(None) };
+    let Some(value) = metadata(source, EPOCH_KEY, platform) else {
+        return Ok(None);
+    };
     let text = String::from_utf8_lossy(value);
     parse_epoch(&text)
         .map_err(|error| error.context(format!("invalid SOURCE_DATE_EPOCH from frontend: {text:?}")))
@@ -136,7 +156,12 @@ pub fn parse_epoch(text: &str) -> Result<Option<Timestamp>, BuildError> {
         return Ok(None);
     }
     match text.parse() {
-        Ok(seconds) => Ok(Some(Timestamp { seconds, nanoseconds: 0 })),
-        Err(_) => Err(BuildError::user(format!("invalid time {text:?}: not a number of seconds"))),
+        Ok(seconds) => Ok(Some(Timestamp {
+            seconds,
+            nanoseconds: 0,
+        })),
+        Err(_) => Err(BuildError::user(format!(
+            "invalid time {text:?}: not a number of seconds"
+        ))),
     }
 }

@@ -11,7 +11,7 @@ use layer::tree::Timestamp;
 use tokio::sync::mpsc;
 
 use super::files::{Files, Part, WalkError};
-use super::local::{Layout, blocking, client, unpack};
+use super::local::{Layout, blocking, client};
 use crate::error::{BuildError, ErrorKind};
 use crate::session::{ByteStream, FileStat};
 use crate::solve::{ExportContext, ExportSource, Exported, Exporter, ExporterInstance};
@@ -34,9 +34,17 @@ impl TarExporter {
 }
 
 impl Exporter for TarExporter {
-    fn resolve(&self, id: usize, attrs: BTreeMap<String, String>) -> Result<Arc<dyn ExporterInstance>, BuildError> {
+    fn resolve(
+        &self,
+        id: usize,
+        attrs: BTreeMap<String, String>,
+    ) -> Result<Arc<dyn ExporterInstance>, BuildError> {
         let layout = Layout::read(&attrs)?;
-        Ok(Arc::new(TarInstance { id, layout, unlazy: Arc::clone(&self.unlazy) }))
+        Ok(Arc::new(TarInstance {
+            id,
+            layout,
+            unlazy: Arc::clone(&self.unlazy),
+        }))
     }
 }
 
@@ -54,8 +62,7 @@ impl ExporterInstance for TarInstance {
     }
 
     async fn export(&self, ctx: &ExportContext, source: &ExportSource) -> Result<Exported, BuildError> {
-        let parts = self.layout.parts(source, true)?;
-        unpack(&*self.unlazy, ctx, &parts).await?;
+        let parts = self.layout.parts(&*self.unlazy, ctx, source, true).await?;
         let session = client(ctx).await?;
         let stream = session.send_file(&self.id.to_string(), &BTreeMap::new()).await?;
         let _step = ctx.progress.step("sending tarball", "");
@@ -68,7 +75,10 @@ impl ExporterInstance for TarInstance {
 }
 
 async fn send(stream: ByteStream, parts: Vec<Part>) -> Result<(), BuildError> {
-    let ByteStream { mut incoming, outgoing } = stream;
+    let ByteStream {
+        mut incoming,
+        outgoing,
+    } = stream;
     blocking(move || write_archive(&parts, outgoing)).await?;
     match incoming.recv().await {
         None => Ok(()),
@@ -78,12 +88,17 @@ async fn send(stream: ByteStream, parts: Vec<Part>) -> Result<(), BuildError> {
 }
 
 fn write_archive(parts: &[Part], outgoing: mpsc::Sender<Bytes>) -> Result<(), BuildError> {
-    let mut archive = Writer::new(Pieces { outgoing, piece: Vec::with_capacity(PIECE_BYTES) });
+    let mut archive = Writer::new(Pieces {
+        outgoing,
+        piece: Vec::with_capacity(PIECE_BYTES),
+    });
     for part in parts {
         let files = Files::open(part)?;
         files.walk(&mut |stat| {
-            write_entry(&mut archive, &files, &stat)
-                .map_err(|source| WalkError::Read { path: stat.path.clone(), source })
+            write_entry(&mut archive, &files, &stat).map_err(|source| WalkError::Read {
+                path: stat.path.clone(),
+                source,
+            })
         })?;
     }
     let sent = archive.finish().and_then(|mut pieces| pieces.flush());
@@ -97,7 +112,10 @@ fn write_entry(archive: &mut Writer<Pieces>, files: &Files, stat: &FileStat) -> 
         let file = files.open_file(&stat.path).map_err(io::Error::other)?;
         let copied = io::copy(&mut io::Read::take(file, header.size_bytes), archive)?;
         if copied != header.size_bytes {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file shrank while it was read"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file shrank while it was read",
+            ));
         }
     }
     Ok(())
@@ -115,7 +133,11 @@ fn header(stat: &FileStat) -> Header {
         () if is(26) => EntryKind::BlockDevice,
         () => EntryKind::Regular,
     };
-    let name = if kind == EntryKind::Directory { format!("{}/", stat.path) } else { stat.path.clone() };
+    let name = if kind == EntryKind::Directory {
+        format!("{}/", stat.path)
+    } else {
+        stat.path.clone()
+    };
     let mut header = Header::new(kind, name);
     header.link = stat.linkname.clone().into_bytes();
     header.mode = stat.mode & 0o777;
@@ -126,10 +148,19 @@ fn header(stat: &FileStat) -> Header {
     }
     header.uid = stat.uid;
     header.gid = stat.gid;
-    header.mtime = Timestamp { nanoseconds: 0, ..Timestamp::from_unix_nanos(stat.mod_time_ns) };
-    header.dev = (u32::try_from(stat.dev_major).unwrap_or(0), u32::try_from(stat.dev_minor).unwrap_or(0));
-    header.xattrs =
-        stat.xattrs.iter().map(|(name, value)| (name.clone().into_bytes(), value.to_vec())).collect();
+    header.mtime = Timestamp {
+        nanoseconds: 0,
+        ..Timestamp::from_unix_nanos(stat.mod_time_ns)
+    };
+    header.dev = (
+        u32::try_from(stat.dev_major).unwrap_or(0),
+        u32::try_from(stat.dev_minor).unwrap_or(0),
+    );
+    header.xattrs = stat
+        .xattrs
+        .iter()
+        .map(|(name, value)| (name.clone().into_bytes(), value.to_vec()))
+        .collect();
     if kind == EntryKind::Regular {
         header.size_bytes = u64::try_from(stat.size_bytes).unwrap_or(0);
     }

@@ -15,7 +15,7 @@ use crate::op::ResultRef;
 /// # Errors
 /// When the file cannot be opened.
 pub(super) fn modified_s(result: ResultRef, path: &str) -> Result<Option<i64>, BuildError> {
-    let part = Part { reference: result, prefix: String::new(), epoch: None };
+    let part = Part::whole(result);
     let shown = Path::new("/").join(path);
     let file = Files::open(&part)?.open_file(&shown.to_string_lossy())?;
     let Ok(archive) = decompress_archive(file) else { return Ok(None) };

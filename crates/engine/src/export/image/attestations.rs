@@ -5,16 +5,18 @@ use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
+use oci::json::nullable;
 use oci::{Descriptor, Digest, Manifest, Platform, Reference, media_type};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::config::compact;
+use super::layers::{ExportLayer, LayerExporter};
+use super::supplement::{SPDX_PREDICATE, supplement};
 use super::writer::manifest_bytes;
 use crate::bridge::result::{Attestation, AttestationKind, AttestationSubject};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
-use crate::source::image::fetch::BlobFetcher;
 use crate::source::image::{blocking, internal};
 use crate::unlazy::{FetchContext, Unlazy};
 
@@ -34,17 +36,19 @@ pub struct Target<'a> {
     pub platform: &'a Platform,
     /// The image's names, separated by commas.
     pub name: &'a str,
+    /// Its layers, bottom first.
+    pub layers: &'a [ExportLayer],
 }
 
 /// An in-toto statement.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statement {
-    #[serde(rename = "_type", default)]
+    #[serde(rename = "_type", default, deserialize_with = "nullable")]
     kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     predicate_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     subject: Vec<Subject>,
     #[serde(default)]
     predicate: Option<Box<RawValue>>,
@@ -52,9 +56,9 @@ pub struct Statement {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Subject {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     digest: BTreeMap<String, String>,
 }
 
@@ -79,11 +83,98 @@ pub fn is_inline_only<R>(attestation: &Attestation<R>) -> bool {
 /// # Errors
 /// A user error for attestations that a frontend may not make or that cannot be read.
 pub async fn statements(
-    fetcher: &BlobFetcher,
+    exporter: &LayerExporter,
     ctx: &FetchContext,
     attestations: Vec<Attestation<ResultRef>>,
     target: &Target<'_>,
 ) -> Result<Vec<Statement>, BuildError> {
+    let own = own_subjects(target)?;
+    let mut statements = Vec::new();
+    for (attestation, content) in contents(exporter.fetcher(), ctx, attestations).await? {
+        let content = if is_main_bill(&attestation) {
+            supplement(exporter, ctx, target.layers, content).await?
+        } else {
+            content
+        };
+        statements.push(statement(&attestation, &content, &own)?);
+    }
+    Ok(statements)
+}
+
+/// Writes the statements about a tree of files, given with their digests, as files of their own: name and content.
+///
+/// # Errors
+/// As [`statements`].
+pub(in crate::export) async fn statement_files(
+    unlazy: &dyn Unlazy,
+    ctx: &FetchContext,
+    attestations: Vec<Attestation<ResultRef>>,
+    files: Vec<(String, Digest)>,
+) -> Result<Vec<(String, Bytes)>, BuildError> {
+    let subject = |(name, digest): (String, Digest)| Subject {
+        name,
+        digest: BTreeMap::from([digest_pair(&digest)]),
+    };
+    let own: Vec<Subject> = files.into_iter().map(subject).collect();
+    let mut written = Vec::new();
+    for (attestation, content) in contents(unlazy, ctx, attestations).await? {
+        let statement = statement(&attestation, &content, &own)?;
+        let text = indented(&oci::json::to_string(&statement).map_err(internal)?);
+        let name = attestation.path.rsplit('/').next().unwrap_or_default().to_owned();
+        written.push((name, text.into()));
+    }
+    Ok(written)
+}
+
+/// Indents compact JSON by two spaces, embedded documents along with the rest, as Go does.
+fn indented(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let mut depth = 0_usize;
+    let mut in_string = false;
+    let mut escaped = false;
+    let mut chars = json.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", depth));
+    };
+    while let Some(c) = chars.next() {
+        match c {
+            _ if in_string => out.push(c),
+            '{' | '[' => {
+                out.push(c);
+                if let Some(end) = chars.next_if(|next| matches!(next, '}' | ']')) {
+                    out.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            _ => out.push(c),
+        }
+        if c == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = in_string && c == '\\' && !escaped;
+    }
+    out
+}
+
+/// Takes bundles apart and reads what the attestations state.
+async fn contents(
+    unlazy: &dyn Unlazy,
+    ctx: &FetchContext,
+    attestations: Vec<Attestation<ResultRef>>,
+) -> Result<Vec<(Attestation<ResultRef>, Bytes)>, BuildError> {
     let mut found = Vec::new();
     for attestation in attestations {
         match attestation.kind {
@@ -94,31 +185,37 @@ pub async fn statements(
                 }
                 found.push(attestation);
             }
-            AttestationKind::Bundle => found.extend(unbundle(fetcher, ctx, attestation).await?),
+            AttestationKind::Bundle => found.extend(unbundle(unlazy, ctx, attestation).await?),
         }
     }
     // The main bill of materials comes first.
     found.sort_by_key(|attestation| !is_core(attestation));
-    let own = own_subjects(target)?;
-    let mut statements = Vec::new();
+    let mut read = Vec::new();
     for attestation in found {
         let content = match &attestation.content {
             Some(content) => content.clone(),
-            None => read_file(fetcher, ctx, &attestation).await?,
+            None => read_file(unlazy, ctx, &attestation).await?,
         };
-        let predicate = if content.is_empty() {
+        read.push((attestation, content));
+    }
+    Ok(read)
+}
+
+fn statement(
+    attestation: &Attestation<ResultRef>,
+    content: &[u8],
+    own: &[Subject],
+) -> Result<Statement, BuildError> {
+    Ok(Statement {
+        kind: STATEMENT_TYPE.to_owned(),
+        predicate_type: attestation.predicate_type.clone(),
+        subject: subjects(attestation, own),
+        predicate: if content.is_empty() {
             None
         } else {
-            Some(compacted(&content)?)
-        };
-        statements.push(Statement {
-            kind: STATEMENT_TYPE.to_owned(),
-            predicate_type: attestation.predicate_type.clone(),
-            subject: subjects(&attestation, &own),
-            predicate,
-        });
-    }
-    Ok(statements)
+            Some(compacted(content)?)
+        },
+    })
 }
 
 /// JSON as Go copies it into a larger document.
@@ -128,6 +225,16 @@ fn compacted(content: &[u8]) -> Result<Box<RawValue>, BuildError> {
     let mut text = String::new();
     compact(raw.get(), &mut text);
     RawValue::from_string(text).map_err(invalid("cannot read in-toto attestation"))
+}
+
+/// Whether this is the scanner's main SPDX document.
+fn is_main_bill(attestation: &Attestation<ResultRef>) -> bool {
+    let Some(core) = attestation.metadata.get("sbom-core") else {
+        return false;
+    };
+    let file = attestation.path.rsplit('/').next().unwrap_or_default();
+    let name = file.split('.').next().unwrap_or_default();
+    attestation.predicate_type == SPDX_PREDICATE && name.as_bytes() == core.as_ref()
 }
 
 fn is_core(attestation: &Attestation<ResultRef>) -> bool {
@@ -228,7 +335,7 @@ fn escape(text: &str, kept: &str) -> String {
 }
 
 async fn unbundle(
-    fetcher: &BlobFetcher,
+    unlazy: &dyn Unlazy,
     ctx: &FetchContext,
     bundle: Attestation<ResultRef>,
 ) -> Result<Vec<Attestation<ResultRef>>, BuildError> {
@@ -238,7 +345,7 @@ async fn unbundle(
     let Some(reference) = bundle.reference.as_ref().and_then(ResultRef::get).cloned() else {
         return Err(BuildError::user("no ref provided for attestation bundle"));
     };
-    fetcher.unpack(ctx, &reference).await?;
+    unlazy.unpack(ctx, &reference).await?;
     blocking(move || {
         let tree = Tree::open(&reference)?;
         let mut found = Vec::new();
@@ -289,14 +396,14 @@ fn raw_subject(subject: Subject) -> AttestationSubject {
 }
 
 async fn read_file(
-    fetcher: &BlobFetcher,
+    unlazy: &dyn Unlazy,
     ctx: &FetchContext,
     attestation: &Attestation<ResultRef>,
 ) -> Result<Bytes, BuildError> {
     let Some(reference) = attestation.reference.as_ref().and_then(ResultRef::get).cloned() else {
         return Err(BuildError::user("attestation does not have available content"));
     };
-    fetcher.unpack(ctx, &reference).await?;
+    unlazy.unpack(ctx, &reference).await?;
     let path = attestation.path.clone();
     blocking(move || Ok(Tree::open(&reference)?.read(&path)?.into())).await
 }
@@ -432,6 +539,15 @@ fn config_of(diff_ids: Vec<Digest>) -> Result<Bytes, BuildError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn indentation_is_gos() {
+        let text = r#"{"a":[],"b":{"c":[1,"x,{\"}"],"d":{}}}"#;
+        assert_eq!(
+            indented(text),
+            "{\n  \"a\": [],\n  \"b\": {\n    \"c\": [\n      1,\n      \"x,{\\\"}\"\n    ],\n    \"d\": {}\n  }\n}"
+        );
+    }
 
     #[test]
     fn package_urls_are_buildkits() {

@@ -72,8 +72,11 @@ struct RootFs {
 
 /// Writes the configuration of an image with these layers.
 pub fn patch(source: &ConfigSource<'_>, layers: &[ExportLayer]) -> Result<Vec<u8>, BuildError> {
-    let mut fields: BTreeMap<String, Box<RawValue>> =
+    let fields: Option<BTreeMap<String, Box<RawValue>>> =
         serde_json::from_slice(source.given).map_err(invalid("failed to parse image config for patch"))?;
+    let Some(mut fields) = fields else {
+        return Err(BuildError::user("invalid null image config for export"));
+    };
     let parsed: ImageConfig =
         serde_json::from_slice(source.given).map_err(invalid("invalid image config for export"))?;
     if parsed.os.is_empty() {

@@ -274,6 +274,7 @@ impl<'a> ImageWriter<'a> {
         for part in parts {
             let platform = part.platform.clone();
             let annotations = self.annotations.of(Some(&platform.platform));
+            let layers = part.layers.clone();
             let (mut descriptor, _) = self.write_manifest(part, annotations).await?;
             descriptor.platform = Some(platform.platform.clone());
             let found = self
@@ -288,9 +289,9 @@ impl<'a> ImageWriter<'a> {
                     descriptor: &descriptor,
                     platform: &platform.platform,
                     name: &self.options.name,
+                    layers: &layers,
                 };
-                let statements =
-                    attestations::statements(self.exporter.fetcher(), &fetch, found, &of).await?;
+                let statements = attestations::statements(self.exporter, &fetch, found, &of).await?;
                 attested.push(self.write_attestations(&descriptor, statements)?);
             }
             manifests.push(descriptor);
