@@ -18,7 +18,8 @@ use crate::options::Options;
 use crate::parser;
 use crate::position::Range;
 use crate::request::{
-    BuildOutcome, Failure, FailureKind, Forward, Outcome, PlatformOutcome, Request, SourceRange, Warning,
+    BuildOutcome, Failure, FailureKind, Forward, MetadataOutcome, Outcome, PlatformOutcome, Request,
+    SourceRange, Warning,
 };
 use crate::{sbom, subrequest};
 
@@ -109,13 +110,10 @@ fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Box<Failed>> {
         return Err(Stop::from(ConvertError::Capability(name.to_owned())).into());
     }
     if let Some(name) = options.get("requestid") {
-        return Ok(Outcome::Metadata(subrequest::answer(
-            name,
-            &source.entrypoint,
-            &source.text,
-            &source.map,
-            &contexts,
-        )?));
+        let (metadata, linter) =
+            subrequest::answer(name, &source.entrypoint, &source.text, &source.map, &contexts)?;
+        let warnings = source.warnings(&linter);
+        return Ok(Outcome::Metadata(MetadataOutcome { metadata, warnings }));
     }
     let linter = match lint_config(&source.text, options.check.as_ref()) {
         Ok(config) => Linter::new(config),

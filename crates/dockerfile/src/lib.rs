@@ -46,6 +46,6 @@ pub use conversion::Conversion;
 pub use position::{Position, Range};
 pub use request::{
     Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, Failure, FailureKind, FilesNeed,
-    Forward, ImageAnswer, ImageConfigNeed, LayoutStore, Need, Outcome, PlatformOutcome, Request,
-    SourceAnswer, SourceMetadataNeed, SourceRange, Step, Warning,
+    Forward, ImageAnswer, ImageConfigNeed, LayoutStore, MetadataOutcome, Need, Outcome, PlatformOutcome,
+    Request, SourceAnswer, SourceMetadataNeed, SourceRange, Step, Warning,
 };

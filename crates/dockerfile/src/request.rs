@@ -145,10 +145,19 @@ pub enum Step {
 pub enum Outcome {
     /// Definitions to solve.
     Build(BuildOutcome),
-    /// A subrequest's answer: metadata only, there is nothing to solve.
-    Metadata(BTreeMap<String, Vec<u8>>),
+    /// A subrequest's answer: there is nothing to solve.
+    Metadata(MetadataOutcome),
     /// Another frontend has to be run instead (`# syntax=`).
     Forward(Forward),
+}
+
+/// The answer to a subrequest.
+#[derive(Clone, Debug, Default)]
+pub struct MetadataOutcome {
+    /// `result.json`, `result.txt`, `version`, ….
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// What to tell the user.
+    pub warnings: Vec<Warning>,
 }
 
 /// What is to be built.

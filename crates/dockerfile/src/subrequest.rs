@@ -38,14 +38,14 @@ struct Named {
     description: &'static str,
 }
 
-/// Answers a subrequest.
+/// Answers a subrequest. The linter has what is to be warned of besides.
 pub(crate) fn answer(
     name: &str,
     entrypoint: &Entrypoint,
     text: &str,
     map: &Arc<SourceMap>,
     contexts: &Contexts<'_>,
-) -> Progress<Metadata> {
+) -> Progress<(Metadata, Linter)> {
     let job = |linter, all_stages| Job {
         text,
         contexts,
@@ -55,27 +55,34 @@ pub(crate) fn answer(
         all_stages,
     };
     let lint = || lint_config(text, contexts.options.check.as_ref()).map(Linter::new);
-    match name {
-        "frontend.subrequests.describe" => describe(),
-        "frontend.outline" => outline(&convert(job(lint()?, false))?.outline, entrypoint),
-        "frontend.targets" => targets(text, entrypoint),
+    let metadata = match name {
+        "frontend.subrequests.describe" => describe()?,
+        "frontend.outline" => {
+            let linter = lint()?;
+            let converted = convert(job(linter.clone(), false))?;
+            return Ok((outline(&converted.outline, entrypoint)?, linter));
+        }
+        "frontend.targets" => targets(text, entrypoint)?,
         "frontend.lint" => {
             let all_stages = contexts.options.target.is_empty();
             let (linter, result) = match lint() {
                 Ok(linter) => (linter.clone(), convert(job(linter, all_stages)).map(|_| ())),
                 Err(stop) => (Linter::silent(), Err(stop)),
             };
-            lint_report(&linter.findings(), result, map)
+            lint_report(&linter.findings(), result, map)?
         }
         "frontend.convertllb" => {
-            let definition = convert(job(lint()?, false))?.definition()?;
-            Ok(Metadata::from([
+            let linter = lint()?;
+            let definition = convert(job(linter.clone(), false))?.definition()?;
+            let metadata = Metadata::from([
                 ("result.json".to_owned(), convert_llb::print(&definition)?),
                 ("version".to_owned(), b"0.1.0".to_vec()),
-            ]))
+            ]);
+            return Ok((metadata, linter));
         }
-        _ => Err(ConvertError::Subrequest(name.to_owned()).into()),
-    }
+        _ => return Err(ConvertError::Subrequest(name.to_owned()).into()),
+    };
+    Ok((metadata, Linter::silent()))
 }
 
 fn json<T: Serialize>(value: &T) -> Progress<Vec<u8>> {

@@ -203,9 +203,9 @@ fn describe(
             out["metadata"] = texts_of(&build.metadata);
             build.warnings
         }
-        Ok(Outcome::Metadata(metadata)) => {
-            out["metadata"] = texts_of(&metadata);
-            Vec::new()
+        Ok(Outcome::Metadata(found)) => {
+            out["metadata"] = texts_of(&found.metadata);
+            found.warnings
         }
         Ok(Outcome::Forward(forward)) => {
             out["forward"] = json!(forward.options);

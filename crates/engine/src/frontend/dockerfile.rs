@@ -127,8 +127,9 @@ impl Run<'_> {
     async fn finish(self, outcome: Outcome) -> Result<BuildResult, BuildError> {
         match outcome {
             Outcome::Build(build) => self.build(build).await,
-            Outcome::Metadata(metadata) => {
-                Ok(BuildResult { metadata: bytes_map(metadata), ..BuildResult::default() })
+            Outcome::Metadata(found) => {
+                self.warn(found.warnings);
+                Ok(BuildResult { metadata: bytes_map(found.metadata), ..BuildResult::default() })
             }
             Outcome::Forward(forward) => self.forward(forward).await,
         }
