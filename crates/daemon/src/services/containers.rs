@@ -12,6 +12,7 @@ use bytes::Bytes;
 use engine::bridge::{BuildProcess, Forwarder, ProcessInput, ProcessOutput, ProcessRequest};
 use engine::{BuildError, ErrorKind};
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -88,14 +89,17 @@ async fn dispatch(
             Ok(None) | Err(_) => break,
         };
         let handled = match message.input {
-            Some(Input::Init(init)) => begin(
-                &forwarder,
-                &answers,
-                &mut channels,
-                &mut running,
-                message.process_id,
-                init,
-            ),
+            Some(Input::Init(init)) => {
+                begin(
+                    &forwarder,
+                    &answers,
+                    &mut channels,
+                    &mut running,
+                    message.process_id,
+                    init,
+                )
+                .await
+            }
             Some(input) => pass_on(&mut channels, &message.process_id, input).await,
             None => Ok(()),
         };
@@ -110,7 +114,7 @@ async fn dispatch(
     while running.join_next().await.is_some() {}
 }
 
-fn begin(
+async fn begin(
     forwarder: &Forwarder,
     answers: &mpsc::Sender<Answer>,
     channels: &mut BTreeMap<String, Channels>,
@@ -136,7 +140,12 @@ fn begin(
         id,
         answers: answers.clone(),
     };
-    running.spawn(run(forwarder.clone(), init, outgoing, inputs, controls));
+    let wanted = STREAMS.map(|fd| init.fds.contains(&fd));
+    // Processes start in the order in which they are asked for, and the client may go on at once: it reads what one
+    // writes only after it has started the one that takes it.
+    let starting = start(forwarder, init, wanted);
+    outgoing.send(Input::Started(pb::StartedMessage {})).await;
+    running.spawn(run(starting, wanted, outgoing, inputs, controls));
     Ok(())
 }
 
@@ -213,17 +222,17 @@ impl Outgoing {
     }
 }
 
-/// Starts a process and carries its streams until it has ended. Returns its id.
+type Starting = BoxFuture<'static, Result<BuildProcess, BuildError>>;
+
+/// Awaits a process' start and carries its streams until it has ended. Returns its id.
 async fn run(
-    forwarder: Forwarder,
-    init: pb::InitMessage,
+    starting: Starting,
+    wanted: [bool; 3],
     outgoing: Outgoing,
     inputs: mpsc::Receiver<Bytes>,
     controls: mpsc::Receiver<Control>,
 ) -> String {
-    let wanted = STREAMS.map(|fd| init.fds.contains(&fd));
-    let started = start(&forwarder, init, wanted).await;
-    outgoing.send(Input::Started(pb::StartedMessage {})).await;
+    let started = starting.await;
     match started {
         Ok(process) => Box::pin(carry(process, wanted, &outgoing, inputs, controls)).await,
         Err(error) => {
@@ -243,15 +252,15 @@ async fn run(
     outgoing.id
 }
 
-async fn start(
-    forwarder: &Forwarder,
-    init: pb::InitMessage,
-    streams: [bool; 3],
-) -> Result<BuildProcess, BuildError> {
-    let container = forwarder.container(&init.container_id)?;
+fn start(forwarder: &Forwarder, init: pb::InitMessage, streams: [bool; 3]) -> Starting {
+    let refused = |error| Box::pin(std::future::ready(Err(error)));
+    let container = match forwarder.container(&init.container_id) {
+        Ok(container) => container,
+        Err(error) => return refused(error),
+    };
     let meta = init.meta.unwrap_or_default();
     if meta.args.is_empty() {
-        return Err(BuildError::new(ErrorKind::User, "invalid process with no args"));
+        return refused(BuildError::new(ErrorKind::User, "invalid process with no args"));
     }
     let request = ProcessRequest {
         args: meta.args,
@@ -264,7 +273,7 @@ async fn start(
         remove_stubs_recursive: meta.remove_mount_stubs_recursive,
         streams,
     };
-    Box::pin(container.start(request)).await
+    Box::pin(container.start(request))
 }
 
 async fn carry(

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
@@ -17,7 +18,7 @@ use llb::pb;
 use oci::Digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::OnceCell;
+use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{Bridge, FileRange, FileReader, lock};
@@ -99,7 +100,10 @@ struct Inner {
     mount_count: usize,
     /// Gone after the release.
     prepared: Mutex<Option<Prepared>>,
-    first: OnceCell<Container>,
+    /// Whether a process took the turn to be the first.
+    claimed: AtomicBool,
+    /// The first process' container, or why there is none.
+    first: SetOnce<Result<Container, BuildError>>,
     /// Fires when it is released.
     released: CancellationToken,
     /// Why the first process that failed did.
@@ -145,7 +149,8 @@ impl Bridge {
             },
             mount_count: exec.mounts.len(),
             prepared: Mutex::new(Some(prepared)),
-            first: OnceCell::new(),
+            claimed: AtomicBool::new(false),
+            first: SetOnce::new(),
             released,
             failure: Mutex::default(),
         })))
@@ -179,62 +184,66 @@ impl BuildContainer {
         &self.0.id
     }
 
-    /// Starts a process. The first makes the container; those that come meanwhile wait for it and join.
+    /// Starts a process. The first that is asked for makes the container; the others wait for it and join. The order is
+    /// that of the calls, not of polling.
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] without the right to a network or security mode; with an exit code when the program
     /// cannot be executed.
-    pub async fn start(&self, request: ProcessRequest) -> Result<BuildProcess, BuildError> {
+    pub fn start(
+        &self,
+        request: ProcessRequest,
+    ) -> impl Future<Output = Result<BuildProcess, BuildError>> + Send + use<> {
+        let is_first = !self.0.claimed.swap(true, Ordering::AcqRel);
+        let turn = is_first.then(|| FirstTurn(Arc::clone(&self.0)));
+        let container = self.clone();
+        async move {
+            let inner = &container.0;
+            let text = || format!("container {} was released", inner.id);
+            let started = tokio::select! {
+                biased;
+                () = inner.released.cancelled() => Err(BuildError::canceled().context(text())),
+                started = container.start_in_turn(request, turn) => started,
+            };
+            started.inspect_err(|error| inner.note_failure(error))
+        }
+    }
+
+    async fn start_in_turn(
+        &self,
+        request: ProcessRequest,
+        turn: Option<FirstTurn>,
+    ) -> Result<BuildProcess, BuildError> {
         let inner = &self.0;
         let security = exec::security(request.security)?;
         let (network_host, insecure) = (inner.network == Network::Host, security == Security::Insecure);
         inner.bridge.check_entitlements(network_host, insecure)?;
-        let released = || BuildError::canceled().context(format!("container {} was released", inner.id));
-        tokio::select! {
-            biased;
-            () = inner.released.cancelled() => Err(released()),
-            started = self.start_granted(request, security) => started,
-        }
-    }
-
-    async fn start_granted(
-        &self,
-        request: ProcessRequest,
-        security: Security,
-    ) -> Result<BuildProcess, BuildError> {
-        let inner = &self.0;
-        let env = inner.environment(&request).await?;
-        let cwd = if request.cwd.is_empty() {
-            "/".to_owned()
-        } else {
-            request.cwd
-        };
         let process = Process {
+            env: inner.environment(&request).await?,
             args: request.args,
-            env,
-            cwd,
+            cwd: if request.cwd.is_empty() {
+                "/".to_owned()
+            } else {
+                request.cwd
+            },
             user: request.user,
             tty: request.tty,
         };
         let (stdio, pipes) = streams(request.streams, request.tty)?;
-        let mut not_started = Some((process, stdio));
-        let begin = || {
-            let taken = not_started.take();
-            async move {
-                let (process, stdio) =
-                    taken.ok_or_else(|| BuildError::internal("a process was started twice"))?;
+        let further = match turn {
+            Some(turn) => {
                 let mut run = inner.run_request(process)?;
                 run.security = security;
                 run.remove_stubs_recursive = request.remove_stubs_recursive;
-                let started = inner.parts.executor.start(run, stdio).await;
-                started.map_err(start_error)
+                turn.settle(inner.parts.executor.start(run, stdio).await.map_err(start_error));
+                None
+            }
+            None => {
+                let first = inner.first.wait().await.as_ref().map_err(Clone::clone)?;
+                Some(first.exec(process, stdio).await.map_err(start_error)?)
             }
         };
-        let first = inner.first.get_or_try_init(begin).await?;
-        let further = match not_started {
-            None => None,
-            Some((process, stdio)) => Some(first.exec(process, stdio).await.map_err(start_error)?),
-        };
+        let first = inner.first.wait().await.as_ref().map_err(Clone::clone)?;
         let running = further.as_ref().unwrap_or_else(|| first.process());
         let terminal = running.take_pty().map(Arc::new);
         let [stdin, stdout, stderr] = pipes.into_streams(terminal.as_ref(), request.streams);
@@ -259,7 +268,7 @@ impl BuildContainer {
     /// Why a process of it failed, if one did; that one was killed just now counts.
     pub async fn release(&self) -> Result<(), BuildError> {
         let inner = &self.0;
-        let outcome = match inner.first.get() {
+        let outcome = match inner.container() {
             None => Ok(()),
             Some(container) => match container.wait().now_or_never() {
                 Some(ended) => inner.judge(ended),
@@ -335,10 +344,39 @@ impl BuildContainer {
     }
 }
 
+/// The turn to make the container. Dropped without it, the others learn that there will be none.
+#[derive(Debug)]
+struct FirstTurn(Arc<Inner>);
+
+impl FirstTurn {
+    fn settle(self, started: Result<Container, BuildError>) {
+        // Nobody else has the turn.
+        let _ = self.0.first.set(started);
+    }
+}
+
+impl Drop for FirstTurn {
+    fn drop(&mut self) {
+        if self.0.first.get().is_none() {
+            let missing = BuildError::user(format!("container {} has no first process", self.0.id));
+            let _ = self.0.first.set(Err(missing));
+        }
+    }
+}
+
 impl Inner {
+    /// Returns the container, if it was made.
+    fn container(&self) -> Option<&Container> {
+        self.first.get().and_then(|first| first.as_ref().ok())
+    }
+
+    fn note_failure(&self, error: &BuildError) {
+        lock(&self.failure).get_or_insert_with(|| error.clone());
+    }
+
     fn stop(&self) {
         self.released.cancel();
-        if let Some(container) = self.first.get() {
+        if let Some(container) = self.container() {
             container.kill();
         }
     }
@@ -391,7 +429,7 @@ impl Inner {
             }
             Err(error) => start_error(error),
         };
-        lock(&self.failure).get_or_insert_with(|| error.clone());
+        self.note_failure(&error);
         Err(error)
     }
 }
@@ -404,7 +442,7 @@ impl Drop for Inner {
             return;
         }
         self.released.cancel();
-        let container = self.first.take();
+        let container = std::mem::take(&mut self.first).into_inner().and_then(Result::ok);
         if let Some(container) = &container {
             container.kill();
         }
@@ -547,7 +585,7 @@ pub struct BuildProcess {
 
 impl BuildProcess {
     fn process(&self) -> Option<&ContainerProcess> {
-        let first = || self.container.0.first.get().map(Container::process);
+        let first = || self.container.0.container().map(Container::process);
         self.further.as_ref().or_else(first)
     }
 

@@ -133,7 +133,7 @@ pub(super) struct Failure {
     pub error: BuildError,
     /// The action that failed; `None`: the op as a whole.
     pub action: Option<usize>,
-    /// Per action, the state of the tree that it failed on.
+    /// Per action, what it made, or the state of the tree that it failed on.
     pub mounts: Vec<Option<ResultRef>>,
 }
 
@@ -161,7 +161,8 @@ pub(super) fn run(
         work.open_readers(action)?;
         let target = work.take_target(action.input)?;
         if let Err(error) = work.perform(action, &target) {
-            return Err(Failure { error, action: Some(*at), mounts: state_of(target, *at, op.actions.len()) });
+            let mounts = work.left(target, *at, op.actions.len());
+            return Err(Failure { error, action: Some(*at), mounts });
         }
         let made = if plan.commits[*at] { Made::Ref(target.commit()?) } else { Made::Tree(target) };
         work.made.insert(*at, made);
@@ -171,13 +172,6 @@ pub(super) fn run(
         _ => Err(BuildError::internal("file op lost an output").into()),
     });
     results.collect()
-}
-
-/// What the failed action left, for whoever looks into the failure.
-fn state_of(target: Target, at: usize, actions: usize) -> Vec<Option<ResultRef>> {
-    let mut mounts = vec![None; actions];
-    mounts[at] = target.commit().ok().map(ResultRef::new);
-    mounts
 }
 
 /// A writable tree.
@@ -255,6 +249,19 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the failed action left, and those before it, for whoever looks into the failure.
+    fn left(self, target: Target, at: usize, actions: usize) -> Vec<Option<ResultRef>> {
+        let mut mounts = vec![None; actions];
+        for (before, made) in self.made {
+            mounts[before] = match made {
+                Made::Ref(reference) => Some(ResultRef::new(reference)),
+                Made::Tree(tree) => tree.commit().ok().map(ResultRef::new),
+            };
+        }
+        mounts[at] = target.commit().ok().map(ResultRef::new);
+        mounts
     }
 
     /// The tree that an action changes: a new one on top of a ref, or the one the action before left.
