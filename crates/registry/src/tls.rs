@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::config::{HostConfig, KeyPair};
@@ -32,10 +34,21 @@ pub(crate) fn client_config(host: &str, config: &HostConfig) -> Result<ClientCon
         let mut roots = RootCertStore::empty();
         // A broken certificate in the system's store must not make every registry unreachable.
         let _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let mut named = Vec::new();
         for path in &authorities {
-            let _ = roots.add_parsable_certificates(read_certificates(path)?);
+            named.extend(read_certificates(path)?);
         }
-        builder.with_root_certificates(roots)
+        let _ = roots.add_parsable_certificates(named.iter().cloned());
+        if named.is_empty() {
+            builder.with_root_certificates(roots)
+        } else {
+            let ordinary = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AcceptNamed { ordinary, named }))
+        }
     };
     let mut tls = match pairs.first() {
         // TLS servers pick by issuer, registries know one certificate per client: the first pair is presented.
@@ -101,6 +114,62 @@ fn pem_files(config: &HostConfig) -> Result<(Vec<PathBuf>, Vec<KeyPair>), Config
         }
     }
     Ok((authorities, pairs))
+}
+
+/// Verifies as usual, and accepts a certificate that is itself named as an authority: people who sign their registry's
+/// certificate with its own key name it so, and it is no server's certificate by the letter of the standards. Its names
+/// must match; its dates are not looked at.
+#[derive(Debug)]
+struct AcceptNamed {
+    ordinary: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for AcceptNamed {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let ordinary =
+            self.ordinary
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Err(refusal) = ordinary else { return ordinary };
+        if !self
+            .named
+            .iter()
+            .any(|named| named.as_ref() == end_entity.as_ref())
+        {
+            return Err(refusal);
+        }
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.ordinary.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.ordinary.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.ordinary.supported_verify_schemes()
+    }
 }
 
 /// Accepts every certificate but still checks that the peer holds its key.

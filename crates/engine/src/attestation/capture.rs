@@ -21,6 +21,8 @@ pub(super) struct Image {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Capture {
     pub images: Vec<Image>,
+    /// Single blobs of repositories and layouts.
+    pub blobs: Vec<Image>,
     /// Repository with an optional ref behind `#`, and the commit.
     pub git: BTreeMap<String, String>,
     /// URL and checksum.
@@ -91,6 +93,17 @@ impl Capture {
                     is_local: scheme == "oci-layout",
                 });
             }
+            "docker-image+blob" | "oci-layout+blob" => {
+                let blob = Image {
+                    reference: rest.to_owned(),
+                    platform: None,
+                    digest: pin,
+                    is_local: scheme == "oci-layout+blob",
+                };
+                if !self.blobs.iter().any(|known| known.reference == blob.reference) {
+                    self.blobs.push(blob);
+                }
+            }
             "git" => {
                 let (remote, reference) = rest.split_once('#').unwrap_or((rest, ""));
                 let full = source
@@ -156,6 +169,7 @@ impl Capture {
             reference.is_none_or(|reference| !tagged.contains(&name(&reference)))
         });
         self.images.sort_by(|a, b| a.reference.cmp(&b.reference));
+        self.blobs.sort_by(|a, b| a.reference.cmp(&b.reference));
     }
 }
 

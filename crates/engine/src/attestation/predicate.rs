@@ -114,16 +114,16 @@ fn package_url(kind: &str, reference: &str, platform: Option<&Platform>) -> Stri
     } else {
         reference
     };
-    let mut url = format!("pkg:{kind}/{}", escape(&reference.familiar_name(), "/:"));
+    let mut url = format!("pkg:{kind}/{}", escape(&reference.familiar_name(), "/"));
     if let Some(tag) = reference.tag() {
         url.push('@');
-        url.push_str(&escape(tag, ":"));
+        url.push_str(&escape(tag, "$&+=:@"));
     }
     let platform = platform.map(|platform| platform.normalized().format());
     let qualifiers = [("digest", digest), ("platform", platform)];
     let qualifiers = qualifiers
         .into_iter()
-        .filter_map(|(key, value)| Some(format!("{key}={}", escape(&value?, ":"))));
+        .filter_map(|(key, value)| Some(format!("{key}={}", escape(&value?, "$&+=:@"))));
     let qualifiers: Vec<String> = qualifiers.collect();
     if !qualifiers.is_empty() {
         url.push('?');
@@ -166,6 +166,17 @@ fn materials(capture: &Capture) -> Vec<Material> {
         ),
         digest: digest_set(image.digest.as_deref()),
     });
+    let blobs = capture.blobs.iter().map(|blob| {
+        let url = package_url(
+            if blob.is_local { "oci" } else { "docker" },
+            &blob.reference,
+            None,
+        );
+        Material {
+            uri: format!("{url}{}ref_type=blob", if url.contains('?') { '&' } else { '?' }),
+            digest: digest_set(blob.digest.as_deref()),
+        }
+    });
     let git = capture.git.iter().map(|(url, commit)| Material {
         uri: url.clone(),
         digest: commit_set(commit),
@@ -175,7 +186,7 @@ fn materials(capture: &Capture) -> Vec<Material> {
         uri: url.clone(),
         digest: digest_set(digest.as_deref()),
     });
-    images.chain(git).chain(http).collect()
+    images.chain(blobs).chain(git).chain(http).collect()
 }
 
 /// The frontend's options without what says nothing about the result.

@@ -299,3 +299,89 @@ async fn a_layout_at_the_client_is_an_image() {
         "{error}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_becomes_a_file() {
+    let (world, server) = (World::new(), Registry::start().await);
+    let bytes = vec![7; 100_000];
+    let digest = server.add_blob("x", bytes.clone());
+    let options = llb::ImageBlobOptions {
+        filename: "a/f.bin".into(),
+        ..llb::ImageBlobOptions::default()
+    };
+    let state = State::image_blob(&server.reference(&format!("x@{digest}")).to_string(), options);
+    world
+        .build(&state, "docker", &[("compression", "uncompressed")])
+        .await
+        .unwrap();
+    let file = world.client.file.lock().unwrap().clone();
+    let mut outer = tar::Archive::new(&file[..]);
+    let layers = outer.entries().unwrap().map(|entry| {
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut entry.unwrap(), &mut content).unwrap();
+        content
+    });
+    let layer = layers
+        .into_iter()
+        .find(|content| content.len() > bytes.len())
+        .unwrap();
+    let mut layer = tar::Archive::new(&layer[..]);
+    let entry = layer.entries().unwrap().next().unwrap().unwrap();
+    assert_eq!(entry.path().unwrap().to_str(), Some("f.bin"));
+    assert_eq!(
+        (entry.header().mode().unwrap(), entry.header().mtime().unwrap()),
+        (0o600, 0)
+    );
+
+    let missing = oci::Digest::sha256("missing");
+    let reference = server.reference(&format!("x@{missing}")).to_string();
+    let error = world
+        .resolve(&State::image_blob(&reference, llb::ImageBlobOptions::default()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let damaged = server.add_blob("x", "damaged");
+    server.fault("GET", &damaged.to_string(), 100, Action::Corrupt);
+    let reference = server.reference(&format!("x@{damaged}")).to_string();
+    let error = world
+        .resolve(&State::image_blob(&reference, llb::ImageBlobOptions::default()))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("unexpected digest"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_difference_of_lazy_images_is_their_upper_layers() {
+    let (world, server) = (World::new(), Registry::start().await);
+    let layer = |name: &str| LayerBuilder::new().file(name, name).build();
+    let image_ = ImageBuilder::new()
+        .layer(layer("first"))
+        .layer(layer("second"))
+        .layer(layer("third"))
+        .build();
+    server.add_image("x", "t", &image_);
+    let reference = server.reference("x:t").to_string();
+    let of = |limit| {
+        State::image(
+            &reference,
+            ImageOptions {
+                layer_limit: limit,
+                ..ImageOptions::default()
+            },
+        )
+    };
+    let state = with_file(
+        &llb::diff(&of(Some(2)), &of(None), &llb::Constraints::new()),
+        "/forth",
+        "forth",
+    );
+    world.build(&state, "tar", &[]).await.unwrap();
+    let file = world.client.file.lock().unwrap().clone();
+    let mut archive = tar::Archive::new(&file[..]);
+    let names: Vec<String> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["forth", "third"]);
+}

@@ -8,19 +8,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
-use engine::bridge::{BuildResult, Bridge, Frontend, FrontendRequest, SourceResolver};
+use engine::bridge::{Bridge, BuildResult, Frontend, FrontendRequest, SourceResolver};
 use engine::engine::Services;
 use engine::export::image::{ImageExporter, LayerExporter};
 use engine::export::oci::{ArchiveExporter, Variant};
+use engine::export::tar::TarExporter;
+use engine::op::compose::DiffOp;
 use engine::op::file::FileOp;
 use engine::op::{Op, OpFactory, VertexSpec};
 use engine::session::{
-    ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError, SessionId,
-    Sessions, SyncRequest, Token, TokenRequest,
+    ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError,
+    SessionId, Sessions, SyncRequest, Token, TokenRequest,
 };
 use engine::solve::{Exporter, ExporterRequest, SolveRequest, SolveResponse};
 use engine::source::image::fetch::BlobFetcher;
 use engine::source::image::{ImageOp, Images, providers};
+use engine::source::image_blob::BlobOp;
 use engine::source::oci_layout::{self, LayoutOp};
 use engine::unlazy::Unlazy;
 use engine::{BuildError, Engine};
@@ -56,17 +59,37 @@ impl World {
             idle_timeout: Duration::from_secs(5),
             ..ClientOptions::default()
         };
-        let images = Images::new(Client::with_options(HostsConfig::default(), options), store.clone());
+        let images = Images::new(
+            Client::with_options(HostsConfig::default(), options),
+            store.clone(),
+        );
         let fetcher = BlobFetcher::new(store.clone(), providers(&images));
         let layers = LayerExporter::new(store.clone(), fetcher.clone());
         let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher);
         let client = Arc::new(TestClient::new());
         let exporters: BTreeMap<String, Arc<dyn Exporter>> = BTreeMap::from([
-            ("image".to_owned(), Arc::new(ImageExporter::new(Arc::clone(&images), layers.clone())) as _),
-            ("oci".to_owned(), Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci)) as _),
-            ("docker".to_owned(), Arc::new(ArchiveExporter::new(layers, Variant::Docker)) as _),
+            (
+                "image".to_owned(),
+                Arc::new(ImageExporter::new(Arc::clone(&images), layers.clone())) as _,
+            ),
+            (
+                "tar".to_owned(),
+                Arc::new(TarExporter::new(Arc::clone(&unlazy))) as _,
+            ),
+            (
+                "oci".to_owned(),
+                Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci)) as _,
+            ),
+            (
+                "docker".to_owned(),
+                Arc::new(ArchiveExporter::new(layers, Variant::Docker)) as _,
+            ),
         ]);
-        let ops = Ops { images: Arc::clone(&images), store: store.clone(), unlazy: Arc::clone(&unlazy) };
+        let ops = Ops {
+            images: Arc::clone(&images),
+            store: store.clone(),
+            unlazy: Arc::clone(&unlazy),
+        };
         let engine = Engine::start(Services {
             store,
             sessions: Arc::clone(&client) as _,
@@ -81,7 +104,12 @@ impl World {
             allowed_entitlements: Vec::new(),
             max_parallelism: None,
         });
-        Self { engine, client, next: AtomicU64::new(0), _dir: dir }
+        Self {
+            engine,
+            client,
+            next: AtomicU64::new(0),
+            _dir: dir,
+        }
     }
 
     /// Builds a definition and exports it.
@@ -92,7 +120,11 @@ impl World {
         attrs: &[(&str, &str)],
     ) -> Result<SolveResponse, BuildError> {
         let definition = state.marshal(&MarshalOptions::default()).unwrap();
-        self.solve(SolveRequest { definition: Some(definition), ..request(exporter, attrs) }).await
+        self.solve(SolveRequest {
+            definition: Some(definition),
+            ..request(exporter, attrs)
+        })
+        .await
     }
 
     /// Runs a request under a name of its own.
@@ -110,9 +142,15 @@ impl World {
 
 /// A request with one exporter.
 pub fn request(exporter: &str, attrs: &[(&str, &str)]) -> SolveRequest {
-    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let attrs = attrs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
     SolveRequest {
-        exporters: vec![ExporterRequest { kind: exporter.to_owned(), attrs }],
+        exporters: vec![ExporterRequest {
+            kind: exporter.to_owned(),
+            attrs,
+        }],
         ..SolveRequest::default()
     }
 }
@@ -145,8 +183,20 @@ impl OpFactory for Ops {
             Some(pb::op::Op::Source(source)) if source.identifier.starts_with("oci-layout://") => {
                 Ok(Arc::new(LayoutOp::new(vertex, Arc::clone(&self.images))?))
             }
+            Some(pb::op::Op::Source(source)) if source.identifier.contains("+blob://") => {
+                Ok(Arc::new(BlobOp::new(vertex, Arc::clone(&self.images))?))
+            }
             Some(pb::op::Op::Source(_)) => Ok(Arc::new(ImageOp::new(vertex, Arc::clone(&self.images))?)),
-            _ => Ok(Arc::new(FileOp::new(vertex, self.store.clone(), Arc::clone(&self.unlazy))?)),
+            Some(pb::op::Op::Diff(_)) => Ok(Arc::new(DiffOp::new(
+                vertex,
+                self.store.clone(),
+                Arc::clone(&self.unlazy),
+            )?)),
+            _ => Ok(Arc::new(FileOp::new(
+                vertex,
+                self.store.clone(),
+                Arc::clone(&self.unlazy),
+            )?)),
         }
     }
 }
@@ -176,13 +226,22 @@ pub struct Platforms(pub Vec<(&'static str, State)>, pub BTreeMap<String, Bytes>
 #[async_trait]
 impl Frontend for Platforms {
     async fn solve(&self, bridge: &Bridge, _: FrontendRequest) -> Result<BuildResult, BuildError> {
-        let mut result = BuildResult { metadata: self.1.clone(), ..BuildResult::default() };
+        let mut result = BuildResult {
+            metadata: self.1.clone(),
+            ..BuildResult::default()
+        };
         let mut platforms = Vec::new();
         for (platform, state) in &self.0 {
             let parsed = oci::Platform::parse(platform).unwrap();
-            let options = MarshalOptions { platform: parsed.clone(), ..MarshalOptions::default() };
+            let options = MarshalOptions {
+                platform: parsed.clone(),
+                ..MarshalOptions::default()
+            };
             let definition = state.marshal(&options).unwrap();
-            let request = engine::bridge::BridgeRequest { definition: Some(definition), ..Default::default() };
+            let request = engine::bridge::BridgeRequest {
+                definition: Some(definition),
+                ..Default::default()
+            };
             let built = bridge.solve(request).await?;
             result.refs.insert((*platform).to_owned(), built.single);
             platforms.push(format!(
@@ -191,7 +250,9 @@ impl Frontend for Platforms {
             ));
         }
         let platforms = format!(r#"{{"Platforms":[{}]}}"#, platforms.join(","));
-        result.metadata.insert("refs.platforms".to_owned(), platforms.into());
+        result
+            .metadata
+            .insert("refs.platforms".to_owned(), platforms.into());
         Ok(result)
     }
 }
@@ -230,14 +291,20 @@ impl TestClient {
     }
 
     fn unsupported<T>(&self, method: &'static str) -> Result<T, SessionError> {
-        Err(SessionError::Unsupported { id: self.id.clone(), method })
+        Err(SessionError::Unsupported {
+            id: self.id.clone(),
+            method,
+        })
     }
 }
 
 #[async_trait]
 impl Sessions for TestClient {
     async fn get(&self, id: &SessionId) -> Result<Arc<dyn Session>, SessionError> {
-        self.try_get(id).ok_or_else(|| SessionError::NoSession { id: id.to_string(), reason: "unknown".into() })
+        self.try_get(id).ok_or_else(|| SessionError::NoSession {
+            id: id.to_string(),
+            reason: "unknown".into(),
+        })
     }
 
     fn try_get(&self, id: &SessionId) -> Option<Arc<dyn Session>> {
@@ -325,7 +392,9 @@ struct TestContent(Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>);
 impl TestContent {
     fn find(&self, digest: &oci::Digest) -> Result<Bytes, SessionError> {
         let found = self.0.lock().unwrap().get(digest).cloned();
-        found.ok_or_else(|| SessionError::NotFound { what: digest.to_string() })
+        found.ok_or_else(|| SessionError::NotFound {
+            what: digest.to_string(),
+        })
     }
 }
 
@@ -333,7 +402,10 @@ impl TestContent {
 impl ClientContent for TestContent {
     async fn info(&self, digest: &oci::Digest) -> Result<ClientBlob, SessionError> {
         let size_bytes = self.find(digest)?.len() as u64;
-        Ok(ClientBlob { size_bytes, labels: BTreeMap::new() })
+        Ok(ClientBlob {
+            size_bytes,
+            labels: BTreeMap::new(),
+        })
     }
 
     async fn read(
@@ -347,8 +419,16 @@ impl ClientContent for TestContent {
         Ok(from)
     }
 
-    async fn write(&self, _: &str, expected: &oci::Descriptor) -> Result<Box<dyn ClientBlobWriter>, SessionError> {
-        Ok(Box::new(TestWriter { to: Arc::clone(&self.0), expected: expected.clone(), bytes: Vec::new() }))
+    async fn write(
+        &self,
+        _: &str,
+        expected: &oci::Descriptor,
+    ) -> Result<Box<dyn ClientBlobWriter>, SessionError> {
+        Ok(Box::new(TestWriter {
+            to: Arc::clone(&self.0),
+            expected: expected.clone(),
+            bytes: Vec::new(),
+        }))
     }
 
     async fn set_labels(&self, _: &oci::Digest, _: &BTreeMap<String, String>) -> Result<(), SessionError> {
@@ -373,7 +453,10 @@ impl ClientBlobWriter for TestWriter {
     async fn commit(self: Box<Self>) -> Result<(), SessionError> {
         assert_eq!(oci::Digest::sha256(&self.bytes), self.expected.digest);
         assert_eq!(self.bytes.len() as u64, self.expected.size);
-        self.to.lock().unwrap().insert(self.expected.digest, self.bytes.into());
+        self.to
+            .lock()
+            .unwrap()
+            .insert(self.expected.digest, self.bytes.into());
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! The same against `docker-registry`, where it is installed.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use futures_util::TryStreamExt;
-use registry::{BytesSource, Client, PushBlob, PushOutcome};
+use registry::{BytesSource, Client, HostConfig, HostsConfig, PushBlob, PushOutcome};
 use testkit::image::{ImageBuilder, Layer};
 
-use super::client;
+use super::{client, client_with};
 
 struct Daemon {
     child: Child,
@@ -23,9 +24,10 @@ impl Drop for Daemon {
     }
 }
 
-async fn start() -> Option<Daemon> {
+/// Starts a registry, with TLS if a certificate and key are given.
+async fn start(tls: Option<(&Path, &Path)>) -> Option<Daemon> {
     let binary = "/usr/bin/docker-registry";
-    if !std::path::Path::new(binary).exists() {
+    if !Path::new(binary).exists() {
         eprintln!("skipped: {binary} is not installed");
         return None;
     }
@@ -36,8 +38,19 @@ async fn start() -> Option<Daemon> {
         .port();
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yml");
+    let tls = tls.map_or_else(String::new, |(certificate, key)| {
+        format!(
+            ", tls: {{certificate: {}, key: {}}}",
+            certificate.display(),
+            key.display()
+        )
+    });
     let text = format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+        "version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {}}}}}
+http: {{addr: \"127.0.0.1:{port}\"{tls}}}
+",
         dir.path().join("data").display()
     );
     std::fs::File::create(&config)
@@ -58,11 +71,8 @@ async fn start() -> Option<Daemon> {
     // Connections are refused until it listens: the client's own retries wait for it.
     let probe = daemon.reference("probe:t");
     for _ in 0..20 {
-        if Client::new(registry::HostsConfig::default())
-            .resolve(&probe)
-            .await
-            .is_err_and(|e| e.is_not_found())
-        {
+        let client = Client::new(HostsConfig::default()).with_insecure(probe.domain());
+        if client.resolve(&probe).await.is_err_and(|e| e.is_not_found()) {
             return Some(daemon);
         }
     }
@@ -77,7 +87,7 @@ impl Daemon {
 
 #[tokio::test]
 async fn an_image_goes_there_and_back() {
-    let Some(daemon) = start().await else { return };
+    let Some(daemon) = start(None).await else { return };
     let client = client();
     let image = ImageBuilder::new().layer(Layer::bulky("a", 3 << 20)).build();
     let reference = daemon.reference("team/x:t");
@@ -138,4 +148,70 @@ async fn an_image_goes_there_and_back() {
             .unwrap_err()
             .is_not_found()
     );
+}
+
+#[tokio::test]
+async fn certificates_are_verified_unless_told_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+        ])
+        .args(["-addext", "subjectAltName=DNS:localhost", "-keyout"])
+        .args([key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
+        .stderr(Stdio::null())
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: openssl is not installed");
+        return;
+    }
+    let Some(daemon) = start(Some((&certificate, &key))).await else {
+        return;
+    };
+    let reference = daemon.reference("x:t");
+    let with = |host: HostConfig| {
+        let mut hosts = HostsConfig::default();
+        hosts.hosts.insert(reference.domain().to_owned(), host);
+        client_with(hosts)
+    };
+    let https = HostConfig {
+        plain_http: Some(false),
+        ..HostConfig::default()
+    };
+    let error = with(https.clone()).resolve(&reference).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    let trusting = HostConfig {
+        ca: vec![certificate.clone()],
+        ..https.clone()
+    };
+    assert!(
+        with(trusting)
+            .resolve(&reference)
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    let careless = HostConfig {
+        insecure: Some(true),
+        ..https
+    };
+    assert!(
+        with(careless)
+            .resolve(&reference)
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    // Insecure and plain HTTP together: HTTPS where the server speaks it.
+    let either = client().with_insecure(reference.domain());
+    assert!(either.resolve(&reference).await.unwrap_err().is_not_found());
 }
