@@ -1,6 +1,7 @@
 //! A build whose frontend is the client itself: its calls are forwarded to the job's bridge.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex};
 
 use llb::pb;
@@ -115,11 +116,14 @@ impl Forwarder {
             let mut containers = lock(&self.containers);
             if containers.closed {
                 BuildError::canceled()
-            } else if containers.known.contains_key(&id) {
-                taken()
             } else {
-                containers.known.insert(id, container);
-                return Ok(());
+                match containers.known.entry(id.clone()) {
+                    Entry::Occupied(_) => taken(),
+                    Entry::Vacant(free) => {
+                        free.insert(container);
+                        return Ok(());
+                    }
+                }
             }
         };
         // It has no process whose failure could be told.

@@ -35,8 +35,12 @@ impl BuildOp {
         }
         let name = pb::LLB_DEFINITION_INPUT;
         let input = op.inputs.get(name);
-        let input = input.ok_or_else(|| BuildError::user(format!("no llb definition input {name} found")))?.input;
-        let index = usize::try_from(input).ok().filter(|index| *index < vertex.inputs.len());
+        let input = input
+            .ok_or_else(|| BuildError::user(format!("no llb definition input {name} found")))?
+            .input;
+        let index = usize::try_from(input)
+            .ok()
+            .filter(|index| *index < vertex.inputs.len());
         let input = index.ok_or_else(|| BuildError::user(format!("invalid index {input}")))?;
         #[derive(Serialize)]
         struct Document<'a> {
@@ -45,15 +49,26 @@ impl BuildOp {
             #[serde(rename = "Exec")]
             build: &'a pb::BuildOp,
         }
-        let document = oci::json::to_vec(&Document { kind: "buildkit.build.v0", build: op });
+        let document = oci::json::to_vec(&Document {
+            kind: "buildkit.build.v0",
+            build: op,
+        });
         let document = document.map_err(|error| BuildError::internal(format!("op's key: {error}")))?;
         let cache_map = CacheMap {
             digests: vec![Digest::sha256(&document)],
             deps: vec![Dep::default(); vertex.inputs.len()],
             ..CacheMap::default()
         };
-        let filename = op.attrs.get(llb::attr::LLB_DEFINITION_FILENAME).map_or(name, String::as_str).to_owned();
-        Ok(Self { cache_map, input, filename })
+        let filename = op
+            .attrs
+            .get(llb::attr::LLB_DEFINITION_FILENAME)
+            .map_or(name, String::as_str)
+            .to_owned();
+        Ok(Self {
+            cache_map,
+            input,
+            filename,
+        })
     }
 }
 
@@ -63,21 +78,36 @@ impl Op for BuildOp {
         Ok(self.cache_map.clone())
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
-    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
-        let input = inputs.get(self.input).ok_or_else(|| BuildError::internal("an input is missing"))?;
+    async fn exec(
+        &self,
+        ctx: &OpContext,
+        inputs: &[ResultRef],
+    ) -> Result<Vec<Option<ResultRef>>, BuildError> {
+        let input = inputs
+            .get(self.input)
+            .ok_or_else(|| BuildError::internal("an input is missing"))?;
         let reader = FileReader::of_ref(ctx.bridge(), input).await?;
         let bytes = reader.read_file(&self.filename, FileRange::default()).await?;
         drop(reader);
         debug_assert!(bytes.len() <= MAX_READ_BYTES);
         let definition = pb::Definition::decode(bytes);
         let definition = definition.map_err(|error| {
-            BuildError::from_source(ErrorKind::User, error).context(format!("failed to parse {}", self.filename))
+            BuildError::from_source(ErrorKind::User, error)
+                .context(format!("failed to parse {}", self.filename))
         })?;
-        let request = BridgeRequest { definition: Some(definition), ..BridgeRequest::default() };
+        let request = BridgeRequest {
+            definition: Some(definition),
+            ..BridgeRequest::default()
+        };
         let build = async {
             let result = ctx.bridge().solve(request).await?;
             match result.single {
@@ -105,13 +135,24 @@ mod tests {
     use super::*;
 
     fn vertex(op: pb::BuildOp) -> VertexSpec {
-        let op = pb::Op { op: Some(pb::op::Op::Build(op)), ..pb::Op::default() };
-        VertexSpec { op: Arc::new(op), inputs: vec![(Digest::sha256(b"input"), 0)], ..VertexSpec::default() }
+        let op = pb::Op {
+            op: Some(pb::op::Op::Build(op)),
+            ..pb::Op::default()
+        };
+        VertexSpec {
+            op: Arc::new(op),
+            inputs: vec![(Digest::sha256(b"input"), 0)],
+            ..VertexSpec::default()
+        }
     }
 
     fn build(builder: i64, input: i64) -> pb::BuildOp {
         let inputs = [(pb::LLB_DEFINITION_INPUT.to_owned(), pb::BuildInput { input })].into();
-        pb::BuildOp { builder, inputs, ..pb::BuildOp::default() }
+        pb::BuildOp {
+            builder,
+            inputs,
+            ..pb::BuildOp::default()
+        }
     }
 
     #[test]

@@ -13,12 +13,17 @@ use crate::unlazy::{FetchContext, Unlazy, unpack_all};
 
 /// Digest of a JSON document as BuildKit writes it.
 fn digest(document: &impl Serialize) -> Result<Digest, BuildError> {
-    let bytes = oci::json::to_vec(document).map_err(|error| BuildError::internal(format!("op's key: {error}")))?;
+    let bytes =
+        oci::json::to_vec(document).map_err(|error| BuildError::internal(format!("op's key: {error}")))?;
     Ok(Digest::sha256(&bytes))
 }
 
 fn cache_map(digest: Digest, inputs: usize) -> CacheMap {
-    CacheMap { digests: vec![digest], deps: vec![Dep::default(); inputs], ..CacheMap::default() }
+    CacheMap {
+        digests: vec![digest],
+        deps: vec![Dep::default(); inputs],
+        ..CacheMap::default()
+    }
 }
 
 /// Several trees on top of each other.
@@ -44,9 +49,16 @@ impl MergeOp {
             r#type: &'static str,
             merge: &'a pb::MergeOp,
         }
-        let key = digest(&Document { r#type: "buildkit.merge.v0", merge: op })?;
+        let key = digest(&Document {
+            r#type: "buildkit.merge.v0",
+            merge: op,
+        })?;
         let count = op.inputs.len();
-        Ok(Self { store, description: vertex.name.clone(), cache_map: cache_map(key, count) })
+        Ok(Self {
+            store,
+            description: vertex.name.clone(),
+            cache_map: cache_map(key, count),
+        })
     }
 }
 
@@ -56,7 +68,12 @@ impl Op for MergeOp {
         Ok(self.cache_map.clone())
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
@@ -65,7 +82,10 @@ impl Op for MergeOp {
         if refs.is_empty() {
             return Ok(vec![Some(ResultRef::SCRATCH)]);
         }
-        let options = RefOptions { description: self.description.clone(), ..RefOptions::default() };
+        let options = RefOptions {
+            description: self.description.clone(),
+            ..RefOptions::default()
+        };
         let store = self.store.clone();
         let merged = blocking(move || store.merge(&refs, options)).await?;
         Ok(vec![Some(ResultRef::new(merged))])
@@ -105,7 +125,10 @@ impl DiffOp {
             r#type: &'static str,
             diff: &'a pb::DiffOp,
         }
-        let key = digest(&Document { r#type: "buildkit.diff.v0", diff: op })?;
+        let key = digest(&Document {
+            r#type: "buildkit.diff.v0",
+            diff: op,
+        })?;
         let (has_lower, has_upper) = (lower.input != -1, upper.input != -1);
         let count = usize::from(has_lower) + usize::from(has_upper);
         if vertex.inputs.len() != count {
@@ -115,7 +138,14 @@ impl DiffOp {
             )));
         }
         let description = vertex.name.clone();
-        Ok(Self { store, unlazy, description, cache_map: cache_map(key, count), has_lower, has_upper })
+        Ok(Self {
+            store,
+            unlazy,
+            description,
+            cache_map: cache_map(key, count),
+            has_lower,
+            has_upper,
+        })
     }
 }
 
@@ -125,21 +155,41 @@ impl Op for DiffOp {
         Ok(self.cache_map.clone())
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
-    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
+    async fn exec(
+        &self,
+        ctx: &OpContext,
+        inputs: &[ResultRef],
+    ) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let mut given = inputs.iter();
-        let mut side = |present: bool| present.then(|| given.next()).flatten().and_then(ResultRef::get).cloned();
+        let mut side = |present: bool| {
+            present
+                .then(|| given.next())
+                .flatten()
+                .and_then(ResultRef::get)
+                .cloned()
+        };
         let (lower, upper) = (side(self.has_lower), side(self.has_upper));
         match (&lower, &upper) {
             (None, upper) => return Ok(vec![Some(ResultRef::from(upper.clone()))]),
-            (Some(lower), Some(upper)) if lower.id() == upper.id() => return Ok(vec![Some(ResultRef::SCRATCH)]),
+            (Some(lower), Some(upper)) if lower.id() == upper.id() => {
+                return Ok(vec![Some(ResultRef::SCRATCH)]);
+            }
             _ => {}
         }
         unpack_all(&*self.unlazy, &FetchContext::from(ctx), inputs).await?;
-        let options = RefOptions { description: self.description.clone(), ..RefOptions::default() };
+        let options = RefOptions {
+            description: self.description.clone(),
+            ..RefOptions::default()
+        };
         let store = self.store.clone();
         let diff = blocking(move || store.diff(lower.as_ref(), upper.as_ref(), options)).await?;
         Ok(vec![Some(ResultRef::new(diff))])
@@ -175,7 +225,9 @@ impl PassthroughOp {
         let count = vertex.inputs.len();
         let index = |output: &i64| match usize::try_from(*output) {
             Ok(index) if index < count => Ok(index),
-            _ => Err(BuildError::user(format!("invalid passthrough output input index {output}"))),
+            _ => Err(BuildError::user(format!(
+                "invalid passthrough output input index {output}"
+            ))),
         };
         let outputs = op.outputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
         #[derive(Serialize)]
@@ -184,8 +236,14 @@ impl PassthroughOp {
             r#type: &'static str,
             passthrough: &'a pb::PassthroughOp,
         }
-        let key = digest(&Document { r#type: "buildkit.passthrough.v0", passthrough: op })?;
-        Ok(Self { outputs, cache_map: cache_map(key, count) })
+        let key = digest(&Document {
+            r#type: "buildkit.passthrough.v0",
+            passthrough: op,
+        })?;
+        Ok(Self {
+            outputs,
+            cache_map: cache_map(key, count),
+        })
     }
 }
 
@@ -195,12 +253,21 @@ impl Op for PassthroughOp {
         Ok(self.cache_map.clone())
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
     async fn exec(&self, _: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
-        Ok(self.outputs.iter().map(|index| inputs.get(*index).cloned()).collect())
+        Ok(self
+            .outputs
+            .iter()
+            .map(|index| inputs.get(*index).cloned())
+            .collect())
     }
 
     fn is_limited(&self) -> bool {

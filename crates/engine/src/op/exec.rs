@@ -157,13 +157,19 @@ impl Op for ExecOp {
         let exec = self.exec_op()?;
         unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
         let env = environment(&ctx.sessions(), exec).await?;
-        let args = exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default();
+        let args = exec
+            .meta
+            .as_ref()
+            .map(|meta| meta.args.join(" "))
+            .unwrap_or_default();
         let mount_ctx = MountContext {
             sessions: ctx.sessions(),
             cancel: ctx.cancel().clone(),
             purpose: format!("exec {args}"),
         };
-        let prepared = Mounts::new(mount_ctx, &self.parts, exec, inputs).prepare().await?;
+        let prepared = Mounts::new(mount_ctx, &self.parts, exec, inputs)
+            .prepare()
+            .await?;
         let request = self.request(exec, env, &prepared)?;
         let ran = run(&self.parts.executor, ctx, request).await;
         if let Err(error @ RunError::Start { .. }) = &ran {

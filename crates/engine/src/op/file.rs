@@ -42,9 +42,21 @@ impl FileOp {
         }
         let key = key::key(op, vertex.inputs.len())?;
         exec::Plan::new(op, vertex.inputs.len())?;
-        let description = if vertex.name.is_empty() { "fileop target" } else { &vertex.name }.to_owned();
+        let description = if vertex.name.is_empty() {
+            "fileop target"
+        } else {
+            &vertex.name
+        }
+        .to_owned();
         let op = Arc::clone(&vertex.op);
-        Ok(Self { op, store, unlazy, description, cache_map: key.map, selectors: key.selectors })
+        Ok(Self {
+            op,
+            store,
+            unlazy,
+            description,
+            cache_map: key.map,
+            selectors: key.selectors,
+        })
     }
 }
 
@@ -67,14 +79,27 @@ impl Op for FileOp {
         input: usize,
         reference: &ResultRef,
     ) -> Result<Option<Digest>, BuildError> {
-        let Some(selectors) = self.selectors.get(input).filter(|selectors| !selectors.is_empty()) else {
+        let Some(selectors) = self
+            .selectors
+            .get(input)
+            .filter(|selectors| !selectors.is_empty())
+        else {
             return Ok(None);
         };
-        unpack_all(&*self.unlazy, &FetchContext::from(ctx), std::slice::from_ref(reference)).await?;
+        unpack_all(
+            &*self.unlazy,
+            &FetchContext::from(ctx),
+            std::slice::from_ref(reference),
+        )
+        .await?;
         checksum::of(reference, selectors.clone()).await.map(Some)
     }
 
-    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
+    async fn exec(
+        &self,
+        ctx: &OpContext,
+        inputs: &[ResultRef],
+    ) -> Result<Vec<Option<ResultRef>>, BuildError> {
         unpack_all(&*self.unlazy, &FetchContext::from(ctx), inputs).await?;
         let (op, store) = (Arc::clone(&self.op), self.store.clone());
         let (description, cancel) = (self.description.clone(), ctx.cancel().clone());
@@ -86,7 +111,9 @@ impl Op for FileOp {
         .await
         .map_err(|error| BuildError::internal(format!("file op: {error}")))?;
         outputs.map_err(|failure: exec::Failure| {
-            let Some(action) = failure.action else { return failure.error };
+            let Some(action) = failure.action else {
+                return failure.error;
+            };
             failure.error.with_failed_op(FailedOp {
                 op: Some(Arc::clone(&self.op)),
                 description: ctx.vertex().metadata.description.clone(),

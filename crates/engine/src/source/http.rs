@@ -8,12 +8,13 @@ mod name;
 mod store;
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use cache::{ImmutableRef, Store};
 use oci::Digest;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED,
+};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use crate::bridge::meta::{HttpMeta, MetaContext};
@@ -54,7 +55,11 @@ impl HttpFiles {
     ///
     /// # Errors
     /// When the server cannot be asked, refuses, or has something else than the pinned checksum says.
-    pub async fn resolve_meta(&self, ctx: &MetaContext, op: &llb::pb::SourceOp) -> Result<HttpMeta, BuildError> {
+    pub async fn resolve_meta(
+        &self,
+        ctx: &MetaContext,
+        op: &llb::pb::SourceOp,
+    ) -> Result<HttpMeta, BuildError> {
         let attributes = Attributes::read(op)?;
         let resolved = match attributes.pinned() {
             Some(resolved) => Arc::new(resolved),
@@ -67,7 +72,12 @@ impl HttpFiles {
         };
         let last_modified = resolved.last_modified.as_deref().and_then(name::parse_http_date);
         let filename = resolved.filename.clone();
-        Ok(HttpMeta { digest: resolved.digest, filename, last_modified, checksum: None })
+        Ok(HttpMeta {
+            digest: resolved.digest,
+            filename,
+            last_modified,
+            checksum: None,
+        })
     }
 
     /// Asks the server, or fetches the file.
@@ -84,9 +94,14 @@ impl HttpFiles {
         let response = self.get(attributes, sessions, &kept).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
             let found = matching(&kept, &response);
-            return found.map(|kept| kept.resolved(attributes, &response)).ok_or_else(|| {
-                BuildError::new(ErrorKind::Unavailable, format!("{}: invalid not-modified ETag", attributes.shown_url()))
-            });
+            return found
+                .map(|kept| kept.resolved(attributes, &response))
+                .ok_or_else(|| {
+                    BuildError::new(
+                        ErrorKind::Unavailable,
+                        format!("{}: invalid not-modified ETag", attributes.shown_url()),
+                    )
+                });
         }
         self.fetch(attributes, response).await
     }
@@ -104,8 +119,12 @@ impl HttpFiles {
         kept: &[Kept],
     ) -> Result<Option<Resolved>, BuildError> {
         let request = self.request(Method::HEAD, attributes, sessions).await?;
-        let request = request.header(IF_NONE_MATCH, etags(kept)).header(ACCEPT_ENCODING, "gzip");
-        let Ok(response) = request.send().await else { return Ok(None) };
+        let request = request
+            .header(IF_NONE_MATCH, etags(kept))
+            .header(ACCEPT_ENCODING, "gzip");
+        let Ok(response) = request.send().await else {
+            return Ok(None);
+        };
         if !matches!(response.status(), StatusCode::OK | StatusCode::NOT_MODIFIED) {
             return Ok(None);
         }
@@ -123,7 +142,10 @@ impl HttpFiles {
         if !kept.is_empty() {
             request = request.header(IF_NONE_MATCH, etags(kept));
         }
-        let response = request.send().await.map_err(|error| unreachable_server(attributes, error))?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| unreachable_server(attributes, error))?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             return Ok(response);
@@ -134,7 +156,11 @@ impl HttpFiles {
             status if status.is_server_error() => ErrorKind::Unavailable,
             _ => ErrorKind::User,
         };
-        let text = format!("{}: invalid response status {}", attributes.shown_url(), status.as_u16());
+        let text = format!(
+            "{}: invalid response status {}",
+            attributes.shown_url(),
+            status.as_u16()
+        );
         Err(BuildError::new(kind, text))
     }
 
@@ -155,19 +181,35 @@ impl HttpFiles {
     }
 
     async fn fetch(&self, attributes: &Attributes, mut response: Response) -> Result<Resolved, BuildError> {
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
         let filename = attributes.filename(header(CONTENT_DISPOSITION).as_deref());
         let is_gzip = header(CONTENT_ENCODING).is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"));
         let mut body = Body::create(&self.store, attributes, filename.clone(), is_gzip).await?;
         loop {
-            let chunk = response.chunk().await.map_err(|error| unreachable_server(attributes, error))?;
+            let chunk = response
+                .chunk()
+                .await
+                .map_err(|error| unreachable_server(attributes, error))?;
             let Some(chunk) = chunk else { break };
             body.write(chunk).await?;
         }
-        let (reference, digest) = body.finish(etag.as_deref(), last_modified.as_deref(), attributes.index()?).await?;
+        let (reference, digest) = body
+            .finish(etag.as_deref(), last_modified.as_deref(), attributes.index()?)
+            .await?;
         attributes.check(digest)?;
-        Ok(Resolved { digest, filename, last_modified, reference: Some(reference) })
+        Ok(Resolved {
+            digest,
+            filename,
+            last_modified,
+            reference: Some(reference),
+        })
     }
 
     async fn fetch_from_client(
@@ -187,7 +229,12 @@ impl HttpFiles {
             body.write(chunk?).await?;
         }
         let (reference, digest) = body.finish(None, None, attributes.index()?).await?;
-        Ok(Resolved { digest, filename, last_modified: None, reference: Some(reference) })
+        Ok(Resolved {
+            digest,
+            filename,
+            last_modified: None,
+            reference: Some(reference),
+        })
     }
 }
 
@@ -197,7 +244,10 @@ fn unreachable_server(attributes: &Attributes, error: reqwest::Error) -> BuildEr
 }
 
 /// The value of an `Authorization` header: the secret that the source names, or what the client has for the host.
-async fn authorization(attributes: &Attributes, sessions: &SessionGroup) -> Result<Option<String>, BuildError> {
+async fn authorization(
+    attributes: &Attributes,
+    sessions: &SessionGroup,
+) -> Result<Option<String>, BuildError> {
     if let Some(name) = &attributes.auth_secret {
         let secret = secret(sessions, name).await.map_err(|error| {
             BuildError::from(error).context(format!("failed to retrieve HTTP auth secret {name}"))
@@ -231,7 +281,10 @@ fn etag_value(etag: &str) -> &str {
 }
 
 fn etags(kept: &[Kept]) -> String {
-    kept.iter().map(|kept| kept.etag.as_str()).collect::<Vec<_>>().join(", ")
+    kept.iter()
+        .map(|kept| kept.etag.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The kept file that a server's answer is about. A 304 without ETag is about the only one that was asked for.
@@ -268,7 +321,11 @@ impl HttpOp {
         let Some(llb::pb::op::Op::Source(source)) = &vertex.op.op else {
             return Err(BuildError::internal("not a source op"));
         };
-        Ok(Self { files, attributes: Attributes::read(source)?, pin: std::sync::Mutex::default() })
+        Ok(Self {
+            files,
+            attributes: Attributes::read(source)?,
+            pin: std::sync::Mutex::default(),
+        })
     }
 
     /// What the URL holds: the same for all steps of a build.
@@ -292,18 +349,33 @@ impl Op for HttpOp {
         };
         self.attributes.check(resolved.digest)?;
         *self.pin.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(resolved.digest);
-        let key = self.attributes.key(&resolved.filename, resolved.digest, resolved.last_modified.as_deref())?;
-        Ok(CacheMap { digests: vec![super::key_digest(&key.to_string())], ..CacheMap::default() })
+        let key = self.attributes.key(
+            &resolved.filename,
+            resolved.digest,
+            resolved.last_modified.as_deref(),
+        )?;
+        Ok(CacheMap {
+            digests: vec![super::key_digest(&key.to_string())],
+            ..CacheMap::default()
+        })
     }
 
-    async fn content_digest(&self, _: &OpContext, _: usize, _: &ResultRef) -> Result<Option<Digest>, BuildError> {
+    async fn content_digest(
+        &self,
+        _: &OpContext,
+        _: usize,
+        _: &ResultRef,
+    ) -> Result<Option<Digest>, BuildError> {
         Ok(None)
     }
 
     async fn exec(&self, ctx: &OpContext, _: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let resolved = self.asked(ctx).await?;
         self.attributes.check(resolved.digest)?;
-        let reference = resolved.reference.clone().ok_or_else(|| BuildError::internal("a file was not fetched"))?;
+        let reference = resolved
+            .reference
+            .clone()
+            .ok_or_else(|| BuildError::internal("a file was not fetched"))?;
         Ok(vec![Some(ResultRef::new(reference))])
     }
 
@@ -315,9 +387,4 @@ impl Op for HttpOp {
             ..OpProvenance::default()
         })
     }
-}
-
-/// Reads a `Last-Modified` value.
-pub(crate) fn modified_at(value: &str) -> Option<SystemTime> {
-    name::parse_http_date(value)
 }

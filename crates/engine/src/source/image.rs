@@ -263,7 +263,7 @@ impl ImageOp {
 #[async_trait]
 impl Op for ImageOp {
     async fn cache_map(&self, ctx: &OpContext, round: u32) -> Result<CacheMap, BuildError> {
-        let image = self.resolved(ctx).await?;
+        let image = Box::pin(self.resolved(ctx)).await?;
         cache_map(&self.attributes, &image, round)
     }
 
@@ -277,7 +277,7 @@ impl Op for ImageOp {
     }
 
     async fn exec(&self, ctx: &OpContext, _: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
-        let image = self.resolved(ctx).await?;
+        let image = Box::pin(self.resolved(ctx)).await?;
         let provider = Provider {
             scheme: REGISTRY_PROVIDER.to_owned(),
             locator: self.attributes.reference.to_string(),

@@ -207,7 +207,7 @@ impl LayoutOp {
 #[async_trait]
 impl Op for LayoutOp {
     async fn cache_map(&self, ctx: &OpContext, round: u32) -> Result<CacheMap, BuildError> {
-        let image = self.resolved(ctx).await?;
+        let image = Box::pin(self.resolved(ctx)).await?;
         cache_map(&self.attributes, &image, round)
     }
 
@@ -221,7 +221,7 @@ impl Op for LayoutOp {
     }
 
     async fn exec(&self, ctx: &OpContext, _: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
-        let image = self.resolved(ctx).await?;
+        let image = Box::pin(self.resolved(ctx)).await?;
         let provider = Place::of(&self.attributes).provider()?;
         let (limit, record_type) = (self.attributes.layer_limit, self.attributes.record_type);
         let made = self.images.reference(image, provider, limit, record_type).await?;

@@ -298,7 +298,11 @@ mod tests {
     #[test]
     fn a_bare_config_gets_history_and_layers() {
         let a = layer("a", 1);
-        let text = patched(r#"{"os": "linux", "architecture": "amd64"}"#, &[a.clone()], None);
+        let text = patched(
+            r#"{"os": "linux", "architecture": "amd64"}"#,
+            std::slice::from_ref(&a),
+            None,
+        );
         let expected = format!(
             r#"{{"architecture":"amd64","created":"1970-01-01T00:00:01Z","history":[{{"created":"1970-01-01T00:00:01Z","created_by":"RUN a","comment":"buildkit.exporter.image.v0"}}],"os":"linux","rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
             a.diff_id

@@ -110,10 +110,10 @@ impl CacheDirs {
             released.as_mut().enable();
             let mut shared = self.0.shared.lock().await;
             shared.retain(|_, held| held.strong_count() > 0);
-            if sharing == CacheSharingOpt::Shared {
-                if let Some(held) = shared.get(key).and_then(Weak::upgrade) {
-                    return Ok(CacheDir(held));
-                }
+            if sharing == CacheSharingOpt::Shared
+                && let Some(held) = shared.get(key).and_then(Weak::upgrade)
+            {
+                return Ok(CacheDir(held));
             }
             let may_wait = sharing == CacheSharingOpt::Locked;
             let request = Request {

@@ -35,7 +35,10 @@ impl Plan {
         let mut uses = vec![0_usize; total];
         let mut outputs = BTreeMap::new();
         for (at, action) in op.actions.iter().enumerate() {
-            for (index, what) in [(action.input, "input"), (action.secondary_input, "secondary input")] {
+            for (index, what) in [
+                (action.input, "input"),
+                (action.secondary_input, "secondary input"),
+            ] {
                 if let Some(index) = checked(index, total, what)? {
                     uses[index] += 1;
                 }
@@ -52,9 +55,15 @@ impl Plan {
                 return Err(BuildError::user(format!("missing output index {expected}")));
             }
         }
-        let commits = (0..op.actions.len()).map(|at| uses[inputs + at] > 1 || op.actions[at].output != -1).collect();
+        let commits = (0..op.actions.len())
+            .map(|at| uses[inputs + at] > 1 || op.actions[at].output != -1)
+            .collect();
         let outputs: Vec<usize> = outputs.into_values().collect();
-        Ok(Self { order: order(op, inputs, &outputs)?, commits, outputs })
+        Ok(Self {
+            order: order(op, inputs, &outputs)?,
+            commits,
+            outputs,
+        })
     }
 }
 
@@ -64,7 +73,9 @@ fn checked(index: i64, total: usize, what: &str) -> Result<Option<usize>, BuildE
     }
     match usize::try_from(index) {
         Ok(index) if index < total => Ok(Some(index)),
-        _ => Err(BuildError::user(format!("invalid {what} index {index}, {total} provided"))),
+        _ => Err(BuildError::user(format!(
+            "invalid {what} index {index}, {total} provided"
+        ))),
     }
 }
 
@@ -93,12 +104,15 @@ fn order(op: &pb::FileOp, inputs: usize, outputs: &[usize]) -> Result<Vec<usize>
             }
             stack.push((at, true));
             let action = &op.actions[at];
-            let used = [action.input, action.secondary_input].into_iter().chain(owner_inputs(action));
+            let used = [action.input, action.secondary_input]
+                .into_iter()
+                .chain(owner_inputs(action));
             for index in used.filter_map(|index| usize::try_from(index).ok()) {
-                if let Some(next) = index.checked_sub(inputs).filter(|next| *next < marks.len()) {
-                    if marks[next] != Mark::Done {
-                        stack.push((next, false));
-                    }
+                let next = index.checked_sub(inputs);
+                if let Some(next) =
+                    next.filter(|next| marks.get(*next).is_some_and(|mark| *mark != Mark::Done))
+                {
+                    stack.push((next, false));
                 }
             }
         }
@@ -109,7 +123,10 @@ fn order(op: &pb::FileOp, inputs: usize, outputs: &[usize]) -> Result<Vec<usize>
 /// Inputs in which an action looks up names of owners.
 fn owner_inputs(action: &pb::FileAction) -> impl Iterator<Item = i64> {
     let owner = owner_of(action);
-    let users = owner.into_iter().flat_map(|owner| [owner.user.as_ref(), owner.group.as_ref()]).flatten();
+    let users = owner
+        .into_iter()
+        .flat_map(|owner| [owner.user.as_ref(), owner.group.as_ref()])
+        .flatten();
     users.filter_map(|user| match &user.user {
         Some(pb::user_opt::User::ByName(named)) => Some(named.input),
         _ => None,
@@ -139,7 +156,11 @@ pub(super) struct Failure {
 
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        Self { error, action: None, mounts: Vec::new() }
+        Self {
+            error,
+            action: None,
+            mounts: Vec::new(),
+        }
     }
 }
 
@@ -152,7 +173,13 @@ pub(super) fn run(
     cancel: &CancellationToken,
 ) -> Result<Vec<Option<ResultRef>>, Failure> {
     let plan = Plan::new(op, inputs.len())?;
-    let mut work = Work { store, inputs, description, made: BTreeMap::new(), opened: BTreeMap::new() };
+    let mut work = Work {
+        store,
+        inputs,
+        description,
+        made: BTreeMap::new(),
+        opened: BTreeMap::new(),
+    };
     for at in &plan.order {
         if cancel.is_cancelled() {
             return Err(BuildError::canceled().into());
@@ -162,9 +189,17 @@ pub(super) fn run(
         let target = work.take_target(action.input)?;
         if let Err(error) = work.perform(action, &target) {
             let mounts = work.left(target, *at, op.actions.len());
-            return Err(Failure { error, action: Some(*at), mounts });
+            return Err(Failure {
+                error,
+                action: Some(*at),
+                mounts,
+            });
         }
-        let made = if plan.commits[*at] { Made::Ref(target.commit()?) } else { Made::Tree(target) };
+        let made = if plan.commits[*at] {
+            Made::Ref(target.commit()?)
+        } else {
+            Made::Tree(target)
+        };
         work.made.insert(*at, made);
     }
     let results = plan.outputs.iter().map(|at| match work.made.get(at) {
@@ -183,10 +218,16 @@ struct Target {
 
 impl Target {
     fn new(store: &Store, parent: Option<&ImmutableRef>, description: &str) -> Result<Self, BuildError> {
-        let options = RefOptions { description: description.to_owned(), ..RefOptions::default() };
+        let options = RefOptions {
+            description: description.to_owned(),
+            ..RefOptions::default()
+        };
         let reference = store.create_mutable(parent, options).map_err(internal)?;
         let mounts = reference.mounts(false).map_err(internal)?;
-        Ok(Self { tree: open(&mounts)?, reference })
+        Ok(Self {
+            tree: open(&mounts)?,
+            reference,
+        })
     }
 
     fn commit(self) -> Result<ImmutableRef, BuildError> {
@@ -197,7 +238,10 @@ impl Target {
 
 fn open(mounts: &[snapshot::Mount]) -> Result<Root, BuildError> {
     let [mount] = mounts else {
-        return Err(BuildError::internal(format!("a snapshot has {} mounts instead of one", mounts.len())));
+        return Err(BuildError::internal(format!(
+            "a snapshot has {} mounts instead of one",
+            mounts.len()
+        )));
     };
     let tree = mount.open().map_err(internal)?;
     Root::new(&tree).map_err(internal)
@@ -266,13 +310,14 @@ impl Work<'_> {
 
     /// The tree that an action changes: a new one on top of a ref, or the one the action before left.
     fn take_target(&mut self, input: i64) -> Result<Target, BuildError> {
-        let Ok(index) = usize::try_from(input) else { return Target::new(self.store, None, self.description) };
-        if let Some(at) = index.checked_sub(self.inputs.len()) {
-            if let Some(Made::Tree(_)) = self.made.get(&at) {
-                if let Some(Made::Tree(target)) = self.made.remove(&at) {
-                    return Ok(target);
-                }
-            }
+        let Ok(index) = usize::try_from(input) else {
+            return Target::new(self.store, None, self.description);
+        };
+        if let Some(at) = index.checked_sub(self.inputs.len())
+            && matches!(self.made.get(&at), Some(Made::Tree(_)))
+            && let Some(Made::Tree(target)) = self.made.remove(&at)
+        {
+            return Ok(target);
         }
         Target::new(self.store, self.reference(index), self.description)
     }
@@ -302,23 +347,39 @@ impl Work<'_> {
         let owner = owner::resolve(owner_of(action), &tree)?;
         match &action.action {
             Some(Action::Mkdir(mkdir)) => {
-                let attributes = Attributes { owner, time: time(mkdir.timestamp) };
+                let attributes = Attributes {
+                    owner,
+                    time: time(mkdir.timestamp),
+                };
                 let mode = permissions(mkdir.mode);
-                target.tree.mkdir(Path::new(&mkdir.path), mode, mkdir.make_parents, attributes).map_err(tree_error)
+                target
+                    .tree
+                    .mkdir(Path::new(&mkdir.path), mode, mkdir.make_parents, attributes)
+                    .map_err(tree_error)
             }
             Some(Action::Mkfile(mkfile)) => {
-                let attributes = Attributes { owner, time: time(mkfile.timestamp) };
+                let attributes = Attributes {
+                    owner,
+                    time: time(mkfile.timestamp),
+                };
                 let mode = permissions(mkfile.mode);
-                target.tree.mkfile(Path::new(&mkfile.path), &mkfile.data, mode, attributes).map_err(tree_error)
+                target
+                    .tree
+                    .mkfile(Path::new(&mkfile.path), &mkfile.data, mode, attributes)
+                    .map_err(tree_error)
             }
             Some(Action::Symlink(link)) => {
-                let attributes = Attributes { owner, time: time(link.timestamp) };
+                let attributes = Attributes {
+                    owner,
+                    time: time(link.timestamp),
+                };
                 let (old, new) = (Path::new(&link.oldpath), Path::new(&link.newpath));
                 target.tree.symlink(old, new, attributes).map_err(tree_error)
             }
-            Some(Action::Rm(rm)) => {
-                target.tree.remove(Path::new(&rm.path), rm.allow_wildcard, rm.allow_not_found).map_err(tree_error)
-            }
+            Some(Action::Rm(rm)) => target
+                .tree
+                .remove(Path::new(&rm.path), rm.allow_wildcard, rm.allow_not_found)
+                .map_err(tree_error),
             Some(Action::Copy(copy)) => self.copy(copy, action, owner, target),
             None => Err(BuildError::user("invalid file action without a kind")),
         }
@@ -403,8 +464,16 @@ mod tests {
     use super::*;
 
     fn action(input: i64, secondary_input: i64, output: i64) -> pb::FileAction {
-        let mkdir = pb::FileActionMkDir { path: "/a".to_owned(), ..Default::default() };
-        pb::FileAction { input, secondary_input, output, action: Some(Action::Mkdir(mkdir)) }
+        let mkdir = pb::FileActionMkDir {
+            path: "/a".to_owned(),
+            ..Default::default()
+        };
+        pb::FileAction {
+            input,
+            secondary_input,
+            output,
+            action: Some(Action::Mkdir(mkdir)),
+        }
     }
 
     fn plan(actions: Vec<pb::FileAction>, inputs: usize) -> Result<Plan, String> {

@@ -36,10 +36,21 @@ pub(super) fn key(op: &pb::FileOp, inputs: usize) -> Result<Key, BuildError> {
         indexes.push([action.input, action.secondary_input, action.output]);
     }
     let indexes = (!is_plain_chain(&indexes)).then_some(indexes);
-    let document = Document { kind: "buildkit.file.v0", actions, indexes };
+    let document = Document {
+        kind: "buildkit.file.v0",
+        actions,
+        indexes,
+    };
     let digest = Digest::sha256(&go_json(&document)?);
     let (deps, selectors) = reads.into_deps(inputs)?;
-    Ok(Key { map: CacheMap { digests: vec![digest], deps, ..CacheMap::default() }, selectors })
+    Ok(Key {
+        map: CacheMap {
+            digests: vec![digest],
+            deps,
+            ..CacheMap::default()
+        },
+        selectors,
+    })
 }
 
 fn go_json(value: &impl Serialize) -> Result<Vec<u8>, BuildError> {
@@ -51,11 +62,18 @@ fn go_json(value: &impl Serialize) -> Result<Vec<u8>, BuildError> {
 fn is_plain_chain(indexes: &[[i64; 3]]) -> bool {
     let count = indexes.len();
     !indexes.is_empty()
-        && indexes.iter().enumerate().all(|(at, [input, secondary, output])| {
-            let expected_input = if at == 0 { Some(0) } else { i64::try_from(count + at - 1).ok() };
-            let expected_output = if at == count - 1 { 0 } else { -1 };
-            Some(*input) == expected_input && matches!(secondary, -1 | 1) && *output == expected_output
-        })
+        && indexes
+            .iter()
+            .enumerate()
+            .all(|(at, [input, secondary, output])| {
+                let expected_input = if at == 0 {
+                    Some(0)
+                } else {
+                    i64::try_from(count + at - 1).ok()
+                };
+                let expected_output = if at == count - 1 { 0 } else { -1 };
+                Some(*input) == expected_input && matches!(secondary, -1 | 1) && *output == expected_output
+            })
 }
 
 #[derive(Serialize)]
@@ -93,7 +111,9 @@ fn copy_json(
     reads: &mut Reads,
 ) -> Result<Vec<u8>, BuildError> {
     reads.owner(copy.owner.as_ref())?;
-    let Some(index) = usize::try_from(from).ok().filter(|index| *index < inputs) else { return go_json(copy) };
+    let Some(index) = usize::try_from(from).ok().filter(|index| *index < inputs) else {
+        return go_json(copy);
+    };
     let selector = Selector {
         path: copy.src.clone(),
         wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
@@ -103,7 +123,10 @@ fn copy_json(
         required: copy.required_paths.clone(),
     };
     reads.add(index, selector);
-    go_json(&pb::FileActionCopy { src: oci::path::base(&copy.src).to_owned(), ..copy.clone() })
+    go_json(&pb::FileActionCopy {
+        src: oci::path::base(&copy.src).to_owned(),
+        ..copy.clone()
+    })
 }
 
 /// Whether a path has an unescaped `*`, `?` or `[`.
@@ -142,7 +165,11 @@ impl Reads {
             if let Some(User::ByName(named)) = user.as_ref().and_then(|user| user.user.as_ref()) {
                 let index = usize::try_from(named.input)
                     .map_err(|_| BuildError::user(format!("invalid user index {}", named.input)))?;
-                let selector = Selector { path: file.to_owned(), follow_links: true, ..Selector::default() };
+                let selector = Selector {
+                    path: file.to_owned(),
+                    follow_links: true,
+                    ..Selector::default()
+                };
                 self.add(index, selector);
             }
         }
@@ -164,7 +191,10 @@ impl Reads {
             let mut paths: Vec<&str> = found.iter().map(|selector| selector.path.as_str()).collect();
             // Falling order, as BuildKit has always had it.
             paths.sort_unstable_by(|a, b| b.cmp(a));
-            *dep = Dep { selector: Some(Digest::sha256(paths.join("\0").as_bytes())), content: true };
+            *dep = Dep {
+                selector: Some(Digest::sha256(paths.join("\0").as_bytes())),
+                content: true,
+            };
             selectors[index] = deduplicated(found);
         }
         Ok((deps, selectors))
@@ -178,9 +208,16 @@ fn deduplicated(found: Vec<Selector>) -> Vec<Selector> {
     };
     let mut kept = Vec::with_capacity(found.len());
     for follow_links in [false, true] {
-        let paths = found.iter().filter(|s| is_plain(s) && s.follow_links == follow_links).map(|s| s.path.as_str());
+        let paths = found
+            .iter()
+            .filter(|s| is_plain(s) && s.follow_links == follow_links)
+            .map(|s| s.path.as_str());
         for path in outermost(paths) {
-            kept.push(Selector { path: path.to_owned(), follow_links, ..Selector::default() });
+            kept.push(Selector {
+                path: path.to_owned(),
+                follow_links,
+                ..Selector::default()
+            });
         }
     }
     kept.extend(found.iter().filter(|selector| !is_plain(selector)).cloned());
@@ -231,11 +268,17 @@ mod tests {
     fn writes_owners_as_go_does() {
         let by = |user| Some(pb::UserOpt { user: Some(user) });
         let owner = pb::ChownOpt {
-            user: by(User::ByName(pb::NamedUserOpt { name: "a<b".to_owned(), input: 0 })),
+            user: by(User::ByName(pb::NamedUserOpt {
+                name: "a<b".to_owned(),
+                input: 0,
+            })),
             group: by(User::ById(0)),
         };
         let json = go_json(&owner).expect("serializes");
         let text = String::from_utf8(json).expect("is text");
-        assert_eq!(text, r#"{"user":{"User":{"byName":{"name":"a\u003cb"}}},"group":{"User":{}}}"#);
+        assert_eq!(
+            text,
+            r#"{"user":{"User":{"byName":{"name":"a\u003cb"}}},"group":{"User":{}}}"#
+        );
     }
 }

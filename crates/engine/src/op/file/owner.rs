@@ -54,21 +54,28 @@ fn find(root: &Root, file: &str, name: &str) -> Result<Option<Vec<String>>, Buil
         Err(error) => return Err(BuildError::from_source(ErrorKind::User, error)),
     };
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().map(str::trim).find(|line| line.split(':').next() == Some(name));
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| line.split(':').next() == Some(name));
     Ok(line.map(|line| line.split(':').map(str::to_owned).collect()))
 }
 
 fn is_absent(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+    )
 }
 
 /// A missing or malformed number is 0, as Go's parser of these files has it; one that is out of range is an error.
 fn number(fields: &[String], index: usize) -> Result<u32, BuildError> {
-    let Some(text) = fields.get(index) else { return Ok(0) };
+    let Some(text) = fields.get(index) else {
+        return Ok(0);
+    };
     match text.parse::<i64>() {
-        Ok(value) => {
-            u32::try_from(value).map_err(|_| BuildError::user(format!("user or group id {value} is out of range")))
-        }
+        Ok(value) => u32::try_from(value)
+            .map_err(|_| BuildError::user(format!("user or group id {value} is out of range"))),
         Err(_) => Ok(0),
     }
 }

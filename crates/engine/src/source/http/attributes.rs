@@ -6,7 +6,7 @@ use reqwest::Url;
 use serde::Serialize;
 
 use super::Resolved;
-use super::name::{from_disposition, safe};
+use super::name::{format_http_date, from_disposition, parse_http_date, safe};
 use crate::error::{BuildError, ErrorKind};
 
 /// The vertex's URL and attributes, read.
@@ -62,16 +62,22 @@ impl Attributes {
     fn set(&mut self, key: &str, value: &str) -> Result<(), BuildError> {
         match key {
             "http.checksum" => {
-                let digest = value.parse().map_err(|error| BuildError::user(format!("invalid {key} {value:?}: {error}")))?;
+                let digest = value
+                    .parse()
+                    .map_err(|error| BuildError::user(format!("invalid {key} {value:?}: {error}")))?;
                 self.checksum = Some(digest);
             }
             "http.filename" => value.clone_into(&mut self.file),
             "http.perm" => self.perm = number(key, value)?,
             "http.uid" => self.uid = number(key, value)?,
             "http.gid" => self.gid = number(key, value)?,
-            "http.authheadersecret" => self.auth_secret = Some(value.to_owned()).filter(|name| !name.is_empty()),
+            "http.authheadersecret" => {
+                self.auth_secret = Some(value.to_owned()).filter(|name| !name.is_empty())
+            }
             "http.sig.pubkey" | "http.sig.signature" if !value.is_empty() => {
-                return Err(BuildError::user(format!("{key}: signatures of web files cannot be verified")));
+                return Err(BuildError::user(format!(
+                    "{key}: signatures of web files cannot be verified"
+                )));
             }
             _ => {
                 let header = key.strip_prefix("http.header.").map(str::to_ascii_lowercase);
@@ -102,7 +108,12 @@ impl Attributes {
     /// What a pinned checksum says without asking the server.
     pub fn pinned(&self) -> Option<Resolved> {
         let digest = self.checksum?;
-        Some(Resolved { digest, filename: self.filename(None), last_modified: None, reference: None })
+        Some(Resolved {
+            digest,
+            filename: self.filename(None),
+            last_modified: None,
+            reference: None,
+        })
     }
 
     /// Compares with the pinned checksum.
@@ -110,7 +121,10 @@ impl Attributes {
         match self.checksum {
             Some(expected) if expected != digest => Err(BuildError::new(
                 ErrorKind::User,
-                format!("digest mismatch for {}: {digest} (expected: {expected})", self.shown_url()),
+                format!(
+                    "digest mismatch for {}: {digest} (expected: {expected})",
+                    self.shown_url()
+                ),
             )),
             _ => Ok(()),
         }
@@ -132,7 +146,10 @@ impl Attributes {
     }
 
     fn header_json(&self) -> Vec<HeaderJson<'_>> {
-        self.headers.iter().map(|(name, value)| HeaderJson { name, value }).collect()
+        self.headers
+            .iter()
+            .map(|(name, value)| HeaderJson { name, value })
+            .collect()
     }
 
     /// Under what the file is kept: everything that shapes the ref.
@@ -156,7 +173,12 @@ impl Attributes {
     }
 
     /// The source's key, as BuildKit makes it.
-    pub fn key(&self, filename: &str, checksum: Digest, last_modified: Option<&str>) -> Result<Digest, BuildError> {
+    pub fn key(
+        &self,
+        filename: &str,
+        checksum: Digest,
+        last_modified: Option<&str>,
+    ) -> Result<Digest, BuildError> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
         struct Document<'a> {
@@ -168,7 +190,7 @@ impl Attributes {
             gid: i64,
             checksum: String,
             #[serde(skip_serializing_if = "Option::is_none")]
-            last_mod_time: Option<&'a str>,
+            last_mod_time: Option<String>,
             #[serde(skip_serializing_if = "Option::is_none")]
             auth_header_secret: Option<&'a str>,
             #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -180,7 +202,7 @@ impl Attributes {
             uid: self.uid,
             gid: self.gid,
             checksum: checksum.to_string(),
-            last_mod_time: last_modified.filter(|text| super::modified_at(text).is_some()),
+            last_mod_time: last_modified.and_then(parse_http_date).map(format_http_date),
             auth_header_secret: self.auth_secret.as_deref(),
             header: self.header_json(),
         })
@@ -188,7 +210,8 @@ impl Attributes {
 }
 
 fn digest(document: &impl Serialize) -> Result<Digest, BuildError> {
-    let bytes = oci::json::to_vec(document).map_err(|error| BuildError::internal(format!("http key: {error}")))?;
+    let bytes =
+        oci::json::to_vec(document).map_err(|error| BuildError::internal(format!("http key: {error}")))?;
     Ok(Digest::sha256(bytes))
 }
 
@@ -196,7 +219,10 @@ fn digest(document: &impl Serialize) -> Result<Digest, BuildError> {
 fn number(key: &str, value: &str) -> Result<i64, BuildError> {
     let parsed = if let Some(hex) = value.strip_prefix("0x") {
         i64::from_str_radix(hex, 16)
-    } else if let Some(octal) = value.strip_prefix("0o").or_else(|| value.strip_prefix('0').filter(|rest| !rest.is_empty())) {
+    } else if let Some(octal) = value
+        .strip_prefix("0o")
+        .or_else(|| value.strip_prefix('0').filter(|rest| !rest.is_empty()))
+    {
         i64::from_str_radix(octal, 8)
     } else {
         value.parse()
@@ -209,8 +235,15 @@ mod tests {
     use super::*;
 
     fn read(url: &str, attrs: &[(&str, &str)]) -> Attributes {
-        let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Attributes::read(&pb::SourceOp { identifier: url.to_owned(), attrs }).expect("is valid")
+        let attrs = attrs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Attributes::read(&pb::SourceOp {
+            identifier: url.to_owned(),
+            attrs,
+        })
+        .expect("is valid")
     }
 
     #[test]
@@ -218,9 +251,18 @@ mod tests {
         assert_eq!(read("http://h/a/b.txt?c=d", &[]).filename(None), "b.txt");
         assert_eq!(read("http://h/a%20b", &[]).filename(None), "a b");
         assert_eq!(read("http://h/", &[]).filename(None), "download");
-        assert_eq!(read("http://h/", &[]).filename(Some("attachment; filename=\"../x\"")), "x");
-        assert_eq!(read("http://h/a", &[("http.filename", "/etc/passwd")]).filename(None), "passwd");
-        assert_eq!(read("http://h/a", &[("http.filename", "..")]).filename(None), "download");
+        assert_eq!(
+            read("http://h/", &[]).filename(Some("attachment; filename=\"../x\"")),
+            "x"
+        );
+        assert_eq!(
+            read("http://h/a", &[("http.filename", "/etc/passwd")]).filename(None),
+            "passwd"
+        );
+        assert_eq!(
+            read("http://h/a", &[("http.filename", "..")]).filename(None),
+            "download"
+        );
     }
 
     #[test]

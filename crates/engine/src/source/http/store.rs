@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
-use flate2::write::GzDecoder;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
+use flate2::write::GzDecoder;
 use oci::{Digest, Digester};
 use reqwest::Response;
 use reqwest::header::CONTENT_DISPOSITION;
@@ -32,7 +32,10 @@ pub(super) struct Kept {
 impl Kept {
     /// What the server says is still so.
     pub fn resolved(&self, attributes: &Attributes, response: &Response) -> Resolved {
-        let disposition = response.headers().get(CONTENT_DISPOSITION).and_then(|value| value.to_str().ok());
+        let disposition = response
+            .headers()
+            .get(CONTENT_DISPOSITION)
+            .and_then(|value| value.to_str().ok());
         Resolved {
             digest: self.digest,
             filename: attributes.filename(disposition),
@@ -52,13 +55,24 @@ pub(super) fn find(store: &Store, index: &str) -> Result<Vec<Kept>, BuildError> 
     for id in store.search_index(index).map_err(internal)? {
         // A ref that went meanwhile is a miss.
         let Ok(reference) = store.get(&id) else { continue };
-        let Some(record) = reference.metadata(RECORD).map_err(internal)? else { continue };
+        let Some(record) = reference.metadata(RECORD).map_err(internal)? else {
+            continue;
+        };
         let record = String::from_utf8_lossy(&record).into_owned();
         let mut lines = record.lines();
-        let Some(digest) = lines.next().and_then(|line| line.parse().ok()) else { continue };
-        let Some(etag) = lines.next().filter(|etag| !etag.is_empty()) else { continue };
+        let Some(digest) = lines.next().and_then(|line| line.parse().ok()) else {
+            continue;
+        };
+        let Some(etag) = lines.next().filter(|etag| !etag.is_empty()) else {
+            continue;
+        };
         let last_modified = lines.next().filter(|line| !line.is_empty()).map(str::to_owned);
-        found.push(Kept { etag: etag.to_owned(), digest, last_modified, reference });
+        found.push(Kept {
+            etag: etag.to_owned(),
+            digest,
+            last_modified,
+            reference,
+        });
     }
     Ok(found)
 }
@@ -95,7 +109,7 @@ impl Write for Digested {
 #[derive(Debug)]
 enum Sink {
     Plain(Digested),
-    Gzip(GzDecoder<Digested>),
+    Gzip(Box<GzDecoder<Digested>>),
 }
 
 impl Sink {
@@ -124,32 +138,59 @@ impl Body {
     ) -> Result<Self, BuildError> {
         let store = store.clone();
         let description = format!("http url {}", attributes.shown_url());
-        let mode = if attributes.perm == 0 { 0o600 } else { u32::try_from(attributes.perm & 0o777).unwrap_or(0o600) };
+        let mode = if attributes.perm == 0 {
+            0o600
+        } else {
+            u32::try_from(attributes.perm & 0o777).unwrap_or(0o600)
+        };
         let id = |value: i64| {
-            u32::try_from(value).map_err(|_| BuildError::user(format!("user or group id {value} is out of range")))
+            u32::try_from(value)
+                .map_err(|_| BuildError::user(format!("user or group id {value} is out of range")))
         };
         let owner = (id(attributes.uid)?, id(attributes.gid)?);
         blocking(move || {
-            let options = RefOptions { description, retain: true, ..RefOptions::default() };
+            let options = RefOptions {
+                description,
+                retain: true,
+                ..RefOptions::default()
+            };
             let reference = store.create_mutable(None, options).map_err(internal)?;
             let mounts = reference.mounts(false).map_err(internal)?;
-            let mount = mounts.first().ok_or_else(|| BuildError::internal("a new ref has no mount"))?;
+            let mount = mounts
+                .first()
+                .ok_or_else(|| BuildError::internal("a new ref has no mount"))?;
             let tree = mount.open().map_err(internal)?;
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(&tree, filename.as_str(), flags, Mode::from_raw_mode(mode)).map_err(internal)?;
+            let file = rustix::fs::openat(&tree, filename.as_str(), flags, Mode::from_raw_mode(mode))
+                .map_err(internal)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(internal)?;
-            let file = Digested { file: File::from(file), digester: Digester::sha256() };
-            let sink = if is_gzip { Sink::Gzip(GzDecoder::new(file)) } else { Sink::Plain(file) };
-            Ok(Self { reference, sink: Some(sink), owner })
+            let file = Digested {
+                file: File::from(file),
+                digester: Digester::sha256(),
+            };
+            let sink = if is_gzip {
+                Sink::Gzip(Box::new(GzDecoder::new(file)))
+            } else {
+                Sink::Plain(file)
+            };
+            Ok(Self {
+                reference,
+                sink: Some(sink),
+                owner,
+            })
         })
         .await
     }
 
     /// Appends bytes.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BuildError> {
-        let mut sink = self.sink.take().ok_or_else(|| BuildError::internal("a write was given up"))?;
+        let mut sink = self
+            .sink
+            .take()
+            .ok_or_else(|| BuildError::internal("a write was given up"))?;
         let sink = blocking(move || {
-            sink.write_all(&bytes).map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
+            sink.write_all(&bytes)
+                .map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
             Ok(sink)
         });
         self.sink = Some(sink.await?);
@@ -163,27 +204,41 @@ impl Body {
         last_modified: Option<&str>,
         index: String,
     ) -> Result<(ImmutableRef, Digest), BuildError> {
-        let sink = self.sink.ok_or_else(|| BuildError::internal("a write was given up"))?;
+        let sink = self
+            .sink
+            .ok_or_else(|| BuildError::internal("a write was given up"))?;
         let etag = etag.map(etag_value).unwrap_or_default().to_owned();
         let last_modified = last_modified.unwrap_or_default().to_owned();
         let (reference, owner) = (self.reference, self.owner);
         blocking(move || {
-            let written = sink.finish().map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
+            let written = sink
+                .finish()
+                .map_err(|error| BuildError::from_source(ErrorKind::Unavailable, error))?;
             let (file, digest) = (written.file, written.digester.finish());
             if owner != (0, 0) {
                 let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
                 rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(internal)?;
             }
             let modified = name::parse_http_date(&last_modified);
-            let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-            let time = Timespec { tv_sec: i64::try_from(since.as_secs()).unwrap_or(0), tv_nsec: 0 };
-            let times = Timestamps { last_access: time, last_modification: time };
+            let since = modified
+                .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+                .unwrap_or_default();
+            let time = Timespec {
+                tv_sec: i64::try_from(since.as_secs()).unwrap_or(0),
+                tv_nsec: 0,
+            };
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
             rustix::fs::futimens(&file, &times).map_err(internal)?;
             drop(file);
             let reference = reference.commit().map_err(internal)?;
             if !etag.is_empty() {
                 let record = format!("{digest}\n{etag}\n{last_modified}\n");
-                reference.set_metadata(RECORD, Some(record.as_bytes())).map_err(internal)?;
+                reference
+                    .set_metadata(RECORD, Some(record.as_bytes()))
+                    .map_err(internal)?;
                 reference.set_index(&index).map_err(internal)?;
             }
             Ok((reference, digest))

@@ -42,7 +42,11 @@ impl Entry {
         }
         // A directory's time changes with its entries, which are compared themselves.
         let (mod_time_ns, size_bytes) = (self.stat.mod_time_ns, self.stat.size_bytes);
-        FileStat { mod_time_ns, size_bytes, ..stat.clone() } == self.stat
+        FileStat {
+            mod_time_ns,
+            size_bytes,
+            ..stat.clone()
+        } == self.stat
     }
 }
 
