@@ -376,12 +376,55 @@ async fn the_difference_of_lazy_images_is_their_upper_layers() {
         "forth",
     );
     world.build(&state, "tar", &[]).await.unwrap();
+    assert_eq!(tar_names(&world), ["forth", "third"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_built_here_is_the_refs_that_it_was_built_from() {
+    let (world, server) = (World::new(), Registry::start().await);
+    let files = ["first", "second", "third"];
+    let built = files.iter().fold(State::scratch(), |state, name| {
+        with_file(&state, &format!("/{name}"), name)
+    });
+    let reference = server.reference("x:t").to_string();
+    world
+        .build(&built, "image", &[("name", &reference), ("push", "true")])
+        .await
+        .unwrap();
+    server.clear_log();
+    let of = |limit| {
+        State::image(
+            &reference,
+            ImageOptions {
+                layer_limit: limit,
+                ..ImageOptions::default()
+            },
+        )
+    };
+    let state = with_file(&of(Some(2)), "/forth", "forth");
+    world.build(&state, "tar", &[]).await.unwrap();
+    assert_eq!(tar_names(&world), ["first", "forth", "second"]);
+    let state = with_file(
+        &llb::diff(&of(Some(2)), &of(None), &llb::Constraints::new()),
+        "/forth",
+        "forth",
+    );
+    world.build(&state, "tar", &[]).await.unwrap();
+    assert_eq!(tar_names(&world), ["forth", "third"]);
+    assert_eq!(
+        server.count("GET", "/blobs/"),
+        1,
+        "only the configuration: {:?}",
+        server.log()
+    );
+}
+
+/// The names in the archive that the client was sent.
+fn tar_names(world: &World) -> Vec<String> {
     let file = world.client.file.lock().unwrap().clone();
     let mut archive = tar::Archive::new(&file[..]);
-    let names: Vec<String> = archive
-        .entries()
-        .unwrap()
+    let entries = archive.entries().unwrap();
+    entries
         .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(names, ["forth", "third"]);
+        .collect()
 }
