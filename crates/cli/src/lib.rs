@@ -57,7 +57,7 @@ async fn run_build(
     let _signals = AbortOnDropHandle::new(tokio::spawn(cancel_on_signals(cancel.clone())?));
     let (events, messages) = mpsc::channel(64);
     let show = tokio::spawn(progress::show(display, messages));
-    let outcome = solve::run(channel, build, events, cancel).await;
+    let outcome = Box::pin(solve::run(channel, build, events, cancel)).await;
     let warnings = match show.await {
         Ok(warnings) => warnings,
         Err(error) => return Err(Failure::new(format!("progress ended early: {error}"))),

@@ -88,7 +88,11 @@ pub async fn start(root: &Path) -> Result<Embedded, StartError> {
 /// Reads the first configuration that there is: `$COOPER_CONFIG`, the user's, the system's. The client's own user may use
 /// all that the machine lets it use, so builds need no rights beyond what they ask for.
 fn configuration() -> Result<ConfigFile, StartError> {
-    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let env = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let users = env("XDG_CONFIG_HOME").or_else(|| env("HOME").map(|home| home.join(".config")));
     let candidates = [
         env("COOPER_CONFIG"),
@@ -110,8 +114,7 @@ fn configuration() -> Result<ConfigFile, StartError> {
 }
 
 fn own(wired: Wired, address: String) -> Result<Embedded, StartError> {
-    let listener =
-        listen(&address, SocketOwner::default(), None).map_err(ConfigError::from)?;
+    let listener = listen(&address, SocketOwner::default(), None).map_err(ConfigError::from)?;
     let open = OpenConnections::default();
     let accepting = CancellationToken::new();
     let server = tokio::spawn(serve(

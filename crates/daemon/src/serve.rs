@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use api::transport::tune_server;
 use futures_util::{Stream, stream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 
 use crate::config::{ConfigError, ConfigFile};
@@ -54,6 +55,48 @@ pub async fn serve_connections(
         .await
 }
 
+/// Signals that end the daemon: the first lets calls come to their end, the second does not.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let failed = |source| StartError::System {
+            action: "failed to listen for signals".to_owned(),
+            source,
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Starts to listen at all addresses.
+fn listen_at(addresses: &[String], file: &ConfigFile) -> Result<Vec<Listener>, StartError> {
+    let tls = acceptor(&file.grpc.tls).map_err(ConfigError::from)?;
+    let owner = SocketOwner {
+        uid: file.grpc.uid,
+        gid: file.grpc.gid,
+    };
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = listen(address, owner, tls.as_ref()).map_err(ConfigError::from)?;
+        tracing::info!("running server on {}", listener.name());
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
 /// Runs the daemon until a signal ends it.
 ///
 /// # Errors
@@ -72,72 +115,55 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         provenance_env(dir)?;
     }
     let _pidfile = pidfile.map(|path| PidFile::write(&path)).transpose()?;
-    let mut interrupt = signals(SignalKind::interrupt())?;
-    let mut terminate = signals(SignalKind::terminate())?;
+    let signals = Signals::new()?;
     // The state directory is locked first: a second daemon must not take the first one's socket away.
     let wired = wire(&file, root, None)?;
-    let tls = acceptor(&file.grpc.tls).map_err(ConfigError::from)?;
-    let owner = SocketOwner {
-        uid: file.grpc.uid,
-        gid: file.grpc.gid,
-    };
-    let mut listeners = Vec::new();
-    for address in &addresses {
-        listeners.push(listen(address, owner, tls.as_ref()).map_err(ConfigError::from)?);
-    }
-    let stop = wired.stop.clone();
+    let listeners = listen_at(&addresses, &file)?;
     let debugging = match file.grpc.debug_address.as_str() {
         "" => None,
         address => {
             let listener = debug::bind(address).map_err(ConfigError::from)?;
-            Some(tokio::spawn(debug::serve(
-                listener,
-                wired.history.clone(),
-                stop.clone(),
-            )))
+            let (history, stop) = (wired.history.clone(), wired.stop.clone());
+            Some(AbortOnDropHandle::new(tokio::spawn(debug::serve(
+                listener, history, stop,
+            ))))
         }
     };
-    for listener in &listeners {
-        tracing::info!("running server on {}", listener.name());
-    }
     notify("READY=1");
+    let served = serve_until(signals, &wired, listeners).await;
+    drain(wired).await;
+    drop(debugging);
+    served
+}
+
+/// Serves until a signal, then until calls have come to their end, for a bounded time.
+async fn serve_until(
+    mut signals: Signals,
+    wired: &Wired,
+    listeners: Vec<Listener>,
+) -> Result<(), StartError> {
     let open = OpenConnections::default();
-    let connections = stream::select_all(
-        listeners
-            .into_iter()
-            .map(|listener: Listener| listener.connections(open.clone())),
-    );
+    let connections = listeners
+        .into_iter()
+        .map(|listener| listener.connections(open.clone()));
     let accepting = CancellationToken::new();
-    let mut server = std::pin::pin!(serve_connections(
-        wired.routes.clone(),
-        connections,
-        accepting.clone()
-    ));
+    let routes = wired.routes.clone();
+    let server = serve_connections(routes, stream::select_all(connections), accepting.clone());
+    let mut server = std::pin::pin!(server);
     tokio::select! {
-        served = &mut server => served?,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        served = &mut server => return Ok(served?),
+        () = signals.next() => {}
     }
     tracing::info!("stopping server");
     notify("STOPPING=1");
     accepting.cancel();
-    let grace = if wired.history.describe_running().is_empty() {
-        GRACE_IDLE
-    } else {
-        GRACE_BUSY
-    };
+    let is_idle = wired.history.describe_running().is_empty();
+    let grace = if is_idle { GRACE_IDLE } else { GRACE_BUSY };
     tokio::select! {
         served = &mut server => served?,
         () = tokio::time::sleep(grace) => {}
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.next() => {}
     }
-    stop.cancel();
-    if let Some(debugging) = debugging {
-        // It only ever ends by being told to.
-        let _ = debugging.await;
-    }
-    drain(wired).await;
     Ok(())
 }
 
@@ -152,13 +178,6 @@ pub async fn drain(wired: Wired) {
     if tokio::time::timeout(DRAIN, work).await.is_err() {
         tracing::warn!("something still runs after {} s", DRAIN.as_secs());
     }
-}
-
-fn signals(kind: SignalKind) -> Result<tokio::signal::unix::Signal, StartError> {
-    signal(kind).map_err(|source| StartError::System {
-        action: "failed to listen for signals".to_owned(),
-        source,
-    })
 }
 
 /// Tells systemd how far the daemon is, if it asked to be told.

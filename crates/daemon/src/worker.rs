@@ -149,8 +149,11 @@ pub fn matches(worker: &worker::WorkerRecord, filters: &[String]) -> Result<bool
     Ok(any)
 }
 
+/// How a condition compares a field's value with its own.
+type Comparison = fn(&str, &str) -> bool;
+
 fn holds(worker: &worker::WorkerRecord, condition: &str) -> Result<bool, String> {
-    let operators: [(&str, fn(&str, &str) -> bool); 3] = [
+    let operators: [(&str, Comparison); 3] = [
         ("==", |one, other| one == other),
         ("!=", |one, other| one != other),
         ("~=", |one, other| one.contains(other)),

@@ -19,9 +19,40 @@ use crate::transport::{MessageIo, TransportError, Watched, connect_over};
 
 /// Most methods a client may announce.
 const MAX_METHODS: usize = 1024;
-const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
-const HEALTH_FAILURES: u32 = 2;
+/// Header by which a client asks to be checked more often than usual, in milliseconds.
+const HEADER_HEALTH: &str = "x-buildkit-session-health-custom-timeout";
+
+/// How a client's health is watched.
+#[derive(Clone, Copy, Debug)]
+struct HealthLimits {
+    interval: Duration,
+    timeout: Duration,
+    failures: u32,
+}
+
+impl HealthLimits {
+    fn of(metadata: &MetadataMap) -> Self {
+        let wanted = metadata
+            .get(HEADER_HEALTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        match wanted.filter(|wanted| *wanted > 0) {
+            // No less than a second, or a busy machine looks like a dead one.
+            Some(wanted) => {
+                let span = Duration::from_millis(wanted).max(Duration::from_secs(1));
+                Self {
+                    interval: span,
+                    timeout: span,
+                    failures: 1,
+                }
+            }
+            None => Self {
+                interval: Duration::from_secs(5),
+                timeout: Duration::from_secs(15),
+                failures: 2,
+            },
+        }
+    }
+}
 
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +80,7 @@ pub struct SessionConn {
     /// gRPC client of the services that the client hosts.
     pub channel: Channel,
     methods: BTreeSet<String>,
+    health: HealthLimits,
     close: CancellationToken,
     closed: CancellationToken,
 }
@@ -92,6 +124,7 @@ impl SessionConn {
             shared_key,
             channel,
             methods,
+            health: HealthLimits::of(metadata),
             close,
             closed,
         })
@@ -117,7 +150,7 @@ impl SessionConn {
     /// A client without a health service is taken to be alive as long as it is connected.
     pub async fn watch(&self) -> &'static str {
         let mut client = HealthClient::new(self.channel.clone());
-        let mut ticks = interval(HEALTH_INTERVAL);
+        let mut ticks = interval(self.health.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = 0;
         loop {
@@ -125,7 +158,7 @@ impl SessionConn {
                 () = self.closed.cancelled() => return "connection closed",
                 _ = ticks.tick() => {}
             }
-            let check = timeout(HEALTH_TIMEOUT, client.check(HealthCheckRequest::default()));
+            let check = timeout(self.health.timeout, client.check(HealthCheckRequest::default()));
             let answer = tokio::select! {
                 () = self.closed.cancelled() => return "connection closed",
                 answer = check => answer,
@@ -135,7 +168,7 @@ impl SessionConn {
                 Ok(_) => failures = 0,
                 Err(_) => failures += 1,
             }
-            if failures >= HEALTH_FAILURES {
+            if failures >= self.health.failures {
                 return "health checks failed";
             }
         }

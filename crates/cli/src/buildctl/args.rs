@@ -253,7 +253,6 @@ pub struct MonitorArgs {
 
 /// `debug ctl`
 #[derive(Clone, Debug, Default, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "one a flag")]
 pub struct CtlArgs {
     /// Pin build so it will not be garbage collected
     #[arg(long)]

@@ -19,7 +19,10 @@ fn builds_are_cached_between_processes() {
     programs.context(DOCKERFILE);
     let (_, progress) = success(&build(&programs, &["-o", "out"]));
     assert_eq!(read(&programs.path("out"), "copy"), "content");
-    assert!(progress.contains("COPY file /copy") && !progress.contains("CACHED"), "{progress}");
+    assert!(
+        progress.contains("COPY file /copy") && !progress.contains("CACHED"),
+        "{progress}"
+    );
     let (_, progress) = success(&build(&programs, &["-o", "out"]));
     assert!(progress.contains("CACHED"), "{progress}");
     std::fs::write(programs.path("context/file"), "changed").unwrap();
@@ -32,8 +35,17 @@ fn images_go_to_files_with_their_metadata() {
     let programs = Programs::new();
     programs.context(DOCKERFILE);
     let args = [
-        "-t", "example.com/x:v1", "--build-arg", "NAME=y", "-o", "type=oci,dest=image.tar", "--metadata-file", "m.json",
-        "--iidfile", "id", "-q",
+        "-t",
+        "example.com/x:v1",
+        "--build-arg",
+        "NAME=y",
+        "-o",
+        "type=oci,dest=image.tar",
+        "--metadata-file",
+        "m.json",
+        "--iidfile",
+        "id",
+        "-q",
     ];
     let (stdout, stderr) = success(&build(&programs, &args));
     let id = read(programs.dir.path(), "id");
@@ -41,8 +53,14 @@ fn images_go_to_files_with_their_metadata() {
     assert_eq!(stdout.trim(), id);
     assert_eq!(stderr, "");
     let metadata = read(programs.dir.path(), "m.json");
-    assert!(metadata.contains("\"image.name\": \"example.com/x:v1\""), "{metadata}");
-    assert!(metadata.contains("\"containerimage.descriptor\": {"), "{metadata}");
+    assert!(
+        metadata.contains("\"image.name\": \"example.com/x:v1\""),
+        "{metadata}"
+    );
+    assert!(
+        metadata.contains("\"containerimage.descriptor\": {"),
+        "{metadata}"
+    );
     assert!(std::fs::metadata(programs.path("image.tar")).unwrap().len() > 1024);
     let layout = ["-t", "example.com/x:v1", "-o", "type=oci,tar=false,dest=layout"];
     success(&build(&programs, &layout));
@@ -55,10 +73,16 @@ fn failures_point_into_the_dockerfile() {
     let programs = Programs::new();
     programs.context("FROM scratch\nCOPY missing /x\n");
     let stderr = failure(&build(&programs, &[]), 1);
-    assert!(stderr.contains("Dockerfile:2\n--------------------\n"), "{stderr}");
+    assert!(
+        stderr.contains("Dockerfile:2\n--------------------\n"),
+        "{stderr}"
+    );
     assert!(stderr.contains("   2 | >>> COPY missing /x\n"), "{stderr}");
     let last = stderr.lines().last().unwrap();
-    assert!(last.starts_with("ERROR: failed to build: failed to solve: ") && last.contains("missing"), "{stderr}");
+    assert!(
+        last.starts_with("ERROR: failed to build: failed to solve: ") && last.contains("missing"),
+        "{stderr}"
+    );
     let stderr = failure(&build(&programs, &["-f", "nonexistent"]), 1);
     assert!(stderr.contains("failed to read dockerfile"), "{stderr}");
     failure(&programs.run("cooper", ["build", "--no-such-flag"]), 2);
@@ -71,7 +95,9 @@ fn a_dockerfile_may_come_from_standard_input() {
     std::fs::write(programs.path("other"), "FROM scratch\nCOPY file /other\n").unwrap();
     let root = programs.path("root");
     let mut command = programs.command("cooper", ["build", "-f", "-", "-o", "out", "context", "--root"]);
-    command.arg(root).stdin(std::fs::File::open(programs.path("other")).unwrap());
+    command
+        .arg(root)
+        .stdin(std::fs::File::open(programs.path("other")).unwrap());
     success(&command.output().unwrap());
     assert_eq!(read(&programs.path("out"), "other"), "content");
 }
@@ -94,7 +120,11 @@ fn builds_at_once_share_one_engine() {
         .map(|number| {
             let out = format!("out{number}");
             let mut command = programs.command("cooper", ["build", "context", "-o", &out, "--root"]);
-            command.arg(&root).stderr(std::process::Stdio::piped()).spawn().unwrap()
+            command
+                .arg(&root)
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     for child in children {

@@ -12,7 +12,10 @@ pub struct Programs {
 
 impl Programs {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("cooper").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("cooper")
+            .tempdir_in("/tmp")
+            .unwrap();
         for name in ["cooper", "cooperd", "buildkitd", "buildctl"] {
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_cooper"), dir.path().join(name)).unwrap();
         }
@@ -78,13 +81,24 @@ impl Daemon {
         let root = programs.path("root");
         let log = std::fs::File::create(programs.path("log")).unwrap();
         let mut command = programs.command(name, args);
-        command.args(["--config=/nonexistent", "--addr", &address, "--debug", "--root"]).arg(root).stderr(log);
+        command
+            .args(["--config=/nonexistent", "--addr", &address, "--debug", "--root"])
+            .arg(root)
+            .stderr(log);
         let mut child = command.spawn().unwrap();
         let start = Instant::now();
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let log = || std::fs::read_to_string(programs.path("log")).unwrap();
-            assert!(child.try_wait().unwrap().is_none(), "the daemon has ended: {}", log());
-            assert!(start.elapsed() < Duration::from_secs(60), "the daemon does not listen: {}", log());
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "the daemon has ended: {}",
+                log()
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "the daemon does not listen: {}",
+                log()
+            );
             std::thread::yield_now();
         }
         Self { child, address }

@@ -17,16 +17,24 @@ pub struct Refused {
 /// # Errors
 /// [`Refused`] with the first such setting.
 pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
+    let checks = worker_checks(file).into_iter().chain(daemon_checks(file));
+    for (refused, key, reason) in checks {
+        if refused {
+            return Err(Refused { key, reason });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a setting is to be refused, its key, and why.
+type Check = (bool, &'static str, String);
+
+fn worker_checks(file: &ConfigFile) -> [Check; 11] {
     let oci = &file.worker.oci;
     let snapshotters = ["", "auto", "overlayfs", "overlay", "native"];
     let networks = ["", "auto", "host"];
     let containerd_enabled = file.worker.containerd.enabled == Some(true);
-    let gha_signatures = file
-        .cache
-        .gha
-        .as_ref()
-        .is_some_and(|gha| !gha.sign.is_empty() || !gha.verify.is_empty());
-    let checks = [
+    [
         (
             containerd_enabled,
             "worker.containerd.enabled",
@@ -88,6 +96,13 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
             "worker.oci.max-parallelism",
             format!("{} is negative", oci.max_parallelism),
         ),
+    ]
+}
+
+fn daemon_checks(file: &ConfigFile) -> [Check; 4] {
+    let gha = file.cache.gha.as_ref();
+    let gha_signatures = gha.is_some_and(|gha| !gha.sign.is_empty() || !gha.verify.is_empty());
+    [
         (
             file.system.max_registry_concurrency.is_some(),
             "system.maxRegistryConcurrency",
@@ -108,11 +123,5 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
             "proxyNetwork",
             "steps' networks cannot be put behind an enforcing proxy".to_owned(),
         ),
-    ];
-    for (refused, key, reason) in checks {
-        if refused {
-            return Err(Refused { key, reason });
-        }
-    }
-    Ok(())
+    ]
 }

@@ -15,7 +15,7 @@ use engine::bridge::CacheOption;
 use engine::job::JobId;
 use engine::progress::Subscription;
 use engine::session::SessionId;
-use engine::solve::{ExporterRequest, SolveRequest};
+use engine::solve::{ExporterRequest, SolveRequest, SolveResponse};
 use engine::{BuildError, Engine, ErrorKind};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{broadcast, mpsc};
@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
 use super::failure::{failure, status};
-use super::history::History;
+use super::history::{Finished, History};
 use super::progress::{response, timestamp};
 use crate::collector::Collector;
 use crate::sessions::SessionTable;
@@ -60,6 +60,33 @@ impl ControlService {
         ControlServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Waits for a build to begin; nothing when its request is refused before it does.
+    async fn follow(&self, id: &str) -> Result<Option<Subscription>, Status> {
+        let (known, mut events) = self.history.listen(id, false);
+        let is_end = |event: &pb::BuildHistoryEvent| {
+            let is_meant = event.record.as_ref().is_some_and(|record| record.r#ref == id);
+            is_meant && event.r#type() == pb::BuildHistoryEventType::Complete
+        };
+        let refused = async {
+            if known.iter().any(is_end) {
+                return;
+            }
+            loop {
+                match events.recv().await {
+                    Ok(event) if is_end(&event) => return,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending::<()>().await,
+                    _ => {}
+                }
+            }
+        };
+        let job = JobId(id.to_owned());
+        tokio::select! {
+            biased;
+            found = self.engine.status(&job) => found.map(Some).map_err(|error| status(&error)),
+            () = refused => Ok(None),
+        }
     }
 
     fn store(&self) -> cache::Store {
@@ -201,6 +228,23 @@ fn history_record(request: &pb::SolveRequest) -> pb::BuildHistoryRecord {
     }
 }
 
+fn finished(done: &SolveResponse) -> Finished {
+    let descriptor = |descriptor: &oci::Descriptor| pb::Descriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.to_string(),
+        size: size(descriptor.size),
+        annotations: descriptor.annotations.clone(),
+    };
+    let made = done.descriptors.iter().enumerate();
+    let results: BTreeMap<i64, pb::Descriptor> = made
+        .filter_map(|(index, made)| Some((i64::try_from(index).ok()?, descriptor(made.as_ref()?))))
+        .collect();
+    Finished {
+        response: done.exporter_response.clone(),
+        results,
+    }
+}
+
 fn with_timestamp<T>(answer: T) -> Response<T> {
     let mut response = Response::new(answer);
     if let Ok(value) = oci::timestamp::from_system(SystemTime::now()).parse() {
@@ -289,7 +333,7 @@ impl Control for ControlService {
         match work.await {
             Ok(done) => {
                 if let Some(running) = running {
-                    running.finish(Ok(done.exporter_response.clone()));
+                    running.finish(Ok(finished(&done)));
                 }
                 Ok(Response::new(pb::SolveResponse {
                     exporter_response: done.exporter_response,
@@ -311,12 +355,12 @@ impl Control for ControlService {
     async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<Self::StatusStream> {
         let id = request.into_inner().r#ref;
         let subscription = match self.history.progress(&id) {
-            Some(subscription) => subscription,
-            None => self
-                .engine
-                .status(&JobId(id))
-                .await
-                .map_err(|error| status(&error))?,
+            Some(subscription) => Some(subscription),
+            None => self.follow(&id).await?,
+        };
+        let Some(subscription) = subscription else {
+            let nothing: Self::StatusStream = Box::pin(stream::empty());
+            return Ok(with_timestamp(nothing));
         };
         let batches = stream::unfold(subscription, |mut subscription: Subscription| async {
             let batch = subscription.next().await?;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use api::pb::control::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord};
+use api::pb::control::{
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor,
+};
 use engine::progress::{JobProgress, Subscription};
 use tokio::sync::broadcast;
 
@@ -121,7 +123,16 @@ impl History {
         count_steps(entry);
         entry.record.completed_at = Some(timestamp(now));
         entry.record.error = outcome.error;
-        entry.record.exporter_response = outcome.response;
+        let Finished { response, results } = outcome.finished;
+        entry.record.exporter_response = response;
+        if !results.is_empty() {
+            let result_deprecated = results.values().next().cloned();
+            entry.record.result = Some(BuildResultInfo {
+                result_deprecated,
+                results,
+                attestations: Vec::new(),
+            });
+        }
         entry.record.generation += 1;
         let record = entry.record.clone();
         self.forget_old(&mut state, now);
@@ -261,11 +272,20 @@ fn count_steps(entry: &mut Entry) {
     entry.record.num_warnings = count(progress.warnings());
 }
 
+/// What a build that succeeded made.
+#[derive(Clone, Debug, Default)]
+pub struct Finished {
+    /// What exporters tell.
+    pub response: BTreeMap<String, String>,
+    /// What exporters made, by the index of the exporter.
+    pub results: BTreeMap<i64, Descriptor>,
+}
+
 /// How a build ended.
 #[derive(Clone, Debug, Default)]
 struct Outcome {
     error: Option<api::pb::rpc::Status>,
-    response: BTreeMap<String, String>,
+    finished: Finished,
 }
 
 /// A running build's place in the history; dropped without an outcome, the build was cancelled.
@@ -278,15 +298,15 @@ pub struct Running {
 
 impl Running {
     /// Records how the build ended.
-    pub fn finish(mut self, result: Result<BTreeMap<String, String>, api::pb::rpc::Status>) {
+    pub fn finish(mut self, result: Result<Finished, api::pb::rpc::Status>) {
         self.outcome = Some(match result {
-            Ok(response) => Outcome {
+            Ok(finished) => Outcome {
                 error: None,
-                response,
+                finished,
             },
             Err(error) => Outcome {
                 error: Some(error),
-                response: BTreeMap::new(),
+                finished: Finished::default(),
             },
         });
     }
@@ -296,7 +316,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let canceled = || Outcome {
             error: Some(api::errors::Failure::new(tonic::Code::Cancelled, "context canceled").to_rpc()),
-            response: BTreeMap::new(),
+            finished: Finished::default(),
         };
         let outcome = self.outcome.take().unwrap_or_else(canceled);
         self.history.end(&self.id, outcome);
@@ -329,7 +349,7 @@ mod tests {
         let running = history.start(record("a"));
         assert_eq!(ids(&history, true), ["a"]);
         assert!(!history.delete("a"));
-        running.finish(Ok(BTreeMap::new()));
+        running.finish(Ok(Finished::default()));
         assert!(ids(&history, true).is_empty());
         assert_eq!(
             events.try_recv().unwrap().r#type(),
@@ -351,7 +371,7 @@ mod tests {
             ..HistoryLimits::default()
         });
         for id in ["a", "b", "c", "d"] {
-            history.start(record(id)).finish(Ok(BTreeMap::new()));
+            history.start(record(id)).finish(Ok(Finished::default()));
             if id == "a" {
                 assert!(history.pin("a", true));
             }
@@ -368,7 +388,7 @@ mod tests {
         history.attach("a", progress.clone());
         assert!(history.describe_running().contains("build a"));
         progress.close();
-        running.finish(Ok(BTreeMap::new()));
+        running.finish(Ok(Finished::default()));
         let mut subscription = history.progress("a").unwrap();
         assert!(subscription.next().await.is_none());
     }

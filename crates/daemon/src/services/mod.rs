@@ -2,8 +2,8 @@
 
 pub mod bridge;
 pub mod caps;
-pub mod content;
 mod containers;
+pub mod content;
 pub mod control;
 pub mod failure;
 pub mod history;

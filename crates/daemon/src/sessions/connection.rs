@@ -62,9 +62,10 @@ impl Connection {
         self.inner.watch().await
     }
 
-    /// Ends everything that still moves bytes.
+    /// Ends everything that still moves bytes, and the connection.
     pub(super) fn end(&self) {
         self.ended.cancel();
+        self.inner.close();
     }
 
     fn require(&self, method: &'static str) -> Result<(), SessionError> {
