@@ -23,6 +23,7 @@ pub mod frontend;
 pub mod job;
 pub mod op;
 pub mod progress;
+pub mod remotecache;
 pub mod session;
 pub mod setup;
 pub mod solve;

@@ -16,13 +16,14 @@ use crate::attestation::{ProvenanceProcessor, SbomProcessor};
 use crate::bridge::Frontend;
 use crate::engine::{Engine, Services};
 use crate::error::{BuildError, ErrorKind};
-use crate::export::image::layers::LayerExporter;
 use crate::export::image::ImageExporter;
+use crate::export::image::layers::LayerExporter;
 use crate::export::local::LocalExporter;
 use crate::export::oci::{ArchiveExporter, Variant};
 use crate::export::tar::TarExporter;
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
 use crate::job::Entitlement;
+use crate::remotecache::{self, RemoteCaches};
 use crate::session::Sessions;
 use crate::solve::Exporter;
 use crate::source::http::HttpFiles;
@@ -87,13 +88,16 @@ pub struct Ready {
 /// With the cause and the path: the state directory is in use, of a newer version, not writable, damaged.
 pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     std::fs::create_dir_all(&config.root).map_err(|error| {
-        BuildError::from_source(ErrorKind::Internal, error).context(format!("create {}", config.root.display()))
+        BuildError::from_source(ErrorKind::Internal, error)
+            .context(format!("create {}", config.root.display()))
     })?;
     let (store, snapshotter) = open_store(&config)?;
     let (executor, without_containers) = start_executor(&config)?;
     let client = registry::Client::new(config.registries.clone());
     let images = Images::new(client, store.clone());
-    let fetcher = BlobFetcher::new(store.clone(), providers(&images));
+    let mut places = providers(&images);
+    places.extend(remotecache::providers(&images));
+    let fetcher = BlobFetcher::new(store.clone(), places);
     let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher.clone());
     let web = registry::web_client().map_err(internal)?;
     let worker = Worker::new(WorkerParts {
@@ -105,21 +109,27 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         dir: config.root.join("worker"),
     })?;
     let worker = Arc::new(worker);
+    let layers = LayerExporter::new(store.clone(), fetcher);
+    let caches = RemoteCaches::new(&images, &layers);
     let engine = Engine::start(Services {
-        store: store.clone(),
+        store,
         sessions: config.sessions,
         ops: Arc::clone(&worker) as _,
         sources: worker,
         frontends: frontends(config.platforms, config.capabilities, &config.disabled_frontends),
-        exporters: exporters(images, LayerExporter::new(store, fetcher), &unlazy),
+        exporters: exporters(images, layers, &unlazy),
         unlazy,
-        cache_importers: BTreeMap::new(),
-        cache_exporters: BTreeMap::new(),
+        cache_importers: caches.importers,
+        cache_exporters: caches.exporters,
         processors: vec![Arc::new(SbomProcessor), Arc::new(ProvenanceProcessor)],
         allowed_entitlements: config.allowed_entitlements,
         max_parallelism: config.max_parallelism,
     });
-    Ok(Ready { engine, snapshotter, without_containers })
+    Ok(Ready {
+        engine,
+        snapshotter,
+        without_containers,
+    })
 }
 
 fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError {
@@ -130,11 +140,21 @@ fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError
     // Opening sweeps, so nothing is opened that another process uses or a newer version made.
     let lock = StateLock::acquire(&config.root, config.lock_timeout).map_err(|error| {
         let is_locked = matches!(error, cache::OpenError::Locked { .. });
-        BuildError::from_source(if is_locked { ErrorKind::Unavailable } else { ErrorKind::Internal }, error)
+        BuildError::from_source(
+            if is_locked {
+                ErrorKind::Unavailable
+            } else {
+                ErrorKind::Internal
+            },
+            error,
+        )
     })?;
     let content = content::Store::open(&config.root.join("content")).map_err(internal)?;
     let (snapshotter, name) = open_snapshotter(config.snapshotter, &config.root.join("snapshots"))?;
-    let options = StoreOptions { lock: Some(lock), ..StoreOptions::default() };
+    let options = StoreOptions {
+        lock: Some(lock),
+        ..StoreOptions::default()
+    };
     let store = Store::open(&config.root, content, snapshotter, options).map_err(internal)?;
     Ok((store, name))
 }
@@ -144,7 +164,10 @@ fn open_snapshotter(
     root: &Path,
 ) -> Result<(Arc<dyn Snapshotter>, &'static str), BuildError> {
     let native = || -> Result<(Arc<dyn Snapshotter>, &'static str), BuildError> {
-        Ok((Arc::new(snapshot::Native::open(&root.join("native")).map_err(internal)?), "native"))
+        Ok((
+            Arc::new(snapshot::Native::open(&root.join("native")).map_err(internal)?),
+            "native",
+        ))
     };
     if choice == SnapshotterChoice::Native {
         return native();
@@ -161,7 +184,10 @@ fn open_snapshotter(
 
 fn start_executor(config: &EngineConfig) -> Result<(Option<Executor>, Option<String>), BuildError> {
     let state_dir = config.root.join("executor");
-    let parts = ExecutorConfig { state_dir, ..config.executor.clone() };
+    let parts = ExecutorConfig {
+        state_dir,
+        ..config.executor.clone()
+    };
     match Executor::new(parts) {
         Ok(executor) => Ok((Some(executor), None)),
         // Everything but containers works without root.
@@ -190,7 +216,10 @@ fn exporters(
     let named = |name: &str, exporter: Arc<dyn Exporter>| (name.to_owned(), exporter);
     BTreeMap::from([
         named("image", Arc::new(ImageExporter::new(images, layers.clone()))),
-        named("oci", Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci))),
+        named(
+            "oci",
+            Arc::new(ArchiveExporter::new(layers.clone(), Variant::Oci)),
+        ),
         named("docker", Arc::new(ArchiveExporter::new(layers, Variant::Docker))),
         named("local", Arc::new(LocalExporter::new(Arc::clone(unlazy)))),
         named("tar", Arc::new(TarExporter::new(Arc::clone(unlazy)))),

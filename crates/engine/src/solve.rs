@@ -167,6 +167,8 @@ pub trait StoredResults: Send + Sync + fmt::Debug {
 /// What a cache exporter is given.
 #[derive(Clone, Debug)]
 pub struct CacheExportSource {
+    /// The build.
+    pub job: Arc<Job>,
     /// The steps.
     pub graph: Arc<CacheGraph>,
     /// Loads results that were not loaded.

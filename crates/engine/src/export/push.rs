@@ -151,7 +151,7 @@ async fn push_manifests(push: &Push<'_>, client: &Client, target: &Reference) ->
 }
 
 /// Repositories of the target's registry that a layer came from; the one with the most path in common first.
-fn mount_candidates(layer: &ExportLayer, target: &Reference) -> Vec<String> {
+pub(crate) fn mount_candidates(layer: &ExportLayer, target: &Reference) -> Vec<String> {
     let mut found: Vec<String> = layer
         .providers
         .iter()
@@ -240,7 +240,7 @@ fn send_blob(
 }
 
 /// The blob's descriptor and a source of its bytes, for whoever sends images elsewhere.
-pub(super) fn layer_source(
+pub(crate) fn layer_source(
     layers: &LayerExporter,
     ctx: &ExportContext,
     layer: &ExportLayer,

@@ -136,7 +136,10 @@ impl Engine {
             source_policies: request.source_policy.iter().cloned().collect(),
             policy_session: request.policy_session.clone(),
             is_internal: request.is_internal,
-            explain: request.frontend_opts.get(EXPLAIN_OPT).is_some_and(|value| value != "0" && value != "false"),
+            explain: request
+                .frontend_opts
+                .get(EXPLAIN_OPT)
+                .is_some_and(|value| value != "0" && value != "false"),
         };
         Ok(Plan {
             exporters,
@@ -247,6 +250,7 @@ impl Engine {
         let results =
             located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
         Ok(CacheExportSource {
+            job: Arc::clone(job),
             results: results.collect(),
             graph: Arc::new(cache_graph(exported)),
             stored: Arc::new(JobResults {

@@ -448,6 +448,16 @@ fn nondistributable(kind: &str) -> &str {
     }
 }
 
+/// Whether all layers of a ref are packed already, as the options want it.
+pub fn has_blobs(reference: &ImmutableRef, options: LayerOptions) -> bool {
+    let chain = reference.layer_chain();
+    chain.iter().all(|layer| {
+        let blobs = layer.blobs();
+        let fits = |blob: &Descriptor| !options.force || compression_of(blob) == Some(options.compression);
+        blobs.iter().any(fits)
+    })
+}
+
 /// Sets a layer's media type to OCI's or Docker's name of it.
 pub fn set_family(layer: &mut ExportLayer, oci_types: bool) {
     let kind = &layer.descriptor.media_type;

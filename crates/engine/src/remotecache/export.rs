@@ -1,0 +1,596 @@
+//! Exports of caches as manifests of their own: into registries, and into directories at the client.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
+
+use super::chains::{Chains, ItemResult};
+use super::collect::{Visit, Walk, add_graph, add_known, candidate, takes_result};
+use super::config::{CacheConfig, ConfigLayer, ConfigResult, wire_index};
+use super::inline::UNCOMPRESSED;
+use super::options::{ExportOptions, read_export};
+use super::place::Place;
+use super::records::Imports;
+use crate::error::{BuildError, ErrorKind};
+use crate::export::image::layers::{has_blobs, set_family};
+use crate::export::image::{ExportLayer, LayerExporter};
+use crate::op::ResultRef;
+use crate::progress::VertexWarning;
+use crate::session::SessionGroup;
+use crate::solve::{
+    CacheEntry, CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode, ExportContext,
+};
+use crate::source::image::{Images, blocking, internal};
+use crate::unlazy::FetchContext;
+
+/// The response: the manifest's descriptor.
+const MANIFEST_KEY: &str = "cache.manifest";
+/// Results whose layers are worked out at once, and layers that are sent at once.
+const PARALLEL: usize = 4;
+
+/// What exporters of manifests share.
+#[derive(Clone, Debug)]
+pub struct ExportParts {
+    /// Where clients come from.
+    pub images: Arc<Images>,
+    /// Where layers come from.
+    pub layers: LayerExporter,
+    /// What the builds imported.
+    pub imports: Arc<Imports>,
+}
+
+/// Makes exporters into registries (`type=registry`).
+#[derive(Debug)]
+pub struct RegistryFactory(pub ExportParts);
+
+/// Makes exporters into directories at the client (`type=local`).
+#[derive(Debug)]
+pub struct LocalFactory(pub ExportParts);
+
+/// Where an exporter writes to.
+#[derive(Clone, Debug)]
+enum Target {
+    Registry(Reference),
+    Directory(String),
+}
+
+#[async_trait]
+impl CacheExporterFactory for RegistryFactory {
+    async fn resolve(
+        &self,
+        _: &SessionGroup,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Option<Arc<dyn CacheExporter>>, BuildError> {
+        let options = read_export("registry", attrs, &["ref", "registry.insecure"])?;
+        let target = Target::Registry(reference(attrs)?);
+        Ok(Some(Arc::new(ManifestExporter {
+            parts: self.0.clone(),
+            options,
+            target,
+        })))
+    }
+}
+
+#[async_trait]
+impl CacheExporterFactory for LocalFactory {
+    async fn resolve(
+        &self,
+        _: &SessionGroup,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Option<Arc<dyn CacheExporter>>, BuildError> {
+        // The client itself keeps the directory's index, which is what tag and reset are about.
+        let options = read_export("local", attrs, &["dest", "tag", "reset"])?;
+        let dest = attrs.get("dest").filter(|dest| !dest.is_empty());
+        let dest = dest.ok_or_else(|| BuildError::user("local cache exporter requires dest"))?;
+        let target = Target::Directory(dest.clone());
+        Ok(Some(Arc::new(ManifestExporter {
+            parts: self.0.clone(),
+            options,
+            target,
+        })))
+    }
+}
+
+/// Reads the name of a cache in a registry.
+pub(super) fn reference(attrs: &BTreeMap<String, String>) -> Result<Reference, BuildError> {
+    let text = attrs
+        .get("ref")
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| BuildError::user("missing ref"))?;
+    let parsed = Reference::parse(text)
+        .map_err(|error| BuildError::user(format!("failed to parse {text}: {error}")))?;
+    Ok(parsed.with_default_tag())
+}
+
+#[derive(Debug)]
+struct ManifestExporter {
+    parts: ExportParts,
+    options: ExportOptions,
+    target: Target,
+}
+
+type Layers = Arc<[ExportLayer]>;
+
+#[async_trait]
+impl CacheExporter for ManifestExporter {
+    fn name(&self) -> &str {
+        match self.target {
+            Target::Registry(_) => "exporting cache to registry",
+            Target::Directory(_) => "exporting cache to client directory",
+        }
+    }
+
+    fn ignores_errors(&self) -> bool {
+        self.options.ignore_error
+    }
+
+    async fn export(
+        &self,
+        ctx: &ExportContext,
+        source: &CacheExportSource,
+    ) -> Result<BTreeMap<String, String>, BuildError> {
+        let run = Run {
+            exporter: self,
+            ctx,
+            source,
+            fetch: FetchContext::from(ctx),
+        };
+        tokio::select! {
+            exported = Box::pin(run.run()) => exported,
+            () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
+        }
+    }
+}
+
+/// One export.
+struct Run<'a> {
+    exporter: &'a ManifestExporter,
+    ctx: &'a ExportContext,
+    source: &'a CacheExportSource,
+    fetch: FetchContext,
+}
+
+impl Run<'_> {
+    async fn run(&self) -> Result<BTreeMap<String, String>, BuildError> {
+        let pin = Arc::new(Mutex::new(self.exporter.parts.layers.store().pin(&[])));
+        let chains = {
+            let _step = self.ctx.progress.step("preparing build cache for export", "");
+            self.chains(&pin).await?
+        };
+        let _step = self.ctx.progress.step("sending cache export", "");
+        let place = match &self.exporter.target {
+            Target::Registry(reference) => {
+                let insecure = self.exporter.options.insecure;
+                Place::registry(
+                    &self.exporter.parts.images,
+                    &self.ctx.sessions,
+                    reference.clone(),
+                    insecure,
+                )
+            }
+            Target::Directory(dir) => Place::client(&self.ctx.sessions, dir).await?,
+        };
+        let missing = self.send_layers(&place, &chains).await?;
+        let (config, layers) = write_config(&chains, |layer| !missing.contains_key(&layer.descriptor.digest));
+        if config.layers.is_empty() {
+            let _step = self
+                .ctx
+                .progress
+                .step("skipping cache export for empty result", "");
+            return Ok(BTreeMap::new());
+        }
+        let descriptor = self.send_manifest(&place, &config, layers).await?;
+        let json = oci::json::to_string(&descriptor).map_err(internal)?;
+        Ok(BTreeMap::from([(MANIFEST_KEY.to_owned(), json)]))
+    }
+
+    fn warn(&self, text: impl Into<String>) {
+        let vertex = self.ctx.progress.digest();
+        self.ctx.progress.warn(VertexWarning::short(vertex, text));
+    }
+
+    async fn chains(&self, pin: &Arc<Mutex<cache::Pin>>) -> Result<Chains<Layers>, BuildError> {
+        let graph = &self.source.graph;
+        let mut visited = vec![false; graph.entries.len()];
+        let mut results = BTreeMap::new();
+        let mode = self.exporter.options.mode;
+        let mut walk = Walk::new(graph, graph.roots.iter().copied(), mode);
+        let mut later = Vec::new();
+        while let Some((visit, entry)) = walk.next() {
+            visited[visit.entry] = true;
+            if visit.mode == CacheMode::Max {
+                // What one step yields says nothing of others: they can be worked out side by side.
+                later.push(visit);
+                walk.found(visit, true);
+                continue;
+            }
+            let result = self.result(visit, entry, pin).await?;
+            walk.found(visit, result.is_some());
+            results.extend(result.map(|result| (visit.entry, result)));
+        }
+        let worked = iter(later.into_iter().map(|visit| async move {
+            let entry = &self.source.graph.entries[visit.entry];
+            let result = self.result(visit, entry, pin).await?;
+            Ok::<_, BuildError>(result.map(|result| (visit.entry, result)))
+        }));
+        let worked: Vec<_> = worked.buffered(PARALLEL).try_collect().await?;
+        results.extend(worked.into_iter().flatten());
+        let imported = self.exporter.parts.imports.of_job(self.source.job.number());
+        let (graph, records) = (Arc::clone(graph), self.exporter.parts.layers.store().records());
+        let (chains, omitted) = blocking(move || {
+            let mut chains = Chains::default();
+            add_graph(&mut chains, &graph, &visited, results);
+            let omitted = add_known(&mut chains, &graph, &visited, &records, &imported)?;
+            Ok((chains, omitted))
+        })
+        .await?;
+        if let Some(omitted) = omitted {
+            self.warn(omitted);
+        }
+        Ok(chains)
+    }
+
+    /// A step's result as layers; `None` if the mode does not ask for it, or it has none.
+    async fn result(
+        &self,
+        visit: Visit,
+        entry: &CacheEntry,
+        pin: &Arc<Mutex<cache::Pin>>,
+    ) -> Result<Option<ItemResult<Layers>>, BuildError> {
+        if !takes_result(entry) {
+            return Ok(None);
+        }
+        let options = self.exporter.options.layers;
+        let accept = |result: &ResultRef| match result.get() {
+            // An empty tree has no layers that could be exported.
+            None => false,
+            Some(reference) => visit.mode != CacheMode::RemoteOnly || has_blobs(reference, options),
+        };
+        let Some(found) = candidate(self.source, entry, accept).await? else {
+            return Ok(None);
+        };
+        let Some(reference) = found.value.get() else {
+            return Ok(None);
+        };
+        match self
+            .exporter
+            .parts
+            .layers
+            .layers(&self.fetch, reference, options, pin)
+            .await
+        {
+            Ok(layers) if layers.is_empty() => Ok(None),
+            Ok(layers) => Ok(Some(ItemResult {
+                created_at: found.created_at,
+                value: layers.into(),
+            })),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) => {
+                self.warn(format!(
+                    "result of step {} is not exported: {error}",
+                    entry.vertex
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends all layers; returns those that cannot be read, and why.
+    async fn send_layers(
+        &self,
+        place: &Place,
+        chains: &Chains<Layers>,
+    ) -> Result<BTreeMap<Digest, String>, BuildError> {
+        let (_, layers) = write_config(chains, |_| true);
+        let unique: BTreeMap<Digest, ExportLayer> = layers
+            .into_iter()
+            .map(|layer| (layer.descriptor.digest, layer))
+            .collect();
+        let sending = unique.into_values().map(|layer| async move {
+            let digest = layer.descriptor.digest;
+            let _step = self.ctx.progress.step(format!("writing layer {digest}"), "");
+            let missing = place
+                .put_layer(self.ctx, &self.exporter.parts.layers, &layer)
+                .await?;
+            Ok::<_, BuildError>(missing.map(|why| (digest, why)))
+        });
+        let missing: Vec<_> = iter(sending).buffer_unordered(PARALLEL).try_collect().await?;
+        let missing: BTreeMap<Digest, String> = missing.into_iter().flatten().collect();
+        for (digest, why) in &missing {
+            self.warn(format!("results with layer {digest} are not exported: {why}"));
+        }
+        Ok(missing)
+    }
+
+    async fn send_manifest(
+        &self,
+        place: &Place,
+        config: &CacheConfig,
+        layers: Vec<ExportLayer>,
+    ) -> Result<Descriptor, BuildError> {
+        let bytes = Bytes::from(oci::json::to_vec(config).map_err(internal)?);
+        let config = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, &bytes);
+        {
+            let _step = self
+                .ctx
+                .progress
+                .step(format!("writing config {}", config.digest), "");
+            place.put_bytes(&config, bytes).await?;
+        }
+        let options = &self.exporter.options;
+        let layers = layers
+            .into_iter()
+            .map(|layer| annotated(layer, options.oci_types));
+        let (descriptor, bytes) = manifest(config, layers.collect(), options)?;
+        let kind = if options.image_manifest { "image " } else { "" };
+        let _step = self
+            .ctx
+            .progress
+            .step(format!("writing cache {kind}manifest {}", descriptor.digest), "");
+        place.put_manifest(&descriptor, bytes).await?;
+        Ok(descriptor)
+    }
+}
+
+/// A layer's descriptor with what importers need to know of it.
+fn annotated(mut layer: ExportLayer, oci_types: bool) -> Descriptor {
+    set_family(&mut layer, oci_types);
+    let created_at = layer.created_text();
+    let described = layer
+        .descriptor
+        .with_annotation(UNCOMPRESSED, layer.diff_id.to_string());
+    described
+        .with_annotation("buildkit/createdat", created_at)
+        .with_annotation("buildkit/description", layer.description)
+}
+
+fn manifest(
+    config: Descriptor,
+    mut layers: Vec<Descriptor>,
+    options: &ExportOptions,
+) -> Result<(Descriptor, Bytes), BuildError> {
+    let (kind, json) = if options.image_manifest {
+        let manifest = Manifest::new(config, layers);
+        (media_type::OCI_MANIFEST, oci::json::to_vec(&manifest))
+    } else {
+        layers.push(config);
+        let mut index = Index::new(layers);
+        if !options.oci_types {
+            media_type::DOCKER_MANIFEST_LIST.clone_into(&mut index.media_type);
+        }
+        let kind = if options.oci_types {
+            media_type::OCI_INDEX
+        } else {
+            media_type::DOCKER_MANIFEST_LIST
+        };
+        (kind, oci::json::to_vec(&index))
+    };
+    let bytes = Bytes::from(json.map_err(internal)?);
+    Ok((Descriptor::of_bytes(kind, &bytes), bytes))
+}
+
+/// Writes a configuration with each record's best result all of whose layers are wanted. Returns the layers in the
+/// configuration's order.
+fn write_config(
+    chains: &Chains<Layers>,
+    wanted: impl Fn(&ExportLayer) -> bool,
+) -> (CacheConfig, Vec<ExportLayer>) {
+    let mut writer = LayerWriter::default();
+    let mut records = Vec::new();
+    let mut tops = Vec::new();
+    for (item, record) in chains.records() {
+        let best = chains
+            .results(item)
+            .into_iter()
+            .find(|result| result.value.iter().all(&wanted));
+        tops.push(best.and_then(|result| Some((writer.add(&result.value)?, result.created_at))));
+        records.push(record);
+    }
+    let (positions, layers, written) = writer.sorted();
+    for (record, top) in records.iter_mut().zip(tops) {
+        let Some((top, created_at)) = top else { continue };
+        let layer = wire_index(positions.get(top).copied().unwrap_or(0));
+        record.layers.push(ConfigResult {
+            layer,
+            created_at: oci::timestamp::from_system(created_at),
+        });
+    }
+    (
+        CacheConfig {
+            layers: written,
+            records,
+        },
+        layers,
+    )
+}
+
+/// The layers of a configuration: one for each blob on each other.
+#[derive(Default)]
+struct LayerWriter {
+    known: BTreeMap<(Option<usize>, Digest), usize>,
+    layers: Vec<(ExportLayer, Option<usize>)>,
+}
+
+impl LayerWriter {
+    /// Adds a result's layers; returns the topmost.
+    fn add(&mut self, layers: &[ExportLayer]) -> Option<usize> {
+        let mut parent = None;
+        for layer in layers {
+            let key = (parent, layer.descriptor.digest);
+            let index = *self.known.entry(key).or_insert(self.layers.len());
+            if index == self.layers.len() {
+                self.layers.push((layer.clone(), parent));
+            }
+            parent = Some(index);
+        }
+        parent
+    }
+
+    /// The layers in the format's order, and where each went.
+    fn sorted(self) -> (Vec<usize>, Vec<ExportLayer>, Vec<ConfigLayer>) {
+        let mut order: Vec<usize> = (0..self.layers.len()).collect();
+        order.sort_by_key(|index| {
+            let (layer, parent) = &self.layers[*index];
+            (layer.descriptor.digest, *parent)
+        });
+        let mut positions = vec![0; order.len()];
+        for (position, index) in order.iter().enumerate() {
+            positions[*index] = position;
+        }
+        let write = |index: &usize| {
+            let (layer, parent) = &self.layers[*index];
+            let parent = parent.map_or(-1, |parent| wire_index(positions[parent]));
+            ConfigLayer {
+                blob: layer.descriptor.digest.to_string(),
+                parent,
+            }
+        };
+        let written = order.iter().map(write).collect();
+        let layers = order.iter().map(|index| self.layers[*index].0.clone()).collect();
+        (positions, layers, written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use cache::LayerBlob;
+
+    use super::super::records::ImportedRecords;
+    use super::*;
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256(name)
+    }
+
+    fn layers(names: &[&str]) -> Layers {
+        let layer = |name: &&str| ExportLayer {
+            descriptor: Descriptor::new(media_type::DOCKER_LAYER_GZIP, digest(name), 1),
+            diff_id: digest(&format!("plain {name}")),
+            providers: Vec::new(),
+            description: "made".to_owned(),
+            created_at: UNIX_EPOCH,
+        };
+        names.iter().map(layer).collect()
+    }
+
+    /// As BuildKit's own test: two sources, one step that reads a part of the second.
+    fn chain() -> Chains<Layers> {
+        let mut chains = Chains::default();
+        for _ in 0..2 {
+            let (foo, bar) = (chains.root(digest("foo")), chains.root(digest("bar")));
+            let inputs = [vec![(foo, None)], vec![(bar, Some(digest("sel0")))]];
+            let baz = chains.add(digest("baz"), &inputs).unwrap();
+            chains.add_result(
+                baz,
+                ItemResult {
+                    created_at: UNIX_EPOCH,
+                    value: layers(&["d0", "d1"]),
+                },
+            );
+        }
+        chains
+    }
+
+    #[test]
+    fn a_small_chain_is_written_as_buildkit_does() {
+        let (config, layers) = write_config(&chain(), |_| true);
+        let names = ["baz", "foo", "bar"].map(digest);
+        let (d0, d1) = (digest("d0"), digest("d1"));
+        assert!(names[0] < names[1] && names[1] < names[2] && d0 < d1);
+        let expected = format!(
+            concat!(
+                r#"{{"layers":[{{"blob":"{d0}","parent":-1}},{{"blob":"{d1}"}}],"records":["#,
+                r#"{{"layers":[{{"layer":1,"createdAt":"1970-01-01T00:00:00Z"}}],"digest":"{baz}","#,
+                r#""inputs":[[{{"link":1}}],[{{"selector":"{sel}","link":2}}]]}},"#,
+                r#"{{"digest":"{foo}"}},{{"digest":"{bar}"}}]}}"#
+            ),
+            d0 = d0,
+            d1 = d1,
+            baz = names[0],
+            foo = names[1],
+            bar = names[2],
+            sel = digest("sel0"),
+        );
+        assert_eq!(oci::json::to_string(&config).unwrap(), expected);
+        let described = annotated(layers[0].clone(), true);
+        assert_eq!(described.media_type, media_type::OCI_LAYER_GZIP);
+        assert_eq!(
+            described.annotations[UNCOMPRESSED],
+            digest("plain d0").to_string()
+        );
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let (config, layers) = write_config(&chain(), |_| true);
+        let blobs = layers.iter().map(|layer| {
+            let blob = LayerBlob {
+                descriptor: layer.descriptor.clone(),
+                diff_id: layer.diff_id,
+                providers: Vec::new(),
+                description: String::new(),
+                created_at: None,
+            };
+            (layer.descriptor.digest, blob)
+        });
+        let read = ImportedRecords::new(0, config.clone(), &blobs.collect()).unwrap();
+        assert_eq!(read.results(), 1);
+        // From any of its sources the whole graph is known again.
+        let mut again: Chains<Layers> = Chains::default();
+        let (foo, bar) = (again.root(digest("foo")), again.root(digest("bar")));
+        again
+            .add(
+                digest("baz"),
+                &[vec![(foo, None)], vec![(bar, Some(digest("sel0")))]],
+            )
+            .unwrap();
+        read.extend(&mut again);
+        let (rewritten, _) = write_config(&again, |_| true);
+        assert_eq!(rewritten.records.len(), 3);
+        for (before, after) in config.records.iter().zip(&rewritten.records) {
+            assert_eq!((&before.digest, &before.inputs), (&after.digest, &after.inputs));
+        }
+    }
+
+    #[test]
+    fn results_without_their_layers_are_left_out() {
+        let (config, layers) = write_config(&chain(), |layer| layer.descriptor.digest != digest("d0"));
+        assert!(config.layers.is_empty() && layers.is_empty());
+        assert_eq!(config.records.len(), 3);
+    }
+
+    #[test]
+    fn the_forms_of_a_manifest() {
+        let config = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, b"{}");
+        let form = |oci_types, image_manifest| {
+            let options = ExportOptions {
+                oci_types,
+                image_manifest,
+                ..ExportOptions::default()
+            };
+            let layer = annotated(layers(&["d0"])[0].clone(), oci_types);
+            let (descriptor, bytes) = manifest(config.clone(), vec![layer], &options).unwrap();
+            (
+                descriptor.media_type,
+                serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(),
+            )
+        };
+        let (kind, json) = form(true, true);
+        assert_eq!(kind, media_type::OCI_MANIFEST);
+        assert_eq!(json["config"]["mediaType"], media_type::BUILDKIT_CACHE_CONFIG);
+        let (kind, json) = form(false, false);
+        assert_eq!(kind, media_type::DOCKER_MANIFEST_LIST);
+        assert_eq!(json["manifests"][0]["mediaType"], media_type::DOCKER_LAYER_GZIP);
+        assert_eq!(
+            json["manifests"][1]["mediaType"],
+            media_type::BUILDKIT_CACHE_CONFIG
+        );
+        assert_eq!(form(true, false).0, media_type::OCI_INDEX);
+    }
+}

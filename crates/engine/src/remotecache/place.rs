@@ -1,0 +1,310 @@
+//! Where caches are: in registries, reached securely or not, and in directories at the client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use cache::Provider;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use oci::{Descriptor, Digest, Reference};
+use registry::{BlobSource, BytesSource, Client, PushBlob, RegistryError};
+
+use crate::error::BuildError;
+use crate::export::image::{ExportLayer, LayerExporter};
+use crate::export::push::{layer_source, mount_candidates};
+use crate::session::{ClientContent, SessionGroup};
+use crate::solve::ExportContext;
+use crate::source::image::fetch::{BlobBytes, BlobProvider};
+use crate::source::image::{Images, REGISTRY_PROVIDER, internal, registry_error};
+use crate::unlazy::FetchContext;
+
+/// Scheme of providers whose blobs are in a registry without a trusted certificate; the locator is a reference.
+const INSECURE_PROVIDER: &str = "registry-insecure";
+/// Scheme of providers whose blobs are in a client's content store; the locator is the store's name.
+const CLIENT_PROVIDER: &str = "client-content";
+/// Documents larger than this are refused.
+const MAX_DOCUMENT_BYTES: u64 = 32 << 20;
+
+/// Blob providers by scheme that imported caches need beside those of images.
+pub fn providers(images: &Arc<Images>) -> BTreeMap<String, Arc<dyn BlobProvider>> {
+    let insecure: Arc<dyn BlobProvider> = Arc::new(InsecureProvider(Arc::clone(images)));
+    let client: Arc<dyn BlobProvider> = Arc::new(ClientProvider);
+    BTreeMap::from([
+        (INSECURE_PROVIDER.to_owned(), insecure),
+        (CLIENT_PROVIDER.to_owned(), client),
+    ])
+}
+
+#[derive(Debug)]
+struct InsecureProvider(Arc<Images>);
+
+#[async_trait]
+impl BlobProvider for InsecureProvider {
+    async fn open(
+        &self,
+        ctx: &FetchContext,
+        locator: &str,
+        descriptor: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobBytes, BuildError> {
+        let reference = Reference::parse(locator).map_err(internal)?;
+        let client = self.0.client(&ctx.sessions).with_insecure(reference.domain());
+        let stream = client
+            .fetch_unverified(&reference, descriptor, offset)
+            .await
+            .map_err(registry_error)?;
+        Ok(stream.map_err(registry_error).boxed())
+    }
+}
+
+#[derive(Debug)]
+struct ClientProvider;
+
+#[async_trait]
+impl BlobProvider for ClientProvider {
+    async fn open(
+        &self,
+        ctx: &FetchContext,
+        locator: &str,
+        descriptor: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobBytes, BuildError> {
+        let digest = &descriptor.digest;
+        // Whichever session of the build has the directory.
+        let chunks = ctx
+            .sessions
+            .any(|session| async move { session.content_store(locator).await?.read(digest, offset).await });
+        let stream = stream::unfold(chunks.await?, |mut chunks| async move {
+            let chunk = chunks.recv().await?;
+            Some((chunk.map_err(BuildError::from), chunks))
+        });
+        Ok(stream.boxed())
+    }
+}
+
+/// A place that has caches.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A repository, and perhaps a tag in it.
+    Registry {
+        /// How to reach it.
+        client: Client,
+        /// The cache's name.
+        reference: Reference,
+        /// Whether its certificate does not matter.
+        insecure: bool,
+    },
+    /// A content store at the client.
+    Client {
+        /// The store.
+        content: Arc<dyn ClientContent>,
+        /// Its name in the session.
+        store: String,
+    },
+}
+
+impl Place {
+    /// A cache in a registry.
+    pub fn registry(images: &Images, sessions: &SessionGroup, reference: Reference, insecure: bool) -> Self {
+        let mut client = images.client(sessions);
+        if insecure {
+            client = client.with_insecure(reference.domain());
+        }
+        Self::Registry {
+            client,
+            reference,
+            insecure,
+        }
+    }
+
+    /// A directory at the client.
+    ///
+    /// # Errors
+    /// When no session has it.
+    pub async fn client(sessions: &SessionGroup, dir: &str) -> Result<Self, BuildError> {
+        let store = format!("local:{dir}");
+        let name = store.as_str();
+        let content = sessions
+            .any(|session| async move { session.content_store(name).await })
+            .await?;
+        Ok(Self::Client { content, store })
+    }
+
+    /// Where lazy refs find the blobs of this place.
+    pub fn provider(&self) -> Provider {
+        match self {
+            Self::Registry {
+                reference, insecure, ..
+            } => {
+                let scheme = if *insecure {
+                    INSECURE_PROVIDER
+                } else {
+                    REGISTRY_PROVIDER
+                };
+                Provider {
+                    scheme: scheme.to_owned(),
+                    locator: reference.to_string(),
+                }
+            }
+            Self::Client { store, .. } => Provider {
+                scheme: CLIENT_PROVIDER.to_owned(),
+                locator: store.clone(),
+            },
+        }
+    }
+
+    /// Reads a document whole: bounded in size, its digest verified.
+    ///
+    /// # Errors
+    /// When it is not there, too large, or other bytes than its digest's.
+    pub async fn read(&self, descriptor: &Descriptor, is_manifest: bool) -> Result<Bytes, BuildError> {
+        match self {
+            Self::Registry {
+                client, reference, ..
+            } if is_manifest => client
+                .manifest(reference, descriptor)
+                .await
+                .map_err(registry_error),
+            Self::Registry {
+                client, reference, ..
+            } => client
+                .fetch_bytes(reference, descriptor)
+                .await
+                .map_err(registry_error),
+            Self::Client { content, .. } => read_client(&**content, &descriptor.digest).await,
+        }
+    }
+
+    /// Writes a layer unless it is there. `false`: its bytes cannot be read.
+    ///
+    /// # Errors
+    /// When the place does not take it.
+    pub async fn put_layer(
+        &self,
+        ctx: &ExportContext,
+        layers: &LayerExporter,
+        layer: &ExportLayer,
+    ) -> Result<Option<String>, BuildError> {
+        let (descriptor, source) = layer_source(layers, ctx, layer);
+        match self {
+            Self::Registry {
+                client, reference, ..
+            } => {
+                let mount_from = mount_candidates(layer, reference);
+                let blob = PushBlob {
+                    descriptor: &descriptor,
+                    source: &*source,
+                    mount_from: &mount_from,
+                    progress: None,
+                };
+                match client.push_blob(reference, blob).await {
+                    Ok(_) => Ok(None),
+                    Err(RegistryError::ReadSource { source, .. }) => Ok(Some(source.to_string())),
+                    Err(error) => Err(registry_error(error)),
+                }
+            }
+            Self::Client { content, .. } => write_client(&**content, &descriptor, &*source).await,
+        }
+    }
+
+    /// Writes a small blob.
+    ///
+    /// # Errors
+    /// When the place does not take it.
+    pub async fn put_bytes(&self, descriptor: &Descriptor, bytes: Bytes) -> Result<(), BuildError> {
+        let source = BytesSource(bytes);
+        match self {
+            Self::Registry {
+                client, reference, ..
+            } => {
+                let blob = PushBlob {
+                    descriptor,
+                    source: &source,
+                    mount_from: &[],
+                    progress: None,
+                };
+                client
+                    .push_blob(reference, blob)
+                    .await
+                    .map(drop)
+                    .map_err(registry_error)
+            }
+            Self::Client { content, .. } => write_client(&**content, descriptor, &source).await.map(drop),
+        }
+    }
+
+    /// Writes the cache's manifest, under its name if it has one.
+    ///
+    /// # Errors
+    /// When the place does not take it.
+    pub async fn put_manifest(&self, descriptor: &Descriptor, bytes: Bytes) -> Result<(), BuildError> {
+        match self {
+            Self::Registry {
+                client, reference, ..
+            } => {
+                let pushed = client.push_manifest(reference, descriptor, bytes, reference.tag());
+                pushed.await.map_err(registry_error)
+            }
+            Self::Client { .. } => self.put_bytes(descriptor, bytes).await,
+        }
+    }
+}
+
+async fn read_client(content: &dyn ClientContent, digest: &Digest) -> Result<Bytes, BuildError> {
+    let mut chunks = content.read(digest, 0).await?;
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = chunks.recv().await {
+        bytes.extend_from_slice(&chunk?);
+        if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_DOCUMENT_BYTES) {
+            return Err(BuildError::user(format!(
+                "{digest}: more than {MAX_DOCUMENT_BYTES} bytes"
+            )));
+        }
+    }
+    let bytes = bytes.freeze();
+    let actual = Digest::of(digest.algorithm(), &bytes);
+    if actual == *digest {
+        Ok(bytes)
+    } else {
+        Err(BuildError::user(format!(
+            "unexpected digest of {digest}: got {actual}"
+        )))
+    }
+}
+
+/// Writes a blob to a client. The text in the success says why its bytes cannot be read.
+async fn write_client(
+    content: &dyn ClientContent,
+    descriptor: &Descriptor,
+    source: &dyn BlobSource,
+) -> Result<Option<String>, BuildError> {
+    if content.info(&descriptor.digest).await.is_ok() {
+        return Ok(None);
+    }
+    let mut bytes = source.open(0);
+    // The first chunk before the client hears of it: what cannot be read at all is no trouble of its.
+    let mut chunk = bytes.next().await;
+    let mut writer = None;
+    loop {
+        match chunk {
+            Some(Err(error)) => return Ok(Some(error.to_string())),
+            Some(Ok(piece)) => {
+                let mut open = match writer.take() {
+                    Some(open) => open,
+                    None => content.write(&descriptor.digest.to_string(), descriptor).await?,
+                };
+                open.write(piece).await?;
+                writer = Some(open);
+            }
+            None => break,
+        }
+        chunk = bytes.next().await;
+    }
+    let writer = match writer {
+        Some(writer) => writer,
+        None => content.write(&descriptor.digest.to_string(), descriptor).await?,
+    };
+    writer.commit().await?;
+    Ok(None)
+}
