@@ -19,6 +19,7 @@ use crate::op::{Op, OpFactory, VertexSpec};
 use crate::source::git::{GitOp, GitRepositories};
 use crate::source::http::{HttpFiles, HttpOp};
 use crate::source::image::{ImageOp, Images};
+use crate::source::image_blob::{self, BlobOp};
 use crate::source::local::LocalOp;
 use crate::source::oci_layout::{self, LayoutOp};
 use crate::unlazy::Unlazy;
@@ -58,7 +59,8 @@ impl Worker {
         let (socket_dir, git_dir) = (parts.dir.join("sockets"), parts.dir.join("git"));
         for dir in [&socket_dir, &git_dir] {
             remake(dir).map_err(|error| {
-                BuildError::from_source(ErrorKind::Internal, error).context(format!("prepare {}", dir.display()))
+                BuildError::from_source(ErrorKind::Internal, error)
+                    .context(format!("prepare {}", dir.display()))
             })?;
         }
         let git = GitRepositories::new(parts.store.clone(), git_dir);
@@ -91,6 +93,9 @@ impl Worker {
         Ok(match scheme(&source.identifier)? {
             "docker-image" => Arc::new(ImageOp::new(vertex, Arc::clone(&parts.images))?),
             "oci-layout" => Arc::new(LayoutOp::new(vertex, Arc::clone(&parts.images))?),
+            image_blob::REGISTRY_SCHEME | image_blob::LAYOUT_SCHEME => {
+                Arc::new(BlobOp::new(vertex, Arc::clone(&parts.images))?)
+            }
             "local" => Arc::new(LocalOp::new(vertex, parts.store.clone())?),
             "git" => Arc::new(GitOp::new(vertex, self.git.clone())?),
             "http" | "https" => Arc::new(HttpOp::new(vertex, parts.http.clone())?),
@@ -155,7 +160,11 @@ impl SourceResolver for Worker {
             "oci-layout" => oci_layout::resolve_meta(&self.parts.images, ctx, op, request).await,
             "git" => {
                 let git = self.git.resolve_meta(ctx, &op, request).await?;
-                Ok(SourceMeta { op, git: Some(git), ..SourceMeta::default() })
+                Ok(SourceMeta {
+                    op,
+                    git: Some(git),
+                    ..SourceMeta::default()
+                })
             }
             "http" | "https" => {
                 let http = self.parts.http.resolve_meta(ctx, &op).await?;
