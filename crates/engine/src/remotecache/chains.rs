@@ -205,41 +205,66 @@ impl<R> Chains<R> {
         sorted(self.ordered())
     }
 
-    /// All records, inputs before those that use them.
+    /// All records that can be identified, inputs before those that use them. Links are taken along if their input came
+    /// before; only where records go in circles does not every input.
     fn ordered(&self) -> Vec<Ordered> {
-        let mut states = vec![State::New; self.items.len()];
+        let mut waiting = self.waiting();
+        let mut states: Vec<Option<usize>> = vec![None; self.items.len()];
         let mut ordered: Vec<Ordered> = Vec::new();
-        let all = (0..self.items.len()).filter(|id| self.items[*id].merged.is_none());
-        for start in all {
-            let mut open = vec![(ItemId(start), false)];
-            while let Some((id, inputs_done)) = open.pop() {
-                if inputs_done {
-                    states[id.0] = match self.order(id, &states, &ordered) {
-                        Some(record) => {
-                            ordered.push(record);
-                            State::Done(ordered.len() - 1)
-                        }
-                        None => State::Dropped,
-                    };
-                } else if states[id.0] == State::New {
-                    states[id.0] = State::Open;
-                    open.push((id, true));
-                    let links = self.items[id.0].parents.iter().flatten();
-                    open.extend(links.map(|(source, _)| (self.find(*source), false)));
+        let live = (0..self.items.len()).filter(|id| self.items[*id].merged.is_none());
+        let mut complete: BTreeSet<usize> = live.filter(|id| waiting[*id].links == 0).collect();
+        let mut possible: BTreeSet<usize> = BTreeSet::new();
+        while let Some(next) = complete.pop_first().or_else(|| possible.pop_first()) {
+            possible.remove(&next);
+            let Some(record) = self.order(ItemId(next), &states, &ordered) else {
+                continue;
+            };
+            states[next] = Some(ordered.len());
+            ordered.push(record);
+            for (user, input) in std::mem::take(&mut waiting[next].users) {
+                let waits = &mut waiting[user];
+                waits.links -= 1;
+                waits.inputs[input] = false;
+                if states[user].is_some() {
+                    continue;
+                }
+                if waits.links == 0 {
+                    complete.insert(user);
+                } else if waits.inputs.iter().all(|waits| !waits) {
+                    possible.insert(user);
                 }
             }
         }
         ordered
     }
 
-    fn order(&self, id: ItemId, states: &[State], ordered: &[Ordered]) -> Option<Ordered> {
+    /// What each record waits for, and who waits for it.
+    fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting: Vec<Waiting> = Vec::new();
+        waiting.resize_with(self.items.len(), Waiting::default);
+        for (id, item) in self
+            .items
+            .iter()
+            .enumerate()
+            .filter(|(_, item)| item.merged.is_none())
+        {
+            waiting[id].inputs = vec![true; item.parents.len()];
+            for (input, links) in item.parents.iter().enumerate() {
+                waiting[id].links += links.len();
+                for (source, _) in links {
+                    waiting[self.find(*source).0].users.push((id, input));
+                }
+            }
+        }
+        waiting
+    }
+
+    fn order(&self, id: ItemId, states: &[Option<usize>], ordered: &[Ordered]) -> Option<Ordered> {
         let item = &self.items[id.0];
         let mut inputs = Vec::with_capacity(item.parents.len());
         for links in &item.parents {
             let done = links.iter().filter_map(|(source, selector)| {
-                let State::Done(index) = states[self.find(*source).0] else {
-                    return None;
-                };
+                let index = states[self.find(*source).0]?;
                 Some(OrderedLink {
                     selector: selector.map(|selector| selector.to_string()).unwrap_or_default(),
                     digest: ordered[index].digest,
@@ -272,12 +297,15 @@ impl<R> Chains<R> {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    New,
-    Open,
-    Done(usize),
-    Dropped,
+/// What a record waits for before it can be written.
+#[derive(Default)]
+struct Waiting {
+    /// Links whose inputs were not written.
+    links: usize,
+    /// Per input, whether nothing that identifies it was written.
+    inputs: Vec<bool>,
+    /// Who waits for this one, and as which input.
+    users: Vec<(usize, usize)>,
 }
 
 /// A record ready to be written.

@@ -468,6 +468,10 @@ mod tests {
         Digest::sha256(name)
     }
 
+    fn step(name: &str, output: usize) -> Digest {
+        solver::RecordId::root(&digest(name), output).0
+    }
+
     fn layers(names: &[&str]) -> Layers {
         let layer = |name: &&str| ExportLayer {
             descriptor: Descriptor::new(media_type::DOCKER_LAYER_GZIP, digest(name), 1),
@@ -483,9 +487,9 @@ mod tests {
     fn chain() -> Chains<Layers> {
         let mut chains = Chains::default();
         for _ in 0..2 {
-            let (foo, bar) = (chains.root(digest("foo")), chains.root(digest("bar")));
+            let (foo, bar) = (chains.root(step("foo", 0)), chains.root(step("bar", 1)));
             let inputs = [vec![(foo, None)], vec![(bar, Some(digest("sel0")))]];
-            let baz = chains.add(digest("baz"), &inputs).unwrap();
+            let baz = chains.add(step("baz", 0), &inputs).unwrap();
             chains.add_result(
                 baz,
                 ItemResult {
@@ -500,7 +504,7 @@ mod tests {
     #[test]
     fn a_small_chain_is_written_as_buildkit_does() {
         let (config, layers) = write_config(&chain(), |_| true);
-        let names = ["baz", "foo", "bar"].map(digest);
+        let names = [step("baz", 0), step("foo", 0), step("bar", 1)];
         let (d0, d1) = (digest("d0"), digest("d1"));
         assert!(names[0] < names[1] && names[1] < names[2] && d0 < d1);
         let expected = format!(
@@ -543,10 +547,10 @@ mod tests {
         assert_eq!(read.results(), 1);
         // From any of its sources the whole graph is known again.
         let mut again: Chains<Layers> = Chains::default();
-        let (foo, bar) = (again.root(digest("foo")), again.root(digest("bar")));
+        let (foo, bar) = (again.root(step("foo", 0)), again.root(step("bar", 1)));
         again
             .add(
-                digest("baz"),
+                step("baz", 0),
                 &[vec![(foo, None)], vec![(bar, Some(digest("sel0")))]],
             )
             .unwrap();

@@ -176,7 +176,7 @@ impl Place {
         }
     }
 
-    /// Writes a layer unless it is there. `false`: its bytes cannot be read.
+    /// Writes a layer unless it is there. A text in the success says why its bytes cannot be read.
     ///
     /// # Errors
     /// When the place does not take it.

@@ -3,4 +3,5 @@
 mod builds;
 mod image_export;
 mod image_source;
+mod remote_cache;
 mod world;

@@ -16,6 +16,7 @@ use engine::export::tar::TarExporter;
 use engine::op::compose::DiffOp;
 use engine::op::file::FileOp;
 use engine::op::{Op, OpFactory, VertexSpec};
+use engine::remotecache::{self, RemoteCaches};
 use engine::session::{
     ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError,
     SessionId, Sessions, SyncRequest, Token, TokenRequest,
@@ -63,8 +64,11 @@ impl World {
             Client::with_options(HostsConfig::default(), options),
             store.clone(),
         );
-        let fetcher = BlobFetcher::new(store.clone(), providers(&images));
+        let mut places = providers(&images);
+        places.extend(remotecache::providers(&images));
+        let fetcher = BlobFetcher::new(store.clone(), places);
         let layers = LayerExporter::new(store.clone(), fetcher.clone());
+        let caches = RemoteCaches::new(&images, &layers);
         let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher);
         let client = Arc::new(TestClient::new());
         let exporters: BTreeMap<String, Arc<dyn Exporter>> = BTreeMap::from([
@@ -98,8 +102,8 @@ impl World {
             unlazy,
             frontends,
             exporters,
-            cache_importers: BTreeMap::new(),
-            cache_exporters: BTreeMap::new(),
+            cache_importers: caches.importers,
+            cache_exporters: caches.exporters,
             processors: Vec::new(),
             allowed_entitlements: Vec::new(),
             max_parallelism: None,
