@@ -147,7 +147,9 @@ impl Engine {
 
     /// Returns the progress of a build that runs or ended not long ago.
     pub fn job_progress(&self, id: &JobId) -> Option<crate::progress::JobProgress> {
-        lock(&self.0.jobs).get(id).map(|known| known.job.progress().clone())
+        lock(&self.0.jobs)
+            .get(id)
+            .map(|known| known.job.progress().clone())
     }
 
     /// Finds the bridge of a build whose frontend is the client, waiting some seconds for its `Solve`.
@@ -249,6 +251,7 @@ pub(crate) struct OpenJob {
 impl Drop for OpenJob {
     fn drop(&mut self) {
         self.job.progress().close();
+        self.job.forget();
         if let Some(known) = lock(&self.shared.jobs).get_mut(self.job.id()) {
             known.closed_at = Some(Instant::now());
         }
