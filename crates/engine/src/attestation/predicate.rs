@@ -577,7 +577,7 @@ mod tests {
         let digest = oci::Digest::sha256(b"x");
         assert_eq!(
             package_url("docker", &format!("example.com:5000/a/b@{digest}"), None),
-            format!("pkg:docker/example.com:5000/a/b?digest={digest}")
+            format!("pkg:docker/example.com%3A5000/a/b?digest={digest}")
         );
     }
 }
