@@ -50,7 +50,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next step. After it, [`Walk::found`] is to be called.
-    pub fn next(&mut self) -> Option<(Visit, &'a CacheEntry)> {
+    pub fn step(&mut self) -> Option<(Visit, &'a CacheEntry)> {
         while let Some(visit) = self.open.pop() {
             let Some(seen) = self.seen.get_mut(visit.entry) else {
                 continue;

@@ -12,7 +12,7 @@ use super::chains::{Chains, ItemResult};
 use super::collect::{Visit, Walk, add_graph, add_known, candidate, takes_result};
 use super::config::{CacheConfig, ConfigLayer, ConfigResult, wire_index};
 use super::inline::UNCOMPRESSED;
-use super::options::{ExportOptions, read_export};
+use super::options::{ExportOptions, ManifestForm, read_export};
 use super::place::Place;
 use super::records::Imports;
 use crate::error::{BuildError, ErrorKind};
@@ -200,7 +200,7 @@ impl Run<'_> {
         let mode = self.exporter.options.mode;
         let mut walk = Walk::new(graph, graph.roots.iter().copied(), mode);
         let mut later = Vec::new();
-        while let Some((visit, entry)) = walk.next() {
+        while let Some((visit, entry)) = walk.step() {
             visited[visit.entry] = true;
             if visit.mode == CacheMode::Max {
                 // What one step yields says nothing of others: they can be worked out side by side.
@@ -321,12 +321,10 @@ impl Run<'_> {
                 .step(format!("writing config {}", config.digest), "");
             place.put_bytes(&config, bytes).await?;
         }
-        let options = &self.exporter.options;
-        let layers = layers
-            .into_iter()
-            .map(|layer| annotated(layer, options.oci_types));
-        let (descriptor, bytes) = manifest(config, layers.collect(), options)?;
-        let kind = if options.image_manifest { "image " } else { "" };
+        let form = self.exporter.options.form;
+        let layers = layers.into_iter().map(|layer| annotated(layer, form));
+        let (descriptor, bytes) = manifest(config, layers.collect(), form)?;
+        let kind = if form == ManifestForm::Image { "image " } else { "" };
         let _step = self
             .ctx
             .progress
@@ -337,8 +335,8 @@ impl Run<'_> {
 }
 
 /// A layer's descriptor with what importers need to know of it.
-fn annotated(mut layer: ExportLayer, oci_types: bool) -> Descriptor {
-    set_family(&mut layer, oci_types);
+fn annotated(mut layer: ExportLayer, form: ManifestForm) -> Descriptor {
+    set_family(&mut layer, form != ManifestForm::DockerList);
     let created_at = layer.created_text();
     let described = layer
         .descriptor
@@ -351,23 +349,16 @@ fn annotated(mut layer: ExportLayer, oci_types: bool) -> Descriptor {
 fn manifest(
     config: Descriptor,
     mut layers: Vec<Descriptor>,
-    options: &ExportOptions,
+    form: ManifestForm,
 ) -> Result<(Descriptor, Bytes), BuildError> {
-    let (kind, json) = if options.image_manifest {
-        let manifest = Manifest::new(config, layers);
-        (media_type::OCI_MANIFEST, oci::json::to_vec(&manifest))
+    let kind = form.media_type();
+    let json = if form == ManifestForm::Image {
+        oci::json::to_vec(&Manifest::new(config, layers))
     } else {
         layers.push(config);
         let mut index = Index::new(layers);
-        if !options.oci_types {
-            media_type::DOCKER_MANIFEST_LIST.clone_into(&mut index.media_type);
-        }
-        let kind = if options.oci_types {
-            media_type::OCI_INDEX
-        } else {
-            media_type::DOCKER_MANIFEST_LIST
-        };
-        (kind, oci::json::to_vec(&index))
+        kind.clone_into(&mut index.media_type);
+        oci::json::to_vec(&index)
     };
     let bytes = Bytes::from(json.map_err(internal)?);
     Ok((Descriptor::of_bytes(kind, &bytes), bytes))
@@ -522,7 +513,7 @@ mod tests {
             sel = digest("sel0"),
         );
         assert_eq!(oci::json::to_string(&config).unwrap(), expected);
-        let described = annotated(layers[0].clone(), true);
+        let described = annotated(layers[0].clone(), ManifestForm::Image);
         assert_eq!(described.media_type, media_type::OCI_LAYER_GZIP);
         assert_eq!(
             described.annotations[UNCOMPRESSED],
@@ -572,29 +563,24 @@ mod tests {
     #[test]
     fn the_forms_of_a_manifest() {
         let config = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, b"{}");
-        let form = |oci_types, image_manifest| {
-            let options = ExportOptions {
-                oci_types,
-                image_manifest,
-                ..ExportOptions::default()
-            };
-            let layer = annotated(layers(&["d0"])[0].clone(), oci_types);
-            let (descriptor, bytes) = manifest(config.clone(), vec![layer], &options).unwrap();
+        let form = |form| {
+            let layer = annotated(layers(&["d0"])[0].clone(), form);
+            let (descriptor, bytes) = manifest(config.clone(), vec![layer], form).unwrap();
             (
                 descriptor.media_type,
                 serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(),
             )
         };
-        let (kind, json) = form(true, true);
+        let (kind, json) = form(ManifestForm::Image);
         assert_eq!(kind, media_type::OCI_MANIFEST);
         assert_eq!(json["config"]["mediaType"], media_type::BUILDKIT_CACHE_CONFIG);
-        let (kind, json) = form(false, false);
+        let (kind, json) = form(ManifestForm::DockerList);
         assert_eq!(kind, media_type::DOCKER_MANIFEST_LIST);
         assert_eq!(json["manifests"][0]["mediaType"], media_type::DOCKER_LAYER_GZIP);
         assert_eq!(
             json["manifests"][1]["mediaType"],
             media_type::BUILDKIT_CACHE_CONFIG
         );
-        assert_eq!(form(true, false).0, media_type::OCI_INDEX);
+        assert_eq!(form(ManifestForm::Index).0, media_type::OCI_INDEX);
     }
 }

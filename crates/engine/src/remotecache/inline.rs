@@ -105,7 +105,7 @@ impl InlineCache for InlineRecords {
         let mut visited = vec![false; graph.entries.len()];
         let mut results: BTreeMap<usize, ItemResult<Vec<Digest>>> = BTreeMap::new();
         let mut walk = Walk::new(graph, [*root], CacheMode::RemoteOnly);
-        while let Some((visit, entry)) = walk.next() {
+        while let Some((visit, entry)) = walk.step() {
             visited[visit.entry] = true;
             if takes_result(entry) {
                 let found = candidate(&self.source, entry, |result| packed_layers(result).is_some()).await?;

@@ -3,9 +3,34 @@
 
 use std::collections::BTreeMap;
 
+use oci::media_type;
+
 use crate::error::BuildError;
 use crate::export::image::options::{ImageOptions, LayerOptions, parse_bool};
 use crate::solve::CacheMode;
+
+/// How a cache's manifest looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ManifestForm {
+    /// An image manifest, which all registries take.
+    #[default]
+    Image,
+    /// An index whose entries are layers.
+    Index,
+    /// Docker's manifest list whose entries are layers of Docker's types.
+    DockerList,
+}
+
+impl ManifestForm {
+    /// Returns the manifest's media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Image => media_type::OCI_MANIFEST,
+            Self::Index => media_type::OCI_INDEX,
+            Self::DockerList => media_type::DOCKER_MANIFEST_LIST,
+        }
+    }
+}
 
 /// Attributes by which all exporters are the same.
 #[derive(Clone, Debug, Default)]
@@ -16,10 +41,8 @@ pub struct ExportOptions {
     pub ignore_error: bool,
     /// How layers are packed.
     pub layers: LayerOptions,
-    /// OCI's media types instead of Docker's.
-    pub oci_types: bool,
-    /// An image manifest instead of an index.
-    pub image_manifest: bool,
+    /// How the cache's manifest looks.
+    pub form: ManifestForm,
     /// Accept any certificate, and plain HTTP.
     pub insecure: bool,
 }
@@ -35,17 +58,15 @@ pub fn read_export(
     attrs: &BTreeMap<String, String>,
     own: &[&str],
 ) -> Result<ExportOptions, BuildError> {
-    let mut options = ExportOptions {
-        oci_types: true,
-        ..ExportOptions::default()
-    };
+    let mut options = ExportOptions::default();
+    let mut oci_types = true;
     let mut image_manifest = None;
     let mut packing = BTreeMap::new();
     for (key, value) in attrs {
         match key.as_str() {
             "mode" => options.mode = mode(value)?,
             "ignore-error" => options.ignore_error = value.is_empty() || parse_bool(key, value)?,
-            "oci-mediatypes" => options.oci_types = parse_bool(key, value)?,
+            "oci-mediatypes" => oci_types = parse_bool(key, value)?,
             "image-manifest" => image_manifest = Some(parse_bool(key, value)?),
             "registry.insecure" if own.contains(&"registry.insecure") => {
                 options.insecure = parse_bool(key, value)?
@@ -58,12 +79,16 @@ pub fn read_export(
         }
     }
     options.layers = ImageOptions::read(&packing)?.layers;
-    options.image_manifest = image_manifest.unwrap_or(options.oci_types);
-    if options.image_manifest && !options.oci_types {
-        return Err(BuildError::user(
-            "invalid configuration for remote cache, OCI mediatypes are required for image-manifest cache format",
-        ));
-    }
+    options.form = match (image_manifest.unwrap_or(oci_types), oci_types) {
+        (true, true) => ManifestForm::Image,
+        (false, true) => ManifestForm::Index,
+        (false, false) => ManifestForm::DockerList,
+        (true, false) => {
+            return Err(BuildError::user(
+                "invalid configuration for remote cache, OCI mediatypes are required for image-manifest cache format",
+            ));
+        }
+    };
     Ok(options)
 }
 
@@ -126,9 +151,9 @@ mod tests {
             (options.mode, options.layers.compression),
             (CacheMode::Max, Compression::Zstd)
         );
-        assert!(options.image_manifest && options.insecure);
+        assert_eq!((options.form, options.insecure), (ManifestForm::Image, true));
         let options = read_export("local", &attrs(&[("oci-mediatypes", "false")]), &[]).unwrap();
-        assert!(!options.image_manifest);
+        assert_eq!(options.form, ManifestForm::DockerList);
     }
 
     #[test]
