@@ -16,7 +16,7 @@ use tonic::transport::Server;
 use crate::config::{ConfigError, ConfigFile};
 use crate::debug;
 use crate::listen::{Connection, Listener, OpenConnections, SocketOwner, acceptor, listen};
-use crate::wiring::{StartError, Wired, provenance_env, wire};
+use crate::wiring::{StartError, Wired, wire};
 
 /// Calls that one connection may have open: a build of many targets holds several each.
 const MAX_STREAMS: u32 = 1 << 16;
@@ -110,9 +110,6 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     } = settings;
     if addresses.is_empty() {
         return Err(ConfigError::invalid("--addr cannot be empty").into());
-    }
-    if let Some(dir) = &file.provenance_env_dir {
-        provenance_env(dir)?;
     }
     let _pidfile = pidfile.map(|path| PidFile::write(&path)).transpose()?;
     let signals = Signals::new()?;

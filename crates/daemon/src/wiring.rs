@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +97,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
             .ok()
             .and_then(NonZeroUsize::new),
         disabled_frontends: disabled_frontends(file),
+        provenance_environment: provenance_env(file.provenance_env_dir.as_deref())?,
     };
     let Ready {
         engine,
@@ -313,11 +314,17 @@ fn policy(rule: &GcRule, disk: DiskStat) -> PruneOptions {
     }
 }
 
+/// Where the files are whose contents are added to the provenance of builds, if the configuration names no directory.
+const PROVENANCE_DIR: &str = "/etc/buildkit/provenance.d";
+/// Keys that these files may not change.
+const PROVENANCE_KEYS: [&str; 3] = ["buildConfig", "builderPlatform", "platform"];
+
 /// Reads the files whose contents are added to the provenance of builds. Blocking.
 ///
 /// # Errors
-/// For a directory or file that cannot be read, and a file that is no JSON object.
-pub fn provenance_env(dir: &std::path::Path) -> Result<BTreeMap<String, serde_json::Value>, ConfigError> {
+/// For a directory or file that cannot be read, a file that is no JSON object, and a key that is not theirs.
+fn provenance_env(dir: Option<&Path>) -> Result<BTreeMap<String, serde_json::Value>, ConfigError> {
+    let dir = dir.unwrap_or(Path::new(PROVENANCE_DIR));
     let mut env = BTreeMap::new();
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -340,6 +347,10 @@ pub fn provenance_env(dir: &std::path::Path) -> Result<BTreeMap<String, serde_js
         let part: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&text)
             .map_err(|error| ConfigError::invalid(format!("failed to parse {}: {error}", path.display())))?;
         env.extend(part);
+    }
+    if let Some(key) = PROVENANCE_KEYS.into_iter().find(|key| env.contains_key(*key)) {
+        let message = format!("key {key:?} is builtin and not allowed to be modified in provenance config");
+        return Err(ConfigError::invalid(message));
     }
     Ok(env)
 }
@@ -396,11 +407,15 @@ mod tests {
     #[test]
     fn provenance_is_read_from_objects() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(provenance_env(&dir.path().join("missing")).unwrap().is_empty());
+        assert!(
+            provenance_env(Some(&dir.path().join("missing")))
+                .unwrap()
+                .is_empty()
+        );
         std::fs::write(dir.path().join("a.json"), r#"{"x":1}"#).unwrap();
         std::fs::write(dir.path().join("b.txt"), "no").unwrap();
-        assert_eq!(provenance_env(dir.path()).unwrap().len(), 1);
+        assert_eq!(provenance_env(Some(dir.path())).unwrap().len(), 1);
         std::fs::write(dir.path().join("c.json"), "[]").unwrap();
-        assert!(provenance_env(dir.path()).is_err());
+        assert!(provenance_env(Some(dir.path())).is_err());
     }
 }

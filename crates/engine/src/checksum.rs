@@ -27,10 +27,14 @@ pub async fn of(reference: &ResultRef, selectors: Vec<Selector>) -> Result<Diges
 fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Digest, BuildError> {
     let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
     // A tree that cannot be decoded is as good as none.
-    let kept = reference.checksums().map_err(internal)?.and_then(|bytes| ChecksumTree::decode(&bytes).ok());
+    let kept = reference
+        .checksums()
+        .map_err(internal)?
+        .and_then(|bytes| ChecksumTree::decode(&bytes).ok());
     let mut tree = kept.unwrap_or_default();
-    let digest =
-        tree.checksum_all(&mut || open(reference), selectors).map_err(|error| wrap(error, &reference.id().to_string()))?;
+    let digest = tree
+        .checksum_all(&mut || open(reference), selectors)
+        .map_err(|error| wrap(error, &reference.id().to_string()))?;
     if tree.is_dirty() {
         reference.set_checksums(&tree.encode()).map_err(internal)?;
     }
@@ -40,9 +44,16 @@ fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Diges
 fn open(reference: &ImmutableRef) -> io::Result<OwnedFd> {
     let mounts = reference.mounts().map_err(io::Error::other)?;
     let [mount] = mounts.as_slice() else {
-        return Err(io::Error::other(format!("a snapshot has {} mounts instead of one", mounts.len())));
+        return Err(io::Error::other(format!(
+            "a snapshot has {} mounts instead of one",
+            mounts.len()
+        )));
     };
-    mount.open().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+    mount
+        .open()
+        .map_err(io::Error::other)?
+        .as_fd()
+        .try_clone_to_owned()
 }
 
 fn wrap(error: ChecksumError, id: &str) -> BuildError {

@@ -283,9 +283,14 @@ fn plain_text(error: &(dyn StdError + 'static)) -> String {
     let text = error.to_string();
     match text.rsplit_once(" (os error ") {
         Some((reason, number)) if number.ends_with(')') => {
-            let (before, words) = reason.rsplit_once(": ").map_or(("", reason), |(before, words)| (before, words));
+            let (before, words) = reason
+                .rsplit_once(": ")
+                .map_or(("", reason), |(before, words)| (before, words));
             let mut letters = words.chars();
-            let first: String = letters.next().map(|letter| letter.to_lowercase().collect()).unwrap_or_default();
+            let first: String = letters
+                .next()
+                .map(|letter| letter.to_lowercase().collect())
+                .unwrap_or_default();
             let separator = if before.is_empty() { "" } else { ": " };
             format!("{before}{separator}{first}{}", letters.as_str())
         }

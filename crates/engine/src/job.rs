@@ -115,7 +115,10 @@ impl Job {
 
     /// Lets go of what the build resolved: a job that has ended is still known for its progress, and must hold nothing else.
     pub(crate) fn forget(&self) {
-        let mut memo = self.memo.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut memo = self
+            .memo
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         memo.clear();
     }
 

@@ -112,7 +112,8 @@ pub trait Op: Send + Sync + fmt::Debug {
     /// Does the work. `inputs` are in the order of the vertex's inputs. Yields one result per output; `None` where an
     /// output cannot be used by others. Only called when the inputs' bytes may be needed: making a lazy ref real is the
     /// op's own business.
-    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError>;
+    async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef])
+    -> Result<Vec<Option<ResultRef>>, BuildError>;
 
     /// Whether [`Op::exec`] counts against the limit of steps that run at once. An op that builds others must not.
     fn is_limited(&self) -> bool {
@@ -155,7 +156,10 @@ pub trait OpFactory: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) when none can be run.
     fn exec_parts(&self) -> Result<exec::ExecParts, BuildError> {
-        Err(BuildError::new(crate::ErrorKind::Denied, "no containers can be run here"))
+        Err(BuildError::new(
+            crate::ErrorKind::Denied,
+            "no containers can be run here",
+        ))
     }
 
     /// Empties cache mounts by id, before steps that ignore the cache use them; the value says whether the mount lies on
@@ -198,7 +202,9 @@ impl<T: Any + Send + fmt::Debug> Keep for T {}
 
 impl VertexJobs {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Job>>> {
-        self.jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.jobs
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Adds a job once.
@@ -250,7 +256,12 @@ impl OpContext {
     /// Returns the sessions of all builds that need the vertex now, in the order in which they joined. Builds may join
     /// and leave while an op works: ask anew for each use.
     pub fn sessions(&self) -> SessionGroup {
-        let ids: Vec<_> = self.jobs.all().iter().filter_map(|job| job.session().cloned()).collect();
+        let ids: Vec<_> = self
+            .jobs
+            .all()
+            .iter()
+            .filter_map(|job| job.session().cloned())
+            .collect();
         SessionGroup::new(Arc::clone(&self.sessions), ids)
     }
 
@@ -261,7 +272,11 @@ impl OpContext {
 
     /// Keeps something alive until the vertex is given up by its last build.
     pub fn keep(&self, thing: impl Any + Send + fmt::Debug) {
-        self.jobs.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Box::new(thing));
+        self.jobs
+            .kept
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(Box::new(thing));
     }
 
     /// Returns the bridge on which the op may build other definitions, for the vertex's builds.

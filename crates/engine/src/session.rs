@@ -151,7 +151,9 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -258,7 +260,11 @@ pub trait ClientContent: Send + Sync + fmt::Debug {
     ) -> Result<mpsc::Receiver<Result<Bytes, SessionError>>, SessionError>;
     /// Writes a blob; the client verifies size and digest before it becomes visible. The writer is complete when
     /// [`ClientBlobWriter::commit`] returned.
-    async fn write(&self, name: &str, expected: &oci::Descriptor) -> Result<Box<dyn ClientBlobWriter>, SessionError>;
+    async fn write(
+        &self,
+        name: &str,
+        expected: &oci::Descriptor,
+    ) -> Result<Box<dyn ClientBlobWriter>, SessionError>;
     /// Changes a blob's labels (a local cache keeps its index in the client's layout through these).
     async fn set_labels(
         &self,
@@ -304,7 +310,10 @@ pub struct SessionGroup {
 impl SessionGroup {
     /// Groups sessions in the order in which they are tried.
     pub fn new(sessions: Arc<dyn Sessions>, ids: impl Into<Arc<[SessionId]>>) -> Self {
-        Self { sessions, ids: ids.into() }
+        Self {
+            sessions,
+            ids: ids.into(),
+        }
     }
 
     /// The ids in order.

@@ -69,6 +69,8 @@ pub struct EngineConfig {
     pub max_parallelism: Option<NonZeroUsize>,
     /// Frontends that are switched off, by name.
     pub disabled_frontends: BTreeSet<String>,
+    /// Entries that are added to what provenance says of where builds run.
+    pub provenance_environment: BTreeMap<String, serde_json::Value>,
 }
 
 /// What came of setting up.
@@ -121,7 +123,10 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         unlazy,
         cache_importers: caches.importers,
         cache_exporters: caches.exporters,
-        processors: vec![Arc::new(SbomProcessor), Arc::new(ProvenanceProcessor)],
+        processors: vec![
+            Arc::new(SbomProcessor),
+            Arc::new(ProvenanceProcessor::new(config.provenance_environment)),
+        ],
         allowed_entitlements: config.allowed_entitlements,
         max_parallelism: config.max_parallelism,
     });

@@ -24,13 +24,21 @@ pub struct FetchContext {
 
 impl From<&OpContext> for FetchContext {
     fn from(ctx: &OpContext) -> Self {
-        Self { progress: ctx.progress().clone(), sessions: ctx.sessions(), cancel: ctx.cancel().clone() }
+        Self {
+            progress: ctx.progress().clone(),
+            sessions: ctx.sessions(),
+            cancel: ctx.cancel().clone(),
+        }
     }
 }
 
 impl From<&ExportContext> for FetchContext {
     fn from(ctx: &ExportContext) -> Self {
-        Self { progress: ctx.progress.clone(), sessions: ctx.sessions.clone(), cancel: ctx.cancel.clone() }
+        Self {
+            progress: ctx.progress.clone(),
+            sessions: ctx.sessions.clone(),
+            cancel: ctx.cancel.clone(),
+        }
     }
 }
 
@@ -49,13 +57,25 @@ pub trait Unlazy: Send + Sync + fmt::Debug {
 /// # Errors
 /// The first failure. When an input's bytes do not exist any more, the error names it: what came from a cache is then
 /// made anew.
-pub async fn unpack_all(unlazy: &dyn Unlazy, ctx: &FetchContext, inputs: &[ResultRef]) -> Result<(), BuildError> {
-    let lazy = inputs.iter().enumerate().filter_map(|(index, input)| Some((index, input.get()?)));
-    let unpacked = lazy.filter(|(_, reference)| reference.is_lazy()).map(|(index, reference)| async move {
-        unlazy.unpack(ctx, reference).await.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => error.with_lost_input(index),
-            _ => error,
-        })
-    });
+pub async fn unpack_all(
+    unlazy: &dyn Unlazy,
+    ctx: &FetchContext,
+    inputs: &[ResultRef],
+) -> Result<(), BuildError> {
+    let lazy = inputs
+        .iter()
+        .enumerate()
+        .filter_map(|(index, input)| Some((index, input.get()?)));
+    let unpacked = lazy
+        .filter(|(_, reference)| reference.is_lazy())
+        .map(|(index, reference)| async move {
+            unlazy
+                .unpack(ctx, reference)
+                .await
+                .map_err(|error| match error.kind() {
+                    ErrorKind::NotFound => error.with_lost_input(index),
+                    _ => error,
+                })
+        });
     futures_util::future::try_join_all(unpacked).await.map(drop)
 }

@@ -101,6 +101,8 @@ pub(super) struct Predicate {
     pub finished_on: String,
     pub config: Option<BuildConfig>,
     pub metadata: BuildKitMetadata,
+    /// What the daemon's configuration says of where builds run.
+    pub(super) environment: BTreeMap<String, serde_json::Value>,
 }
 
 /// A package URL: `pkg:docker/name@tag?digest=…&platform=…`.
@@ -275,6 +277,7 @@ impl Predicate {
             finished_on: String::new(),
             config: None,
             metadata,
+            environment: BTreeMap::new(),
         }
     }
 
@@ -311,6 +314,7 @@ impl Predicate {
                 internal_parameters: InternalV1 {
                     build_config: self.config.as_ref(),
                     builder_platform: &self.platform,
+                    environment: &self.environment,
                 },
             },
             run_details: RunDetailsV1 {
@@ -346,6 +350,7 @@ impl Predicate {
                 parameters: &self.parameters,
                 environment: EnvironmentV02 {
                     platform: &self.platform,
+                    environment: &self.environment,
                 },
             },
             build_config: self.config.as_ref(),
@@ -412,6 +417,8 @@ struct InternalV1<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     build_config: Option<&'a BuildConfig>,
     builder_platform: &'a str,
+    #[serde(flatten)]
+    environment: &'a BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -479,6 +486,8 @@ struct ConfigSourceV02<'a> {
 #[derive(Serialize)]
 struct EnvironmentV02<'a> {
     platform: &'a str,
+    #[serde(flatten)]
+    environment: &'a BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Serialize)]

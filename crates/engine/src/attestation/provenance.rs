@@ -21,8 +21,17 @@ const PREDICATE_V1: &str = "https://slsa.dev/provenance/v1";
 const PREDICATE_V02: &str = "https://slsa.dev/provenance/v0.2";
 
 /// Attaches provenance where the client wants it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ProvenanceProcessor;
+#[derive(Clone, Debug, Default)]
+pub struct ProvenanceProcessor {
+    environment: BTreeMap<String, serde_json::Value>,
+}
+
+impl ProvenanceProcessor {
+    /// Makes a processor that adds entries to what every document says of where the build ran.
+    pub fn new(environment: BTreeMap<String, serde_json::Value>) -> Self {
+        Self { environment }
+    }
+}
 
 #[async_trait]
 impl ResultProcessor for ProvenanceProcessor {
@@ -55,7 +64,15 @@ impl ResultProcessor for ProvenanceProcessor {
             add_others(&mut capture, bridge, &trail, &direct).await?;
             capture.add_resolved(&images);
             capture.finish();
-            let statement = Box::pin(state(bridge, &reference, &capture, &trail, &attrs)).await?;
+            let statement = Box::pin(state(
+                bridge,
+                &reference,
+                &capture,
+                &trail,
+                &attrs,
+                &self.environment,
+            ))
+            .await?;
             result
                 .attestations
                 .entry(entry.id.clone())
@@ -104,6 +121,7 @@ async fn state(
     capture: &Capture,
     trail: &Trail,
     attrs: &BTreeMap<String, String>,
+    environment: &BTreeMap<String, serde_json::Value>,
 ) -> Result<Attestation<BuildRef>, BuildError> {
     let attr = |key: &str| attrs.get(key).map(String::as_str);
     let parsed = |key: &str| -> Result<bool, BuildError> {
@@ -112,6 +130,7 @@ async fn state(
     };
     let request = maker(trail, reference.id()).and_then(|trail| trail.frontend.as_ref());
     let mut predicate = Predicate::new(capture, request);
+    predicate.environment.clone_from(environment);
     if parsed("complete-materials")? && !predicate.has_all_materials() {
         return Err(BuildError::user("provenance materials are incomplete"));
     }

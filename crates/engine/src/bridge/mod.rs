@@ -95,7 +95,10 @@ struct OpenTrail {
 impl OpenTrail {
     fn snapshot(&self) -> Trail {
         let nested: Vec<Arc<Self>> = lock(&self.nested).clone();
-        Trail { nested: nested.iter().map(|nested| nested.snapshot()).collect(), ..lock(&self.own).clone() }
+        Trail {
+            nested: nested.iter().map(|nested| nested.snapshot()).collect(),
+            ..lock(&self.own).clone()
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::UNIX_EPOCH;
 
 use ::dockerfile::{
-    Answer, AnswerError, AttestationOutcome, BuildOutcome, Conversion, Failure, FailureKind, FilesNeed, Forward,
-    ImageAnswer, ImageConfigNeed, Need, Outcome, Request, SourceAnswer, SourceMetadataNeed, Step, Warning,
+    Answer, AnswerError, AttestationOutcome, BuildOutcome, Conversion, Failure, FailureKind, FilesNeed,
+    Forward, ImageAnswer, ImageConfigNeed, Need, Outcome, Request, SourceAnswer, SourceMetadataNeed, Step,
+    Warning,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,8 +15,8 @@ use llb::pb;
 use oci::Platform;
 
 use crate::bridge::{
-    Attestation, AttestationKind, Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, FileRange, Frontend,
-    FrontendRequest, MetaRequest, WarnOptions,
+    Attestation, AttestationKind, Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, FileRange,
+    Frontend, FrontendRequest, MetaRequest, WarnOptions,
 };
 use crate::error::{BuildError, ErrorKind, SourceRange};
 use crate::frontend::newest;
@@ -37,15 +38,26 @@ impl DockerfileFrontend {
     /// Makes the frontend for a worker that runs these platforms, the preferred one first, and understands these LLB
     /// capabilities.
     pub fn new(platforms: Vec<Platform>, capabilities: BTreeSet<String>) -> Self {
-        Self { platforms, capabilities }
+        Self {
+            platforms,
+            capabilities,
+        }
     }
 }
 
 #[async_trait]
 impl Frontend for DockerfileFrontend {
     async fn solve(&self, bridge: &Bridge, request: FrontendRequest) -> Result<BuildResult, BuildError> {
-        let session = bridge.sessions().ids().first().map(|id| id.0.clone()).unwrap_or_default();
-        let mut run = Run { bridge, causes: Vec::new() };
+        let session = bridge
+            .sessions()
+            .ids()
+            .first()
+            .map(|id| id.0.clone())
+            .unwrap_or_default();
+        let mut run = Run {
+            bridge,
+            causes: Vec::new(),
+        };
         let mut conversion = Conversion::new(Request {
             options: request.opts,
             session_id: session,
@@ -55,13 +67,17 @@ impl Frontend for DockerfileFrontend {
         });
         let mut answers = Vec::new();
         for _ in 0..MAX_ROUNDS {
-            let step = conversion.step(std::mem::take(&mut answers)).map_err(|failure| run.failed(*failure))?;
+            let step = conversion
+                .step(std::mem::take(&mut answers))
+                .map_err(|failure| run.failed(*failure))?;
             match step {
                 Step::Needs(needs) => answers = run.answer(needs).await,
                 Step::Done(outcome) => return run.finish(*outcome).await,
             }
         }
-        Err(BuildError::internal("the Dockerfile's conversion does not come to an end"))
+        Err(BuildError::internal(
+            "the Dockerfile's conversion does not come to an end",
+        ))
     }
 }
 
@@ -82,9 +98,12 @@ impl Run<'_> {
     fn answer_of(&mut self, found: Result<Found, BuildError>) -> Answer {
         match found {
             Ok(Found::Answer(answer)) => answer,
-            Ok(Found::Files(files)) => {
-                Answer::Files(files.into_iter().map(|file| file.map_err(|error| self.cause(error))).collect())
-            }
+            Ok(Found::Files(files)) => Answer::Files(
+                files
+                    .into_iter()
+                    .map(|file| file.map_err(|error| self.cause(error)))
+                    .collect(),
+            ),
             Err(error) => Answer::Failed(self.cause(error)),
         }
     }
@@ -92,12 +111,18 @@ impl Run<'_> {
     fn cause(&mut self, error: BuildError) -> AnswerError {
         let message = error.to_string();
         self.causes.push(error);
-        AnswerError { message, token: u64::try_from(self.causes.len() - 1).unwrap_or(u64::MAX) }
+        AnswerError {
+            message,
+            token: u64::try_from(self.causes.len() - 1).unwrap_or(u64::MAX),
+        }
     }
 
     fn failed(&self, failure: Failure) -> BuildError {
         self.warn(failure.warnings);
-        let cause = failure.cause.and_then(|token| usize::try_from(token).ok()).and_then(|at| self.causes.get(at));
+        let cause = failure
+            .cause
+            .and_then(|token| usize::try_from(token).ok())
+            .and_then(|at| self.causes.get(at));
         let mut error = match cause {
             Some(cause) => cause.clone().with_message(failure.message),
             None => BuildError::new(ErrorKind::User, failure.message),
@@ -129,7 +154,10 @@ impl Run<'_> {
             Outcome::Build(build) => self.build(build).await,
             Outcome::Metadata(found) => {
                 self.warn(found.warnings);
-                Ok(BuildResult { metadata: bytes_map(found.metadata), ..BuildResult::default() })
+                Ok(BuildResult {
+                    metadata: bytes_map(found.metadata),
+                    ..BuildResult::default()
+                })
             }
             Outcome::Forward(forward) => self.forward(forward).await,
         }
@@ -140,9 +168,15 @@ impl Run<'_> {
         let imports: Vec<CacheOption> = outcome
             .cache_imports
             .into_iter()
-            .map(|import| CacheOption { kind: import.kind, attrs: import.attributes })
+            .map(|import| CacheOption {
+                kind: import.kind,
+                attrs: import.attributes,
+            })
             .collect();
-        let mut result = BuildResult { metadata: bytes_map(outcome.metadata), ..BuildResult::default() };
+        let mut result = BuildResult {
+            metadata: bytes_map(outcome.metadata),
+            ..BuildResult::default()
+        };
         for platform in outcome.results {
             let reference = solve(self.bridge, platform.definition, &imports).await?;
             if outcome.multi_platform {
@@ -226,8 +260,15 @@ async fn answer(bridge: &Bridge, need: Need) -> Result<Found, BuildError> {
 }
 
 async fn image_config(bridge: &Bridge, need: ImageConfigNeed) -> Result<Answer, BuildError> {
-    let scheme = if need.store.is_some() { "oci-layout://" } else { "docker-image://" };
-    let op = pb::SourceOp { identifier: format!("{scheme}{}", need.reference), ..pb::SourceOp::default() };
+    let scheme = if need.store.is_some() {
+        "oci-layout://"
+    } else {
+        "docker-image://"
+    };
+    let op = pb::SourceOp {
+        identifier: format!("{scheme}{}", need.reference),
+        ..pb::SourceOp::default()
+    };
     let request = MetaRequest {
         platform: need.platform,
         resolve_mode: need.resolve_mode,
@@ -237,9 +278,13 @@ async fn image_config(bridge: &Bridge, need: ImageConfigNeed) -> Result<Answer, 
     };
     let meta = bridge.resolve_source_meta(op, &request).await?;
     let Some(reference) = meta.op.identifier.strip_prefix(scheme) else {
-        return Ok(Answer::Redirected { updated: meta.op.identifier });
+        return Ok(Answer::Redirected {
+            updated: meta.op.identifier,
+        });
     };
-    let image = meta.image.ok_or_else(|| BuildError::internal(format!("{reference} has no image metadata")))?;
+    let image = meta
+        .image
+        .ok_or_else(|| BuildError::internal(format!("{reference} has no image metadata")))?;
     Ok(Answer::Image(ImageAnswer {
         reference: reference.to_owned(),
         digest: Some(image.digest),
@@ -248,10 +293,19 @@ async fn image_config(bridge: &Bridge, need: ImageConfigNeed) -> Result<Answer, 
 }
 
 async fn files(bridge: &Bridge, need: FilesNeed) -> Result<Vec<Result<Vec<u8>, BuildError>>, BuildError> {
-    let request = BridgeRequest { definition: Some(need.definition), evaluate: true, ..BridgeRequest::default() };
+    let request = BridgeRequest {
+        definition: Some(need.definition),
+        evaluate: true,
+        ..BridgeRequest::default()
+    };
     let result = Box::pin(bridge.solve(request)).await?;
-    let reference = result.single.ok_or_else(|| BuildError::user("the context is empty"))?;
-    let range = FileRange { offset: 0, length: need.limit.unwrap_or(0) };
+    let reference = result
+        .single
+        .ok_or_else(|| BuildError::user("the context is empty"))?;
+    let range = FileRange {
+        offset: 0,
+        length: need.limit.unwrap_or(0),
+    };
     let mut files = Vec::with_capacity(need.paths.len());
     for path in &need.paths {
         files.push(reference.read_file(path, range).await.map(|bytes| bytes.to_vec()));
@@ -260,37 +314,67 @@ async fn files(bridge: &Bridge, need: FilesNeed) -> Result<Vec<Result<Vec<u8>, B
 }
 
 async fn newest_in_archive(bridge: &Bridge, need: FilesNeed) -> Result<Answer, BuildError> {
-    let request = BridgeRequest { definition: Some(need.definition), evaluate: true, ..BridgeRequest::default() };
+    let request = BridgeRequest {
+        definition: Some(need.definition),
+        evaluate: true,
+        ..BridgeRequest::default()
+    };
     let result = Box::pin(bridge.solve(request)).await?;
     let (Some(reference), Some(path)) = (result.single, need.paths.into_iter().next()) else {
         return Ok(Answer::Time(None));
     };
     let result = reference.result().await?;
     let found = tokio::task::spawn_blocking(move || newest::modified_s(result, &path)).await;
-    found.map_err(|error| BuildError::internal(format!("archive: {error}")))?.map(Answer::Time)
+    found
+        .map_err(|error| BuildError::internal(format!("archive: {error}")))?
+        .map(Answer::Time)
 }
 
 async fn source_metadata(bridge: &Bridge, need: SourceMetadataNeed) -> Result<Answer, BuildError> {
-    let request =
-        MetaRequest { log_name: need.log_name, return_object: need.return_object, ..MetaRequest::default() };
+    let request = MetaRequest {
+        log_name: need.log_name,
+        return_object: need.return_object,
+        ..MetaRequest::default()
+    };
     let meta = bridge.resolve_source_meta(need.source, &request).await?;
     let modified = meta.http.as_ref().and_then(|http| http.last_modified);
-    let last_modified_s =
-        modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).and_then(|since| i64::try_from(since.as_secs()).ok());
-    let commit_object = meta.git.map(|git| git.commit_object.to_vec()).filter(|object| !object.is_empty());
-    Ok(Answer::Source(SourceAnswer { commit_object, last_modified_s }))
+    let last_modified_s = modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .and_then(|since| i64::try_from(since.as_secs()).ok());
+    let commit_object = meta
+        .git
+        .map(|git| git.commit_object.to_vec())
+        .filter(|object| !object.is_empty());
+    Ok(Answer::Source(SourceAnswer {
+        commit_object,
+        last_modified_s,
+    }))
 }
 
 fn source_range(place: ::dockerfile::SourceRange) -> SourceRange {
     let position = |position: ::dockerfile::Position| {
         let (line, character) = (i32::try_from(position.line), i32::try_from(position.character));
-        Some(pb::Position { line: line.unwrap_or(i32::MAX), character: character.unwrap_or(i32::MAX) })
+        Some(pb::Position {
+            line: line.unwrap_or(i32::MAX),
+            character: character.unwrap_or(i32::MAX),
+        })
     };
     let ranges = place.ranges.into_iter();
-    let ranges = ranges.map(|range| pb::Range { start: position(range.start), end: position(range.end) }).collect();
-    SourceRange { source: place.source, ranges }
+    let ranges = ranges
+        .map(|range| pb::Range {
+            start: position(range.start),
+            end: position(range.end),
+        })
+        .collect();
+    SourceRange {
+        source: place.source,
+        ranges,
+    }
 }
 
 fn bytes_map(metadata: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Bytes> {
-    metadata.into_iter().map(|(key, value)| (key, Bytes::from(value))).collect()
+    metadata
+        .into_iter()
+        .map(|(key, value)| (key, Bytes::from(value)))
+        .collect()
 }

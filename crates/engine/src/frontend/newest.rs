@@ -18,12 +18,16 @@ pub(super) fn modified_s(result: ResultRef, path: &str) -> Result<Option<i64>, B
     let part = Part::whole(result);
     let shown = Path::new("/").join(path);
     let file = Files::open(&part)?.open_file(&shown.to_string_lossy())?;
-    let Ok(archive) = decompress_archive(file) else { return Ok(None) };
+    let Ok(archive) = decompress_archive(file) else {
+        return Ok(None);
+    };
     let mut archive = Reader::new(archive);
     let mut newest = None;
     loop {
         match archive.next_entry() {
-            Ok(Some(entry)) if entry.kind == EntryKind::Regular => newest = newest.max(Some(entry.mtime.seconds)),
+            Ok(Some(entry)) if entry.kind == EntryKind::Regular => {
+                newest = newest.max(Some(entry.mtime.seconds))
+            }
             Ok(Some(_)) => {}
             // A damaged rest says nothing about the files before it, and unpacking it will fail.
             Ok(None) | Err(_) => return Ok(newest),

@@ -319,7 +319,7 @@ impl Bench {
             )]
             .into(),
             cache_exporters: BTreeMap::new(),
-            processors: vec![Arc::new(ProvenanceProcessor)],
+            processors: vec![Arc::new(ProvenanceProcessor::default())],
             allowed_entitlements: Vec::new(),
             max_parallelism,
         });
