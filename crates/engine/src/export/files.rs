@@ -262,7 +262,7 @@ impl Directory {
         })
     }
 
-    /// Describes an entry; `None` for a socket, which cannot be handed out. `links` has the first path of each file with
+    /// Describes an entry; `None` for a socket, which cannot be handed out, and for what is not there. `links` has the first path of each file with
     /// several names.
     fn stat(
         &self,
@@ -274,8 +274,12 @@ impl Directory {
             path: path.to_owned(),
             source,
         };
-        let own = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| read(error.into()))?;
+        let own = match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(own) => own,
+            // overlayfs lists the whiteouts of a directory that has one layer, but nothing is there.
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(read(error.into())),
+        };
         let kind = FileType::from_raw_mode(own.st_mode);
         if kind == FileType::Socket {
             return Ok(None);

@@ -19,6 +19,7 @@ struct Origin {
 
 impl Origin {
     /// `None` where there is no Git.
+    #[expect(clippy::print_stderr, reason = "a skipped test says why")]
     fn new(format: &'static str) -> Option<Self> {
         if Command::new("git").arg("version").output().is_err() {
             eprintln!("skipped: git is not installed");
@@ -420,6 +421,7 @@ async fn files_may_have_the_commits_time() {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "one story told in order")]
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_open_repositories_and_stay_secret() {
     let Some(origin) = Origin::new("sha1") else { return };

@@ -108,7 +108,7 @@ impl Write for Digested {
 /// Where a body goes, decompressed if the server compressed it for the transfer.
 #[derive(Debug)]
 enum Sink {
-    Plain(Digested),
+    Plain(Box<Digested>),
     Gzip(Box<GzDecoder<Digested>>),
 }
 
@@ -122,7 +122,7 @@ impl Sink {
 
     fn finish(self) -> io::Result<Digested> {
         match self {
-            Self::Plain(file) => Ok(file),
+            Self::Plain(file) => Ok(*file),
             Self::Gzip(decoder) => decoder.finish(),
         }
     }
@@ -171,7 +171,7 @@ impl Body {
             let sink = if is_gzip {
                 Sink::Gzip(Box::new(GzDecoder::new(file)))
             } else {
-                Sink::Plain(file)
+                Sink::Plain(Box::new(file))
             };
             Ok(Self {
                 reference,
