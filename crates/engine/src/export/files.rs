@@ -262,8 +262,8 @@ impl Directory {
         })
     }
 
-    /// Describes an entry; `None` for a socket, which cannot be handed out, and for what is not there. `links` has the first path of each file with
-    /// several names.
+    /// Describes an entry; `None` for a socket, which cannot be handed out, and for what is not there. `links` has the
+    /// first path of each file with several names.
     fn stat(
         &self,
         name: &str,
