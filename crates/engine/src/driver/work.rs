@@ -60,12 +60,13 @@ pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> An
         ctx.progress.started(false);
     }
     let outcome = op.cache_map(&ctx, round).await;
-    if shown || outcome.is_err() {
+    // What is let go of because nobody needs it any more has not gone wrong; a client that cancels does not see this.
+    let error = outcome.as_ref().err().filter(|_| !ctx.cancel.is_cancelled());
+    if shown || error.is_some() {
         if !shown {
             ctx.progress.started(false);
         }
-        ctx.progress
-            .completed(false, outcome.as_ref().err().map(ToString::to_string));
+        ctx.progress.completed(false, error.map(ToString::to_string));
     }
     match outcome {
         Ok(map) => Answer::Map(solver_map(map)),

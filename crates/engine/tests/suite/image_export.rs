@@ -9,7 +9,7 @@ use engine::bridge::Frontend;
 use engine::solve::SolveRequest;
 use llb::State;
 use oci::{ImageConfig, Index, Manifest, media_type};
-use testkit::image::{Image, ImageBuilder, Layer, LayerBuilder};
+use testkit::image::{Image, ImageBuilder, Layer};
 use testkit::registry::Registry;
 
 use super::world::{Platforms, World, image, request, with_file};
