@@ -341,7 +341,9 @@ fn platform_outcome(
         platform = platform.normalized();
     }
     Ok(PlatformOutcome {
-        definition: done.definition()?,
+        definition: done
+            .definition()
+            .map_err(|stop| stop.context("failed to marshal LLB definition"))?,
         config: image::print(&done.image)?,
         base_config: done.base_image.as_ref().map(image::print).transpose()?,
         attestations: scanner

@@ -386,10 +386,16 @@ fn cache_imports(options: &BTreeMap<String, String>) -> Result<Vec<CacheImport>,
     }
     let mut imports = Vec::new();
     if let Some(text) = options.get("cache-imports").filter(|text| !text.is_empty()) {
-        let entries: Vec<Entry> = serde_json::from_str(text).map_err(|error| OptionsError::CacheImports {
-            text: text.clone(),
-            error: error.to_string(),
-        })?;
+        let entries: Vec<Entry> = serde_json::from_str::<serde_json::Value>(text)
+            .and_then(serde_json::from_value)
+            .map_err(|error| OptionsError::CacheImports {
+                text: text.clone(),
+                error: if error.is_eof() {
+                    "unexpected end of JSON input".to_owned()
+                } else {
+                    error.to_string()
+                },
+            })?;
         imports.extend(entries.into_iter().map(|entry| CacheImport {
             kind: entry.kind,
             attributes: entry.attributes,

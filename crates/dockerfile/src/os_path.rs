@@ -13,6 +13,8 @@ pub(crate) enum OsPathError {
     Unc,
     #[error("The specified path is not on the system drive (C:)")]
     Drive,
+    #[error("removing drive letter: {0}")]
+    Normalizing(#[source] Box<OsPathError>),
 }
 
 fn is_windows(os: &str) -> bool {
@@ -69,17 +71,16 @@ pub(crate) fn is_absolute(path: &str, os: &str) -> bool {
 pub(crate) fn normalize(parent: &str, path: &str, os: &str, keep_slash: bool) -> Result<String, OsPathError> {
     let original = to_slash(path, os);
     let parent = to_slash(parent, os);
-    let parent = remove_drive(if parent.is_empty() { "/" } else { &parent }, os, keep_slash)?;
+    let without_drive = |path: &str| {
+        remove_drive(path, os, keep_slash).map_err(|error| OsPathError::Normalizing(Box::new(error)))
+    };
+    let parent = without_drive(if parent.is_empty() { "/" } else { &parent })?;
     let parent = if is_absolute(&parent, os) {
         parent
     } else {
         path::join(&["/", &parent])
     };
-    let mut path = remove_drive(
-        if original.is_empty() { &parent } else { &original },
-        os,
-        keep_slash,
-    )?;
+    let mut path = without_drive(if original.is_empty() { &parent } else { &original })?;
     if !is_absolute(&path, os) {
         path = path::join(&[&parent, &path]);
     }
@@ -114,7 +115,10 @@ mod tests {
         assert_eq!(normal("a", "b"), "/a/b");
         assert_eq!(normal("/a", "/b/../c"), "/b/../c");
         assert_eq!(normalize("/a", "C:\\x\\y\\", "windows", true).unwrap(), "/x/y/");
-        assert_eq!(normalize("/a", "D:\\x", "windows", true), Err(OsPathError::Drive));
+        assert_eq!(
+            normalize("/a", "D:\\x", "windows", true),
+            Err(OsPathError::Normalizing(Box::new(OsPathError::Drive)))
+        );
         assert_eq!(normalize_workdir("\\a", "b", "windows").unwrap(), "\\a\\b");
     }
 }

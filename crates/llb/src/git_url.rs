@@ -69,7 +69,11 @@ impl GitUrl {
             path: percent_decode(path, false)?,
             query: parse_query(query)?,
             fragment: parse_fragment(&percent_decode(fragment, false)?),
-            remote: format!("{scheme}://{rest}"),
+            remote: if rest.is_empty() {
+                format!("{scheme}:")
+            } else {
+                format!("{scheme}://{rest}")
+            },
             scheme,
         })
     }

@@ -61,7 +61,9 @@ fn json_array(rest: &str) -> Result<Option<Vec<String>>, SyntaxError> {
     if !rest.trim_start().starts_with('[') {
         return Ok(None);
     }
-    let Ok(values) = serde_json::from_str::<Vec<serde_json::Value>>(rest.trim_start()) else {
+    let rest = rest.trim_start();
+    let parse = |text: &str| serde_json::from_str::<Vec<serde_json::Value>>(text);
+    let Ok(values) = parse(rest).or_else(|_| parse(&without_lone_surrogates(rest))) else {
         return Ok(None);
     };
     let strings = values.into_iter().map(|value| match value {
@@ -69,6 +71,38 @@ fn json_array(rest: &str) -> Result<Option<Vec<String>>, SyntaxError> {
         _ => Err(SyntaxError::JsonNotStrings),
     });
     strings.collect::<Result<_, _>>().map(Some)
+}
+
+/// Replaces escapes of halves of UTF-16 pairs that stand alone by that of the replacement character, as Go reads them.
+fn without_lone_surrogates(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        out.push_str(before);
+        let pair = (utf16_escape(escape), escape.get(6..).and_then(utf16_escape));
+        let (len, replaced) = match pair {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => (12, None),
+            (Some(0xd800..=0xdfff), _) => (6, Some("\\ufffd")),
+            (Some(_), _) => (6, None),
+            // The character behind the backslash may be a backslash.
+            (None, _) => (1 + escape[1..].chars().next().map_or(0, char::len_utf8), None),
+        };
+        let (escape, behind) = escape.split_at(len);
+        out.push_str(replaced.unwrap_or(escape));
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Reads `\u` and its four digits at the start of a text.
+fn utf16_escape(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u16::from_str_radix(digits, 16).ok()
 }
 
 fn json_or_text(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {

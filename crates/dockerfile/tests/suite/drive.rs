@@ -8,6 +8,7 @@ use dockerfile::{
     Request, SourceAnswer, SourceMetadataNeed, Step,
 };
 use llb::pb::Definition;
+use llb::{HttpOptions, ImageOptions, LocalOptions, MarshalOptions, State};
 use oci::Platform;
 use serde_json::Value;
 
@@ -18,6 +19,10 @@ pub struct Driver<'a> {
     pub images: &'a Value,
     /// Metadata of sources, by identifier.
     pub sources: &'a Value,
+    /// What images become when they are resolved, by reference: `docker-image://…` or another kind of source.
+    pub policy: &'a Value,
+    /// The newest time in an archive, seconds since 1970.
+    pub newest: Option<i64>,
     pub solved: Vec<Definition>,
     pub asked: Vec<String>,
 }
@@ -50,7 +55,10 @@ impl Driver<'_> {
             Need::ImageConfig(need) => self.image(&need),
             Need::Files(need) => self.read(need),
             Need::SourceMetadata(need) => self.source(&need),
-            Need::NewestInArchive(_) => Answer::Time(None),
+            Need::NewestInArchive(need) => {
+                self.solved.push(need.definition);
+                Answer::Time(self.newest)
+            }
         }
     }
 
@@ -85,30 +93,61 @@ impl Driver<'_> {
             .as_ref()
             .map(|platform| platform.normalized().format())
             .unwrap_or_default();
+        let mut reference = need.reference.as_str();
+        if let Some(updated) = self.policy[reference].as_str() {
+            match updated.strip_prefix("docker-image://") {
+                Some(image) => reference = image,
+                None => {
+                    return Answer::Redirected {
+                        updated: updated.to_owned(),
+                    };
+                }
+            }
+        }
         let found = self
             .images
-            .get(format!("{}|{normal}", need.reference))
-            .or(self.images.get(&need.reference))
+            .get(format!("{reference}|{normal}"))
+            .or(self.images.get(reference))
             .or(self.images.get("*"));
         match found {
-            None => Answer::Failed(missing(&need.reference)),
+            None => Answer::Failed(missing(reference)),
             Some(image) => Answer::Image(ImageAnswer {
-                reference: need.reference.clone(),
+                reference: reference.to_owned(),
                 digest: image["Digest"].as_str().map(|digest| digest.parse().unwrap()),
                 config: serde_json::to_vec(&image["Config"]).unwrap(),
             }),
         }
     }
 
-    fn source(&self, need: &SourceMetadataNeed) -> Answer {
-        match self.sources.get(&need.source.identifier) {
-            None => Answer::Failed(missing(&need.source.identifier)),
+    fn source(&mut self, need: &SourceMetadataNeed) -> Answer {
+        let identifier = &need.source.identifier;
+        if let Some(image) = identifier.strip_prefix("docker-image://") {
+            self.asked.push(format!("{image}|||{}", need.log_name));
+            return Answer::Source(SourceAnswer::default());
+        }
+        match self.sources.get(identifier) {
+            None => Answer::Failed(missing(identifier)),
             Some(found) => Answer::Source(SourceAnswer {
                 commit_object: found["Commit"].as_str().map(|object| object.as_bytes().to_vec()),
                 last_modified_s: found["LastModified"].as_i64(),
             }),
         }
     }
+}
+
+/// Makes the definition of a single source.
+pub fn input(source: &str) -> Definition {
+    let state = match source.split_once("://") {
+        Some(("docker-image", reference)) => State::image(reference, ImageOptions::default()),
+        Some(("local", name)) => State::local(name, LocalOptions::default()),
+        _ => State::http(source, HttpOptions::default()),
+    };
+    let options = MarshalOptions {
+        platform: Platform::parse("linux/amd64").unwrap(),
+        local_unique_id: "unique".to_owned(),
+        ..MarshalOptions::default()
+    };
+    state.marshal(&options).unwrap()
 }
 
 /// Makes a request as the daemon would.

@@ -25,6 +25,8 @@ fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Outcom
         files: &files,
         images: &images,
         sources: &Value::Null,
+        policy: &Value::Null,
+        newest: None,
         solved: Vec::new(),
         asked: Vec::new(),
     };
