@@ -131,13 +131,12 @@ impl<E: Clone> Solver<E> {
             return false;
         };
         edge.state = EdgeState::Seeking;
-        edge.reached = Level::Slow;
         if let Some(stored) = edge.loaded.take() {
             self.emit(Effect::Forget { stored });
         }
         self.release(result);
+        self.set_reached(id, Level::Slow);
         self.mark(id);
-        self.mark_users(id);
         true
     }
 

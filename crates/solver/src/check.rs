@@ -53,6 +53,22 @@ impl<E: Clone> Solver<E> {
             }
         }
         self.assert_edges(&mut results);
+        let listening: usize = self.listening.values().map(BTreeSet::len).sum();
+        let asked: usize = self.edges.iter().map(|(_, edge)| edge.questions.len()).sum();
+        assert_eq!(listening, asked, "only those who ask are told");
+        for (record, running) in &self.running {
+            assert!(matches!(
+                self.vertices[running.vertex].exec,
+                ExecState::Running(_)
+            ));
+            for waiting in &running.waiting {
+                let state = &self.edges[*waiting].state;
+                assert!(
+                    *state == EdgeState::AwaitingTwin { record: *record },
+                    "{waiting:?} waits"
+                );
+            }
+        }
         assert_eq!(results, self.held, "all results have an owner");
     }
 
@@ -68,6 +84,20 @@ impl<E: Clone> Solver<E> {
                 wants[slot.want as usize] += 1;
             }
             assert_eq!(wants, edge.wants, "{id:?} counts what its users want");
+            let unsettled = edge
+                .slots
+                .iter()
+                .filter(|slot| slot.want > self.edges[slot.edge].reached);
+            assert_eq!(
+                unsettled.count(),
+                edge.unsettled,
+                "{id:?} counts what it waits for"
+            );
+            let waits = edge.result().is_none();
+            assert!(waits || edge.questions.is_empty(), "{id:?} asks nothing any more");
+            for question in &edge.questions {
+                assert!(self.listening[question].contains(&id));
+            }
             for build in &edge.builds {
                 assert_eq!(self.builds[build].edge, id);
             }
@@ -114,12 +144,8 @@ impl<E: Clone> Solver<E> {
                 .content
                 .iter()
                 .any(|content| matches!(content, ContentState::Asked(_)));
-        let input = edge
-            .slots
-            .iter()
-            .any(|slot| slot.want > self.edges[slot.edge].reached);
         assert!(
-            effect || input,
+            effect || edge.unsettled > 0,
             "{id:?} is wanted and waits for nothing: {edge:?}"
         );
     }

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use oci::Digest;
 
 use crate::arena::{Arena, EdgeId, VertexId};
-use crate::edge::{Built, Edge, Effect};
-use crate::record::{FoundKey, RecordId, StoreId};
+use crate::edge::{Built, Edge, Effect, Level};
+use crate::record::{FoundKey, Link, RecordId, StoreId};
+use crate::twins::Question;
 use crate::vertex::{CacheMap, Vertex};
 use crate::{BuildId, EffectId, JobId, ResultId};
 
@@ -213,6 +214,8 @@ pub(crate) struct BuildState {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub vertex: VertexId,
+    /// The links that will lead to its record, in order of inputs.
+    pub links: Vec<Link>,
     pub waiting: BTreeSet<EdgeId>,
 }
 
@@ -227,6 +230,10 @@ pub struct Solver<E> {
     pub(crate) builds: BTreeMap<BuildId, BuildState>,
     pub(crate) pending: BTreeMap<EffectId, Pending>,
     pub(crate) running: BTreeMap<RecordId, Running>,
+    /// By a link of the first input: what runs.
+    pub(crate) running_links: BTreeMap<Question, BTreeSet<RecordId>>,
+    /// Edges without a result that asked the local store.
+    pub(crate) listening: BTreeMap<Question, BTreeSet<EdgeId>>,
     /// Results that are owned here.
     pub(crate) held: BTreeSet<ResultId>,
     next_effect: u64,
@@ -247,6 +254,8 @@ impl<E> Default for Solver<E> {
             builds: BTreeMap::new(),
             pending: BTreeMap::new(),
             running: BTreeMap::new(),
+            running_links: BTreeMap::new(),
+            listening: BTreeMap::new(),
             held: BTreeSet::new(),
             next_effect: 0,
             worklist: VecDeque::new(),
@@ -332,8 +341,24 @@ impl<E: Clone> Solver<E> {
     pub(crate) fn mark_users(&mut self, edge: EdgeId) {
         let users: Vec<EdgeId> = self.edges[edge].users.iter().map(|(user, _)| *user).collect();
         for user in users {
-            self.mark(user);
+            if !self.edges[user].is_patient() {
+                self.mark(user);
+            }
         }
+    }
+
+    /// Notes how much of an edge is known, for it and for its users.
+    pub(crate) fn set_reached(&mut self, id: EdgeId, level: Level) {
+        let old = std::mem::replace(&mut self.edges[id].reached, level);
+        let users = std::mem::take(&mut self.edges[id].users);
+        for (user, number) in &users {
+            let user = &mut self.edges[*user];
+            let want = user.slots[*number].want;
+            user.unsettled += usize::from(want > level);
+            user.unsettled -= usize::from(want > old);
+        }
+        self.edges[id].users = users;
+        self.mark_users(id);
     }
 
     pub(crate) fn mark_vertex(&mut self, vertex: VertexId) {

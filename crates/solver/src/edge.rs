@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::arena::{EdgeId, VertexId};
 use crate::core::Outcome;
 use crate::record::{Key, NewRecord, Query, RecordId, StoredResult};
+use crate::twins::Question;
 use crate::{BuildId, EffectId, ResultId};
 
 /// How far an edge is wanted, or how much of it is known.
@@ -131,6 +132,9 @@ pub(crate) enum EdgeState {
     Done { result: ResultId, owned: bool },
 }
 
+/// From how many inputs on an edge waits for all of them before it decides anew.
+const WIDE: usize = 32;
+
 /// One input of an edge.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
@@ -165,6 +169,8 @@ pub(crate) struct Edge {
     pub builds: BTreeSet<BuildId>,
     /// In order of the vertex's inputs; made when the edge is first wanted.
     pub slots: Vec<Slot>,
+    /// How many inputs are wanted further than they are.
+    pub unsettled: usize,
     pub state: EdgeState,
     /// How much is known.
     pub reached: Level,
@@ -183,6 +189,10 @@ pub(crate) struct Edge {
     pub loaded: Option<StoredResult>,
     /// The local record that stands for the edge.
     pub record: Option<RecordId>,
+    /// What the local store was asked.
+    pub questions: Vec<Question>,
+    /// Something was saved that answers one of them: the local store is asked again.
+    pub stale: bool,
     /// In the worklist.
     pub queued: bool,
 }
@@ -196,6 +206,7 @@ impl Edge {
             wants: [0; 4],
             builds: BTreeSet::new(),
             slots: Vec::new(),
+            unsettled: 0,
             state: EdgeState::Seeking,
             reached: Level::None,
             queries: 0,
@@ -206,8 +217,15 @@ impl Edge {
             results_seen: BTreeSet::new(),
             loaded: None,
             record: None,
+            questions: Vec::new(),
+            stale: false,
             queued: false,
         }
+    }
+
+    /// Whether a change of one input is no reason to look at them all: that would take time quadratic in their number.
+    pub(crate) fn is_patient(&self) -> bool {
+        self.unsettled > 0 && self.slots.len() > WIDE
     }
 
     /// How far anyone wants the edge.
@@ -228,15 +246,6 @@ impl Edge {
         match self.state {
             EdgeState::Done { result, .. } => Some(result),
             _ => None,
-        }
-    }
-
-    /// Forgets which keys were asked for, so that they are asked for again.
-    pub(crate) fn ask_again(&mut self) {
-        self.digests_asked = 0;
-        for slot in &mut self.slots {
-            slot.keys_asked = 0;
-            slot.content_asked = false;
         }
     }
 

@@ -1,10 +1,8 @@
 //! How an edge comes to its result: execution, or the execution of an equal step.
 
-use std::collections::BTreeSet;
-
 use crate::ResultId;
 use crate::arena::EdgeId;
-use crate::core::{Failure, Purpose, Running, Solver};
+use crate::core::{Failure, Purpose, Solver};
 use crate::edge::{EdgeState, Effect, Level};
 use crate::record::NewRecord;
 use crate::vertex::ExecState;
@@ -31,29 +29,18 @@ impl<E: Clone> Solver<E> {
     fn start_exec(&mut self, id: EdgeId) {
         let vertex_id = self.edges[id].vertex;
         let record = self.own_record(id);
+        let links = self.all_links(id).unwrap_or_default();
         let mut registered = None;
         if let Some(record) = record {
             let ignores = self.vertices[vertex_id].ignore_cache;
-            match self.running.get(&record).map(|running| running.vertex) {
-                None => {
-                    self.running.insert(
-                        record,
-                        Running {
-                            vertex: vertex_id,
-                            waiting: BTreeSet::new(),
-                        },
-                    );
-                    registered = Some(record);
+            if let Some(twin) = self.find_twin(id, record, &links).filter(|_| !ignores) {
+                self.edges[id].state = EdgeState::AwaitingTwin { record: twin };
+                if let Some(running) = self.running.get_mut(&twin) {
+                    running.waiting.insert(id);
                 }
-                Some(twin) if !ignores && twin != vertex_id && !self.ancestors(vertex_id).contains(&twin) => {
-                    self.edges[id].state = EdgeState::AwaitingTwin { record };
-                    if let Some(running) = self.running.get_mut(&record) {
-                        running.waiting.insert(id);
-                    }
-                    return;
-                }
-                Some(_) => {}
+                return;
             }
+            registered = self.start_running(vertex_id, record, &links);
         }
         let edge = &self.edges[id];
         let inputs: Vec<ResultId> = edge
@@ -65,7 +52,6 @@ impl<E: Clone> Solver<E> {
         let effect = self.start(Purpose::Exec(vertex_id, inputs.clone()));
         self.vertices[vertex_id].exec = ExecState::Running(effect);
         self.edges[id].state = EdgeState::Executing { record: registered };
-        let links = self.all_links(id).unwrap_or_default();
         let record = record.map(|record| NewRecord {
             record,
             links,
@@ -109,9 +95,10 @@ impl<E: Clone> Solver<E> {
     pub(crate) fn complete(&mut self, id: EdgeId, result: ResultId, owned: bool) {
         self.want_all(id, Level::None);
         self.edges[id].state = EdgeState::Done { result, owned };
+        let questions = std::mem::take(&mut self.edges[id].questions);
+        self.stop_listening(id, questions);
         self.remember(id, result);
-        self.edges[id].reached = Level::Result;
-        self.mark_users(id);
+        self.set_reached(id, Level::Result);
         self.mark(id);
     }
 }

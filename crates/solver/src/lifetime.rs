@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::arena::{EdgeId, VertexId};
 use crate::core::{BuildState, Event, Failure, Owner, Solver, VertexDef};
 use crate::edge::{Edge, EdgeState, Effect};
-use crate::record::{RecordId, StoreId};
+use crate::record::StoreId;
 use crate::vertex::{ContentState, ExecState, MapState, Vertex};
 use crate::{BuildId, JobId};
 
@@ -36,19 +36,14 @@ impl<E: Clone> Solver<E> {
             self.jobs.entry(*job).or_default();
         }
         let ids = self.load(graph, &jobs);
-        if let Owner::Vertex(parent) = owner {
-            let ancestors = self.ancestors(parent);
-            if ids.iter().any(|id| ancestors.contains(id)) {
-                self.emit(Effect::Finished {
-                    build,
-                    outcome: Err(Failure::Recursive),
-                });
-                return;
-            }
-            for id in &ids {
-                self.vertices[*id].parents.insert(parent);
-            }
-            self.vertices[parent].children.extend(ids.iter().copied());
+        if let Owner::Vertex(parent) = owner
+            && !self.adopt(parent, &ids)
+        {
+            self.emit(Effect::Finished {
+                build,
+                outcome: Err(Failure::Recursive),
+            });
+            return;
         }
         let edge = self.edge(ids[target.0], target.1);
         self.edges[edge].builds.insert(build);
@@ -57,6 +52,27 @@ impl<E: Clone> Solver<E> {
             self.jobs.entry(job).or_default().builds.insert(build);
         }
         self.mark(edge);
+    }
+
+    /// Notes that a vertex's op builds others. `false`: it would build itself.
+    fn adopt(&mut self, parent: VertexId, ids: &[VertexId]) -> bool {
+        // What ignores the cache may have other inputs than the graph says.
+        let mut family: BTreeSet<VertexId> = BTreeSet::new();
+        let mut open = ids.to_vec();
+        while let Some(next) = open.pop() {
+            if family.insert(next) {
+                open.extend(self.vertices[next].inputs.iter().map(|(input, _)| *input));
+            }
+        }
+        if !self.ancestors(parent).is_disjoint(&family) {
+            return false;
+        }
+        for id in &family {
+            self.vertices[*id].parents.insert(parent);
+        }
+        self.vertices[parent].children.append(&mut family);
+        self.recheck_twins();
+        true
     }
 
     /// The vertex and all whose ops (indirectly) build it.
@@ -165,10 +181,11 @@ impl<E: Clone> Solver<E> {
         if self.index.get(&key) == Some(&id) {
             self.index.remove(&key);
         }
-        let abandoned: Vec<BuildId> = self
-            .builds
-            .iter()
-            .filter(|(_, build)| build.owner == Owner::Vertex(id))
+        // Only a vertex that builds has builds to look for.
+        let owner = Owner::Vertex(id);
+        let builds = self.builds.iter().filter(|_| !vertex.children.is_empty());
+        let abandoned: Vec<BuildId> = builds
+            .filter(|(_, build)| build.owner == owner)
             .map(|(build, _)| *build)
             .collect();
         for build in abandoned {
@@ -208,7 +225,10 @@ impl<E: Clone> Solver<E> {
     }
 
     fn remove_edge(&mut self, id: EdgeId) {
-        let Some(edge) = self.edges.remove(id) else { return };
+        let Some(mut edge) = self.edges.remove(id) else {
+            return;
+        };
+        self.stop_listening(id, std::mem::take(&mut edge.questions));
         for (number, slot) in edge.slots.iter().enumerate() {
             if let Some(input) = self.edges.get_mut(slot.edge) {
                 input.users.remove(&(id, number));
@@ -241,27 +261,5 @@ impl<E: Clone> Solver<E> {
         let edge = self.edges.insert(Edge::new(vertex, output));
         self.vertices[vertex].edges.insert(output, edge);
         edge
-    }
-
-    /// Lets equal steps that waited for this one go on.
-    pub(crate) fn stop_running(&mut self, record: Option<RecordId>, vertex: VertexId) {
-        let Some(record) = record else { return };
-        if self
-            .running
-            .get(&record)
-            .is_none_or(|running| running.vertex != vertex)
-        {
-            return;
-        }
-        let Some(running) = self.running.remove(&record) else {
-            return;
-        };
-        for waiting in running.waiting {
-            if let Some(edge) = self.edges.get_mut(waiting) {
-                edge.state = EdgeState::Seeking;
-                edge.ask_again();
-                self.mark(waiting);
-            }
-        }
     }
 }

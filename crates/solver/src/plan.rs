@@ -12,6 +12,7 @@ use crate::arena::{EdgeId, VertexId};
 use crate::core::{Purpose, Solver};
 use crate::edge::{Built, EdgeState, Effect, Level, Slot};
 use crate::record::{FoundKey, Key, Link, NewRecord, Query, RecordId, StoreId};
+use crate::twins::Question;
 use crate::vertex::{ContentState, ExecState, MapState};
 
 /// How many of an edge's inputs are how far.
@@ -38,6 +39,34 @@ impl Inputs {
     /// No further record can match.
     fn is_over(self) -> bool {
         self.hopeless > 0 || self.exhausted == self.total
+    }
+}
+
+/// Questions, with the number of the input that each is about.
+#[derive(Debug, Default)]
+struct Asked {
+    queries: Vec<Query>,
+    inputs: Vec<usize>,
+}
+
+impl Asked {
+    /// Adds questions; of those that were asked before, only the ones to the local store, and only if it knows more now.
+    fn add(&mut self, input: usize, before: bool, stale: bool, queries: impl IntoIterator<Item = Query>) {
+        for query in queries {
+            if !before || (stale && query.store() == StoreId::LOCAL) {
+                self.queries.push(query);
+                self.inputs.push(input);
+            }
+        }
+    }
+}
+
+/// What a query asks of the local store.
+fn question(query: &Query) -> Option<Question> {
+    match query {
+        Query::Record(key) if key.store == StoreId::LOCAL => Some(Question::record(&key.record)),
+        Query::Children(StoreId::LOCAL, link) => Some(Question::link(link)),
+        Query::Record(_) | Query::Children(..) => None,
     }
 }
 
@@ -196,6 +225,10 @@ impl<E: Clone> Solver<E> {
             return;
         }
         let target = slot.edge;
+        let reached = self.edges[target].reached;
+        let user = &mut self.edges[id];
+        user.unsettled += usize::from(want > reached);
+        user.unsettled -= usize::from(old > reached);
         let edge = &mut self.edges[target];
         edge.wants[old as usize] -= 1;
         edge.wants[want as usize] += 1;
@@ -210,68 +243,66 @@ impl<E: Clone> Solver<E> {
 
     fn reach(&mut self, id: EdgeId, level: Level) {
         if self.edges[id].reached < level {
-            self.edges[id].reached = level;
-            self.mark_users(id);
+            self.set_reached(id, level);
         }
     }
 
     // ---- keys ------------------------------------------------------------------------------------------------------
 
-    /// Asks stores for what became askable since the last time.
+    /// Asks stores for what became askable since the last time, and the local one again if it knows more now.
     fn ask_keys(&mut self, id: EdgeId) {
-        let vertex = &self.vertices[self.edges[id].vertex];
+        let edge = &self.edges[id];
+        let vertex_id = edge.vertex;
+        let vertex = &self.vertices[vertex_id];
         if vertex.ignore_cache {
             return;
         }
-        let mut queries = Vec::new();
-        let mut inputs = Vec::new();
+        let mut asked = Asked::default();
         let stores: Vec<StoreId> = std::iter::once(StoreId::LOCAL)
             .chain(vertex.stores.iter().copied())
             .collect();
         if vertex.inputs.is_empty() && !vertex.ephemeral {
-            for digest in &vertex.digests[self.edges[id].digests_asked..] {
-                let record = RecordId::root(digest, self.edges[id].output);
-                queries.extend(stores.iter().map(|store| {
+            for (number, digest) in vertex.digests.iter().enumerate() {
+                let record = RecordId::root(digest, edge.output);
+                let queries = stores.iter().map(|store| {
                     Query::Record(Key {
                         store: *store,
                         record,
                     })
-                }));
+                });
+                asked.add(0, number < edge.digests_asked, edge.stale, queries);
             }
-            inputs.resize(queries.len(), 0);
         }
-        for number in 0..vertex.inputs.len() {
-            self.input_queries(id, number, &stores, &mut queries);
-            inputs.resize(queries.len(), number);
+        let mut keys_asked = Vec::with_capacity(edge.slots.len());
+        for number in 0..edge.slots.len() {
+            self.input_queries(id, number, &stores, &mut asked);
+            keys_asked.push(self.edges[edge.slots[number].edge].keys.len());
         }
         let digests = vertex.digests.len();
-        let vertex_id = self.edges[id].vertex;
-        let contents: Vec<bool> = (0..vertex.inputs.len())
-            .map(|number| vertex.content_of(number).is_some())
-            .collect();
-        let seen: Vec<usize> = self.edges[id]
-            .slots
-            .iter()
-            .map(|slot| self.edges[slot.edge].keys.len())
-            .collect();
-        let edge = &mut self.edges[id];
-        edge.digests_asked = digests;
-        for ((slot, content), seen) in edge.slots.iter_mut().zip(contents).zip(seen) {
-            slot.keys_asked = seen;
+        for (number, keys) in keys_asked.into_iter().enumerate() {
+            let content = self.vertices[vertex_id].content_of(number).is_some();
+            let slot = &mut self.edges[id].slots[number];
+            slot.keys_asked = keys;
             slot.content_asked |= content;
         }
-        if !queries.is_empty() {
-            edge.queries += 1;
-            let effect = self.start(Purpose::Query(id, inputs));
-            self.emit(Effect::Query {
-                effect,
-                vertex: vertex_id,
-                queries,
-            });
+        let edge = &mut self.edges[id];
+        edge.digests_asked = digests;
+        edge.stale = false;
+        if asked.queries.is_empty() {
+            return;
         }
+        edge.queries += 1;
+        self.listen(id, asked.queries.iter().filter_map(question));
+        let effect = self.start(Purpose::Query(id, asked.inputs));
+        let queries = asked.queries;
+        self.emit(Effect::Query {
+            effect,
+            vertex: vertex_id,
+            queries,
+        });
     }
 
-    fn input_queries(&self, id: EdgeId, number: usize, stores: &[StoreId], queries: &mut Vec<Query>) {
+    fn input_queries(&self, id: EdgeId, number: usize, stores: &[StoreId], asked: &mut Asked) {
         let edge = &self.edges[id];
         let vertex = &self.vertices[edge.vertex];
         let slot = &edge.slots[number];
@@ -283,16 +314,17 @@ impl<E: Clone> Solver<E> {
             selector,
         };
         let selector = vertex.deps[number].selector;
-        for key in &self.edges[slot.edge].keys[slot.keys_asked..] {
-            queries.push(Query::Children(key.store, link(key.record, selector)));
+        let from = if edge.stale { 0 } else { slot.keys_asked };
+        for (index, key) in self.edges[slot.edge].keys.iter().enumerate().skip(from) {
+            let query = Query::Children(key.store, link(key.record, selector));
+            asked.add(number, index < slot.keys_asked, edge.stale, [query]);
         }
-        if let Some(content) = vertex.content_of(number).filter(|_| !slot.content_asked) {
+        if let Some(content) = vertex.content_of(number) {
             let parent = RecordId::content(&content);
-            queries.extend(
-                stores
-                    .iter()
-                    .map(|store| Query::Children(*store, link(parent, None))),
-            );
+            let queries = stores
+                .iter()
+                .map(|store| Query::Children(*store, link(parent, None)));
+            asked.add(number, slot.content_asked, edge.stale, queries);
         }
     }
 
@@ -342,10 +374,7 @@ impl<E: Clone> Solver<E> {
                 links,
                 result: None,
             };
-            self.emit(Effect::Save {
-                vertex: vertex_id,
-                record,
-            });
+            self.save(id, record);
         }
     }
 

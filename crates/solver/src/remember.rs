@@ -7,7 +7,7 @@ use oci::Digest;
 use crate::ResultId;
 use crate::arena::EdgeId;
 use crate::core::Solver;
-use crate::edge::{Edge, Effect};
+use crate::edge::Edge;
 use crate::record::{Key, Link, NewRecord, RecordId, StoreId};
 use crate::vertex::MapState;
 
@@ -37,14 +37,15 @@ impl<E: Clone> Solver<E> {
         let links = self.all_links(id).unwrap_or_default();
         for record in ids {
             let links = links.clone();
-            self.emit(Effect::Save {
-                vertex: vertex_id,
-                record: NewRecord {
+            let result = Some(result);
+            self.save(
+                id,
+                NewRecord {
                     record,
                     links,
-                    result: Some(result),
+                    result,
                 },
-            });
+            );
             let key = Key {
                 store: StoreId::LOCAL,
                 record,
@@ -144,12 +145,13 @@ impl<E: Clone> Solver<E> {
     fn derive_record(&self, edge: &Edge, links: &[Link]) -> RecordId {
         let vertex = &self.vertices[edge.vertex];
         let mut text = format!("cooper.record.v1\n{}\n{}\n", vertex.op_digest(), edge.output);
-        for number in 0..edge.slots.len() {
+        for parents in links.chunk_by(|a, b| a.input == b.input) {
+            let number = parents[0].input;
             // Content alone, where it is known: however the input was made, the step is the same.
             let content = vertex
                 .content_of(number)
                 .map(|content| RecordId::content(&content));
-            let parents = links.iter().filter(|link| link.input == number);
+            let parents = parents.iter();
             for link in parents.filter(|link| content.is_none_or(|content| link.parent == content)) {
                 text.push_str(&link.parent.0.to_string());
                 if let Some(selector) = &link.selector {
@@ -191,15 +193,15 @@ impl<E: Clone> Solver<E> {
                     self.edges[next].record = Some(record);
                     if next != id {
                         let links = self.all_links(next).unwrap_or_default();
-                        let vertex = self.edges[next].vertex;
-                        self.emit(Effect::Save {
-                            vertex,
-                            record: NewRecord {
+                        let result = None;
+                        self.save(
+                            next,
+                            NewRecord {
                                 record,
                                 links,
-                                result: None,
+                                result,
                             },
-                        });
+                        );
                     }
                 }
                 None => {

@@ -1,11 +1,11 @@
 //! What stands outside of the solver in tests: ops that compute numbers, stores in memory, and a trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Digest;
 use solver::{
-    BuildId, CacheMap, Dep, Effect, EffectId, Event, Input, JobId, MemoryRecords, Outcome, Owner, ResultId,
-    Solver, StoreId, VertexDef, VertexId,
+    BuildId, CacheMap, Dep, Effect, EffectId, Event, Failure, Input, JobId, MemoryRecords, Outcome, Owner,
+    RecordId, ResultId, Solver, StoreId, VertexDef, VertexId,
 };
 
 pub fn digest(text: impl AsRef<str>) -> Digest {
@@ -16,6 +16,11 @@ pub fn mix(parts: &[u64]) -> u64 {
     parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| {
         (hash ^ part).wrapping_mul(0x0100_0000_01b3) ^ (hash >> 29)
     })
+}
+
+/// A digest as a number.
+fn number(digest: &Digest) -> u64 {
+    u64::from_str_radix(&digest.hex()[..16], 16).unwrap()
 }
 
 /// What part of an input a step reads when it is identified by content.
@@ -37,6 +42,8 @@ pub struct Spec {
     pub rounds: bool,
     pub ignore_cache: bool,
     pub stores: Vec<StoreId>,
+    /// An output that the op does not yield.
+    pub missing: Option<usize>,
 }
 
 impl Spec {
@@ -75,26 +82,60 @@ impl Spec {
     }
 }
 
+/// Outputs that an op yields unless one is missing.
+const OUTPUTS: usize = 3;
+
 /// A graph with its vertices' digests.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     pub specs: Vec<Spec>,
     pub digests: Vec<Digest>,
+    /// What makes a step the same step wherever it stands: its op, and per input what identifies it.
+    identities: Vec<u64>,
 }
 
 impl Graph {
     pub fn new(specs: Vec<Spec>) -> Self {
         let mut digests: Vec<Digest> = Vec::new();
+        let mut identities: Vec<u64> = Vec::new();
+        let mut lasting: Vec<bool> = Vec::new();
+        let mut values: Vec<[u64; OUTPUTS]> = Vec::new();
         for spec in &specs {
             let inputs: Vec<_> = spec
                 .inputs
                 .iter()
                 .map(|(i, o, c)| (digests[*i].to_string(), o, c))
                 .collect();
-            let version = (spec.version, spec.salt, spec.ephemeral, spec.rounds);
-            digests.push(digest(format!("vertex {} {version:?} {inputs:?}", spec.name)));
+            let version = (spec.version, spec.salt, spec.ephemeral, spec.rounds, spec.missing);
+            let own = digest(format!("vertex {} {version:?} {inputs:?}", spec.name));
+            digests.push(own);
+            let is_known = |(input, _, content): &(usize, usize, bool)| *content || lasting[*input];
+            lasting.push(!spec.ephemeral && spec.inputs.iter().all(is_known));
+            // What has an input without a lasting identity has none.
+            let op = if lasting[lasting.len() - 1] {
+                spec.own_digest()
+            } else {
+                own
+            };
+            let mut parts = vec![number(&op), spec.missing.map_or(0, |output| output as u64 + 1)];
+            let value = |(input, output): (usize, usize)| values[input].get(output).copied().unwrap_or(0);
+            for (input, output, content) in &spec.inputs {
+                parts.push(*output as u64);
+                parts.push(if *content {
+                    part(value((*input, *output)))
+                } else {
+                    identities[*input]
+                });
+            }
+            let read: Vec<u64> = spec.inputs.iter().map(|(i, o, _)| value((*i, *o))).collect();
+            identities.push(mix(&parts));
+            values.push(std::array::from_fn(|output| spec.output(output, &read)));
         }
-        Self { specs, digests }
+        Self {
+            specs,
+            digests,
+            identities,
+        }
     }
 
     pub fn defs(&self) -> Vec<VertexDef> {
@@ -146,8 +187,17 @@ pub struct Bench {
     pub imported: BTreeMap<StoreId, MemoryRecords>,
     /// What stored results contain.
     pub stored: BTreeMap<String, u64>,
+    /// Which step made which stored result.
+    pub makers: BTreeMap<String, String>,
     /// Results that were loaded, not made.
-    pub loaded: std::collections::BTreeSet<ResultId>,
+    pub loaded: BTreeSet<ResultId>,
+    /// Vertices that were executed to the end.
+    pub done: BTreeSet<VertexId>,
+    /// What the result of a record is, whoever made it.
+    pub truth: BTreeMap<RecordId, u64>,
+    /// How often steps that are the same were executed to the end for which output, and which vertices are which.
+    pub runs: BTreeMap<(u64, usize), usize>,
+    pub identities: BTreeMap<Digest, u64>,
     /// Results that the solver owns.
     pub results: BTreeMap<ResultId, u64>,
     pub specs: BTreeMap<Digest, Spec>,
@@ -165,10 +215,15 @@ pub struct Bench {
 
 impl Bench {
     pub fn build(&mut self, build: u64, job: u64, graph: &Graph, target: (usize, usize)) {
-        for (spec, digest) in graph.specs.iter().zip(&graph.digests) {
-            self.specs.insert(*digest, spec.clone());
+        self.build_for(build, Owner::Job(JobId(job)), graph, target);
+    }
+
+    pub fn build_for(&mut self, build: u64, owner: Owner, graph: &Graph, target: (usize, usize)) {
+        for (index, (spec, digest)) in graph.specs.iter().zip(&graph.digests).enumerate() {
+            if self.specs.insert(*digest, spec.clone()).is_none() {
+                self.identities.insert(*digest, graph.identities[index]);
+            }
         }
-        let owner = Owner::Job(JobId(job));
         self.tell(Input::Build {
             build: BuildId(build),
             owner,
@@ -195,12 +250,16 @@ impl Bench {
             };
             self.note(&effect);
             match effect {
-                Effect::Save { record, .. } => {
+                Effect::Save { vertex, record } => {
                     self.local.add(record.record, record.links);
                     if let Some(result) = record.result {
+                        let value = self.results[&result];
+                        let known = *self.truth.entry(record.record).or_insert(value);
+                        assert_eq!(known, value, "{:?} stands for one result", record.record);
                         self.clock += 1;
                         let id = format!("r{}", self.clock);
-                        self.stored.insert(id.clone(), self.results[&result]);
+                        self.stored.insert(id.clone(), value);
+                        self.makers.insert(id.clone(), self.name(vertex).to_owned());
                         self.local.add_result(record.record, id, self.clock);
                     }
                 }
@@ -240,11 +299,27 @@ impl Bench {
     }
 
     fn note(&mut self, effect: &Effect<String>) {
-        let line = match effect {
+        if let Effect::Exec { vertex, .. } = effect {
+            assert!(!self.done.contains(vertex), "{vertex:?} is executed once");
+        }
+        let is_quiet = matches!(
+            effect,
+            Effect::Query { .. } | Effect::Save { .. } | Effect::Release { .. }
+        );
+        if !is_quiet {
+            let line = self.describe(effect);
+            self.trace.push(line);
+        }
+    }
+
+    /// An effect as the trace tells it.
+    pub fn describe(&self, effect: &Effect<String>) -> String {
+        match effect {
             Effect::CacheMap { vertex, round, .. } => match round {
                 0 => format!("map {}", self.name(*vertex)),
                 round => format!("map {} again {round}", self.name(*vertex)),
             },
+            Effect::Query { vertex, .. } => format!("query {}", self.name(*vertex)),
             Effect::Checksum { vertex, input, .. } => {
                 format!("checksum {} input {input}", self.name(*vertex))
             }
@@ -254,29 +329,22 @@ impl Bench {
             Effect::Load { vertex, output, .. } => format!("load {} output {output}", self.name(*vertex)),
             Effect::Exec { vertex, .. } => format!("exec {}", self.name(*vertex)),
             Effect::Cancel { effect } => {
-                let canceled = self
-                    .waiting
-                    .iter()
-                    .find(|waiting| effect_id(waiting) == Some(*effect));
-                let what = match canceled {
-                    Some(Effect::CacheMap { vertex, .. }) => format!("map {}", self.name(*vertex)),
-                    Some(Effect::Checksum { vertex, .. }) => format!("checksum {}", self.name(*vertex)),
-                    Some(Effect::Load { vertex, .. }) => format!("load {}", self.name(*vertex)),
-                    Some(Effect::Exec { vertex, .. }) => format!("exec {}", self.name(*vertex)),
-                    other => format!("{other:?}"),
-                };
+                let is_it = |waiting: &&Effect<String>| effect_id(waiting) == Some(*effect);
+                let canceled = self.waiting.iter().find(is_it);
+                let what = canceled.map_or_else(|| "what is over".to_owned(), |effect| self.describe(effect));
                 format!("cancel {what}")
             }
             Effect::Finished { build, outcome } => match outcome {
                 Ok(_) => format!("build {} is done", build.0),
+                Err(Failure::Op { error, .. }) => format!("build {} failed: {error}", build.0),
                 Err(failure) => {
                     format!("build {} failed: {failure:?}", build.0).replace(char::is_control, " ")
                 }
             },
             Effect::Forget { .. } => "forget".to_owned(),
-            Effect::Query { .. } | Effect::Save { .. } | Effect::Release { .. } => return,
-        };
-        self.trace.push(line);
+            Effect::Save { vertex, .. } => format!("save {}", self.name(*vertex)),
+            Effect::Release { result } => format!("release {}", result.0),
+        }
     }
 
     pub fn new_result(&mut self, value: u64) -> ResultId {
@@ -284,6 +352,24 @@ impl Bench {
         let id = ResultId(self.next);
         self.results.insert(id, value);
         id
+    }
+
+    fn cache_map(&self, vertex: VertexId, round: u32) -> CacheMap {
+        let spec = &self.specs[&self.names[&vertex]];
+        let deps = spec.inputs.iter().map(|(_, _, content)| Dep {
+            selector: content.then(|| digest("part")),
+            content: *content,
+        });
+        let mut digests = vec![spec.own_digest()];
+        if round > 0 {
+            digests.push(digest(format!("contains {}", spec.source_value())));
+        }
+        CacheMap {
+            digests,
+            more: spec.rounds && round == 0,
+            ephemeral: spec.ephemeral,
+            deps: deps.collect(),
+        }
     }
 
     /// The right answer to an effect; `None` for cancellations.
@@ -294,22 +380,7 @@ impl Bench {
                 vertex,
                 round,
             } => {
-                let spec = self.specs[&self.names[&vertex]].clone();
-                let deps = spec.inputs.iter().map(|(_, _, content)| Dep {
-                    selector: content.then(|| digest("part")),
-                    content: *content,
-                });
-                let mut digests = vec![spec.own_digest()];
-                if round > 0 {
-                    digests.push(digest(format!("contains {}", spec.source_value())));
-                }
-                let more = spec.rounds && round == 0;
-                let map = CacheMap {
-                    digests,
-                    more,
-                    ephemeral: spec.ephemeral,
-                    deps: deps.collect(),
-                };
+                let map = self.cache_map(vertex, round);
                 Input::MapReady { effect, map }
             }
             Effect::Query { effect, queries, .. } => {
@@ -336,18 +407,31 @@ impl Bench {
             Effect::Load { effect, stored, .. } => {
                 self.loads += 1;
                 let value = self.stored.get(&stored.result).copied();
-                Input::Loaded {
-                    effect,
-                    result: value.map(|value| self.new_result(value)),
-                }
+                let result = value.map(|value| self.new_result(value));
+                self.loaded.extend(result);
+                Input::Loaded { effect, result }
             }
-            Effect::Exec { effect, vertex, .. } => {
+            Effect::Exec {
+                effect,
+                vertex,
+                record,
+                ..
+            } => {
                 self.executed += 1;
+                self.done.insert(vertex);
+                let identity = self.identities[&self.names[&vertex]];
                 let spec = self.specs[&self.names[&vertex]].clone();
+                let output = record.map_or(0, |record| match record.links.first() {
+                    Some(link) => link.output,
+                    None => usize::from(record.record != RecordId::root(&spec.own_digest(), 0)),
+                });
+                *self.runs.entry((identity, output)).or_default() += 1;
                 let inputs = self.read[&effect].clone();
-                let outputs = (0..3)
-                    .map(|output| Some(self.new_result(spec.output(output, &inputs))))
-                    .collect();
+                let outputs = (0..OUTPUTS).map(|output| {
+                    let value = spec.output(output, &inputs);
+                    (spec.missing != Some(output)).then(|| self.new_result(value))
+                });
+                let outputs = outputs.collect();
                 Input::Executed { effect, outputs }
             }
             Effect::Cancel { .. } => return None,

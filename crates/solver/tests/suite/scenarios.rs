@@ -1,49 +1,9 @@
-//! Small graphs as text, and the effects that they lead to, in order.
-//!
-//! A line is `name = source N` (content `N / 2`), `local N` (its key is worth nothing in another build), or
-//! `op inputs…`; an input is `name`, `name.1` for its second output, and ends in `*` when content identifies it. `!`
-//! at the end ignores the cache, `salt N` makes a vertex of its own of the same step.
+//! Small graphs, and the effects that they lead to, in order. See [`crate::script`] for how they are written.
 
 use solver::{BuildId, Effect, Failure, Input, Owner};
 
-use crate::bench::{Bench, Graph, Spec, effect_id};
-
-fn graph(text: &str) -> Graph {
-    let mut specs: Vec<Spec> = Vec::new();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let (name, rest) = line.split_once('=').unwrap();
-        let mut words = rest.split_whitespace();
-        let kind = words.next().unwrap();
-        let mut spec = Spec {
-            name: name.trim().to_owned(),
-            ephemeral: kind == "local",
-            ..Spec::default()
-        };
-        while let Some(word) = words.next() {
-            if let Ok(version) = word.parse() {
-                spec.version = version;
-            } else if word == "!" {
-                spec.ignore_cache = true;
-            } else if word == "salt" {
-                spec.salt = words.next().unwrap().parse().unwrap();
-            } else if word == "rounds" {
-                spec.rounds = true;
-            } else {
-                let content = word.ends_with('*');
-                let (input, output) = word.trim_end_matches('*').split_once('.').unwrap_or((word, "0"));
-                let input = input.trim_end_matches('*');
-                let index = specs.iter().position(|spec| spec.name == input).unwrap();
-                spec.inputs.push((index, output.parse().unwrap(), content));
-            }
-        }
-        specs.push(spec);
-    }
-    Graph::new(specs)
-}
-
-fn last(graph: &Graph) -> (usize, usize) {
-    (graph.specs.len() - 1, 0)
-}
+use crate::bench::{Bench, Graph, effect_id};
+use crate::script::{graph, last, lines};
 
 /// Builds in a job of its own and returns the trace.
 fn build(bench: &mut Bench, number: u64, graph: &Graph) -> String {
@@ -56,14 +16,6 @@ fn build(bench: &mut Bench, number: u64, graph: &Graph) -> String {
     bench.close(number);
     assert!(bench.results.is_empty() && bench.solver.active_vertices() == 0);
     bench.take_trace()
-}
-
-fn lines(text: &str) -> String {
-    text.lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("\n")
 }
 
 const DOCKERFILE: &str = "
@@ -379,16 +331,8 @@ fn an_op_builds_within_the_lifetime_of_its_vertex() {
         panic!()
     };
     let exec = bench.waiting.remove(0);
-    for (spec, digest) in inner.specs.iter().zip(&inner.digests) {
-        bench.specs.insert(*digest, spec.clone());
-    }
-    let (owner, graph) = (Owner::Vertex(vertex), inner.defs());
-    bench.tell(Input::Build {
-        build: BuildId(2),
-        owner,
-        graph,
-        target: last(&inner),
-    });
+    let owner = Owner::Vertex(vertex);
+    bench.build_for(2, owner, &inner, last(&inner));
     bench.run();
     assert!(bench.finished[&BuildId(2)].0.is_ok());
     // An op that builds itself would wait for itself.
@@ -431,56 +375,4 @@ fn the_steps_behind_a_result_can_be_exported() {
     assert_eq!(exported.entries.len(), 3);
     assert!(exported.entries[1].result.is_none() && exported.entries[1].stored.len() == 1);
     assert!(exported.entries[2].loaded.is_some());
-}
-
-#[test]
-fn a_chain_of_ten_thousand_steps_takes_linear_work() {
-    let mut specs = vec![Spec {
-        name: "base".to_owned(),
-        ..Spec::default()
-    }];
-    for index in 0..10_000 {
-        specs.push(Spec {
-            name: format!("step{index}"),
-            inputs: vec![(index, 0, false)],
-            ..Spec::default()
-        });
-    }
-    let graph = Graph::new(specs);
-    let mut solver = solver::Solver::<String>::new();
-    let mut bench = Bench::default();
-    for (spec, digest) in graph.specs.iter().zip(&graph.digests) {
-        bench.specs.insert(*digest, spec.clone());
-    }
-    let owner = Owner::Job(solver::JobId(1));
-    let mut inputs = vec![Input::Build {
-        build: BuildId(1),
-        owner,
-        graph: graph.defs(),
-        target: last(&graph),
-    }];
-    let mut handled = 0;
-    while let Some(input) = inputs.pop() {
-        solver.handle(input);
-        handled += 1;
-        while let Some(event) = solver.poll_event() {
-            if let solver::Event::Added { vertex, digest } = event {
-                bench.names.insert(vertex, digest);
-            }
-        }
-        while let Some(effect) = solver.poll_effect() {
-            match effect {
-                Effect::Save { .. } | Effect::Finished { .. } => {}
-                Effect::Exec { effect, .. } => {
-                    let output = Some(bench.new_result(0));
-                    inputs.push(Input::Executed {
-                        effect,
-                        outputs: vec![output],
-                    });
-                }
-                other => inputs.push(bench.answer(other).unwrap()),
-            }
-        }
-    }
-    assert!(handled < 50_000, "{handled}");
 }
