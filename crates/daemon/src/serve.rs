@@ -23,6 +23,8 @@ const MAX_STREAMS: u32 = 1 << 16;
 /// How long calls may go on after the daemon was told to stop, with builds running and without.
 const GRACE_BUSY: Duration = Duration::from_secs(10);
 const GRACE_IDLE: Duration = Duration::from_millis(500);
+/// How long to wait for a predecessor that is about to end, as after a restart by a service supervisor.
+const HANDOVER: Duration = Duration::from_secs(2);
 /// How long the engine may take to clean up.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -114,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let _pidfile = pidfile.map(|path| PidFile::write(&path)).transpose()?;
     let signals = Signals::new()?;
     // The state directory is locked first: a second daemon must not take the first one's socket away.
-    let wired = wire(&file, root, None)?;
+    let wired = wire(&file, root, Some(HANDOVER))?;
     let listeners = listen_at(&addresses, &file)?;
     let debugging = match file.grpc.debug_address.as_str() {
         "" => None,
