@@ -57,8 +57,9 @@ fn open(reference: &ImmutableRef) -> io::Result<OwnedFd> {
 }
 
 fn wrap(error: ChecksumError, id: &str) -> BuildError {
+    // What a build's author names and is not there is their error; BuildKit gives it no code of its own either.
     let kind = match &error {
-        error if error.is_not_found() => ErrorKind::NotFound,
+        error if error.is_not_found() => ErrorKind::User,
         ChecksumError::Io { .. } | ChecksumError::Open { .. } => ErrorKind::Internal,
         _ => ErrorKind::User,
     };

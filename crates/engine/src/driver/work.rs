@@ -92,7 +92,9 @@ pub(crate) async fn checksum(op: Arc<dyn Op>, ctx: OpContext, input: usize, refe
     match op.content_digest(&ctx, input, &reference).await {
         Ok(digest) => Answer::Checksum(digest),
         Err(error) => {
-            let error = error.rename_lost_inputs(input);
+            let error = error
+                .rename_lost_inputs(input)
+                .context("failed to compute cache key");
             let error = name_op(error, &ctx, &[reference], Some(Subject::ContentOf(input)));
             let answer = failed(error.clone(), &ctx.cancel);
             if matches!(answer, Answer::Failed(_)) {

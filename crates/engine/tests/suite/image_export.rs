@@ -237,6 +237,10 @@ async fn the_epoch_reaches_config_and_layers() {
     let pushed = manifest(&server, "app", "t");
     let config = config(&server, "app", &pushed);
     assert_eq!(config.created.as_deref(), Some("1970-01-01T00:08:20Z"));
+    assert_eq!(
+        pushed.layers[0].annotations["buildkit/rewritten-timestamp"],
+        "500"
+    );
     let blob = server.blob("app", &pushed.layers[0].digest).unwrap();
     let plain = flate2::read::MultiGzDecoder::new(&blob[..]);
     let mut layer = tar::Archive::new(plain);

@@ -26,6 +26,8 @@ use crate::unlazy::FetchContext;
 
 /// Metadata: the configuration of the image below; with `/ID` for one of several platforms.
 const BASE_CONFIG_KEY: &str = "containerimage.base.config";
+/// Annotation of a layer whose times were rewritten: the epoch in seconds, as BuildKit names it.
+const REWRITTEN_ANNOTATION: &str = "buildkit/rewritten-timestamp";
 
 /// An image ready to be sent somewhere. Its blobs are held as long as this lives.
 #[derive(Clone, Debug)]
@@ -225,7 +227,13 @@ impl<'a> ImageWriter<'a> {
         let (options, pin) = (self.options.layers, &self.image.pin);
         let work = part.layers.iter().skip(shared);
         let work = work.map(|layer| self.exporter.rewrite(fetch, layer, options, epoch, pin));
-        let rewritten = try_join_all(work).await?;
+        let mut rewritten = try_join_all(work).await?;
+        if self.options.uses_oci_types() {
+            for layer in &mut rewritten {
+                let annotations = &mut layer.descriptor.annotations;
+                annotations.insert(REWRITTEN_ANNOTATION.to_owned(), epoch.seconds.to_string());
+            }
+        }
         part.layers.truncate(shared);
         part.layers.extend(rewritten);
         Ok(())
