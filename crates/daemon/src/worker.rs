@@ -56,6 +56,13 @@ pub fn version() -> worker::BuildkitVersion {
     }
 }
 
+/// Returns what web servers are told: some serve builders by the name of the one that this daemon is compatible with.
+pub fn user_agent() -> String {
+    let release = VERSION.split('+').next().unwrap_or_default();
+    let minor = release.rsplit_once('.').map_or(release, |(minor, _)| minor);
+    format!("buildkit/{minor} cooper/{}", env!("CARGO_PKG_VERSION"))
+}
+
 /// Reads the worker's id from the state directory, or makes one and keeps it there. Blocking.
 ///
 /// # Errors
@@ -223,6 +230,16 @@ fn emulated(name: &str) -> Option<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_told_a_release() {
+        let told = user_agent();
+        let (buildkit, own) = told.split_once(' ').unwrap();
+        let release = buildkit.strip_prefix("buildkit/v").unwrap();
+        assert!(VERSION.starts_with(&format!("v{release}.")), "{told}");
+        assert_eq!(release.split('.').count(), 2, "{told}");
+        assert!(own.starts_with("cooper/"), "{told}");
+    }
 
     #[test]
     fn ids_are_kept() {

@@ -57,6 +57,8 @@ pub struct EngineConfig {
     pub executor: ExecutorConfig,
     /// How registries are reached.
     pub registries: HostsConfig,
+    /// What web servers are told of who fetches from them.
+    pub web_user_agent: String,
     /// The clients.
     pub sessions: Arc<dyn Sessions>,
     /// Platforms whose programs run here, the preferred one first.
@@ -101,7 +103,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     places.extend(remotecache::providers(&images));
     let fetcher = BlobFetcher::new(store.clone(), places);
     let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher.clone());
-    let web = registry::web_client().map_err(internal)?;
+    let web = registry::web_client(&config.web_user_agent).map_err(internal)?;
     let worker = Worker::new(WorkerParts {
         store: store.clone(),
         images: Arc::clone(&images),

@@ -5,10 +5,15 @@ use crate::endpoint::http_client;
 use crate::error::ConfigError;
 
 /// Makes a client that trusts the system's authorities, follows redirects (without authorization to other hosts) and takes
-/// bodies as they are. Cheap to clone; connections are shared.
+/// bodies as they are. `user_agent` is what servers are told unless a request says otherwise. Cheap to clone; connections
+/// are shared.
 ///
 /// # Errors
 /// When the TLS settings cannot be built.
-pub fn web_client() -> Result<reqwest::Client, ConfigError> {
-    http_client("web", &HostConfig::default(), &ClientOptions::default())
+pub fn web_client(user_agent: &str) -> Result<reqwest::Client, ConfigError> {
+    let options = ClientOptions {
+        user_agent: user_agent.to_owned(),
+        ..ClientOptions::default()
+    };
+    http_client("web", &HostConfig::default(), &options)
 }
