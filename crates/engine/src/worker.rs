@@ -63,7 +63,7 @@ impl Worker {
                     .context(format!("prepare {}", dir.display()))
             })?;
         }
-        let git = GitRepositories::new(parts.store.clone(), git_dir);
+        let git = GitRepositories::new(Arc::clone(&parts.images), git_dir);
         Ok(Self {
             parts,
             cache_dirs: CacheDirs::default(),
@@ -167,7 +167,11 @@ impl SourceResolver for Worker {
                 })
             }
             "http" | "https" => {
-                let http = self.parts.http.resolve_meta(ctx, &op).await?;
+                let http = self
+                    .parts
+                    .http
+                    .resolve_meta(ctx, &op, request.checksum.as_ref())
+                    .await?;
                 Ok(SourceMeta {
                     op,
                     http: Some(http),

@@ -25,6 +25,8 @@ pub(super) struct Capture {
     pub blobs: Vec<Image>,
     /// Repository with an optional ref behind `#`, and the commit.
     pub git: BTreeMap<String, String>,
+    /// Bundles that commits were taken from: the repository as in `git`, and the bundle's locator.
+    pub bundles: BTreeSet<(String, String)>,
     /// URL and checksum.
     pub http: BTreeMap<String, Option<String>>,
     /// Names of the client's directories.
@@ -114,6 +116,10 @@ impl Capture {
                 let reference = reference.split(':').next().unwrap_or_default();
                 if !reference.is_empty() {
                     url = format!("{url}#{reference}");
+                }
+                let bundle = source.attrs.get(llb::attr::GIT_BUNDLE);
+                if let Some(bundle) = bundle.filter(|bundle| !bundle.is_empty()) {
+                    self.bundles.insert((url.clone(), bundle.clone()));
                 }
                 self.git.insert(url, pin.unwrap_or_default());
             }

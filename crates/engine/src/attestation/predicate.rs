@@ -183,12 +183,40 @@ fn materials(capture: &Capture) -> Vec<Material> {
         uri: url.clone(),
         digest: commit_set(commit),
     });
+    let bundles = capture
+        .bundles
+        .iter()
+        .filter_map(|(url, locator)| bundle_material(url, locator));
     let http = capture.http.iter();
     let http = http.map(|(url, digest)| Material {
         uri: url.clone(),
         digest: digest_set(digest.as_deref()),
     });
-    images.chain(blobs).chain(git).chain(http).collect()
+    images
+        .chain(blobs)
+        .chain(git)
+        .chain(bundles)
+        .chain(http)
+        .collect()
+}
+
+/// The bundle that a commit of a repository was taken from.
+fn bundle_material(url: &str, locator: &str) -> Option<Material> {
+    let (scheme, body) = locator.split_once("://")?;
+    let (reference, digest) = body.rsplit_once('@')?;
+    let kind = if scheme == "oci-layout+blob" {
+        "oci"
+    } else {
+        "docker"
+    };
+    Some(Material {
+        uri: format!(
+            "{}?ref_type=bundle&vcs_url={}",
+            package_url(kind, reference, None),
+            escape(url, "$&+=:@")
+        ),
+        digest: digest_set(Some(digest)),
+    })
 }
 
 /// The frontend's options without what says nothing about the result.
@@ -574,6 +602,18 @@ mod tests {
         assert!(json["invocation"]["parameters"]["secrets"].is_null());
         assert_eq!(json["metadata"]["completeness"]["parameters"], false);
         assert_eq!(json["materials"][0]["uri"], url);
+    }
+
+    #[test]
+    fn a_bundle_is_a_material_of_its_own() {
+        let hex = "0".repeat(64);
+        let locator = format!("docker-image+blob://h:5000/a/b@sha256:{hex}");
+        let material = bundle_material("https://h/x.git#main", &locator).unwrap();
+        assert_eq!(
+            material.uri,
+            "pkg:docker/h%3A5000/a/b@latest?ref_type=bundle&vcs_url=https:%2F%2Fh%2Fx.git%23main"
+        );
+        assert_eq!(material.digest, digest_set(Some(&format!("sha256:{hex}"))));
     }
 
     #[test]

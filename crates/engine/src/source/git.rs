@@ -5,16 +5,19 @@
 
 mod access;
 mod attributes;
+mod bundle;
 mod checkout;
 mod command;
 mod remote;
+mod signed;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cache::{ImmutableRef, Store};
+use cache::ImmutableRef;
 use oci::Digest;
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +28,10 @@ use crate::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
 use crate::progress::VertexProgress;
 use crate::session::SessionGroup;
 
+use super::image::Images;
 use access::Access;
 use attributes::Attributes;
+use bundle::Bundles;
 use checkout::Checkout;
 use command::Git;
 use remote::{Locks, Repository, Resolved};
@@ -34,7 +39,7 @@ use remote::{Locks, Repository, Resolved};
 /// Where git repositories are fetched and checked out: one per engine. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct GitRepositories {
-    store: Store,
+    images: Arc<Images>,
     dir: PathBuf,
     locks: Locks,
 }
@@ -59,10 +64,11 @@ impl Caller {
 }
 
 impl GitRepositories {
-    /// Keeps repositories in `store`; `dir` is an empty directory of its own, for what is needed while Git runs.
-    pub fn new(store: Store, dir: PathBuf) -> Self {
+    /// Keeps repositories in the store of `images`, which bundles come from; `dir` is an empty directory of its own, for
+    /// what is needed while Git runs.
+    pub fn new(images: Arc<Images>, dir: PathBuf) -> Self {
         Self {
-            store,
+            images,
             dir,
             locks: Locks::default(),
         }
@@ -85,7 +91,7 @@ impl GitRepositories {
             progress: ctx.progress.clone(),
             cancel: ctx.cancel.clone(),
         };
-        let resolved = self.resolve(&attributes, &caller).await?;
+        let resolved = self.resolve_signed(&attributes, &caller).await?;
         let commit = resolved
             .commit
             .clone()
@@ -101,6 +107,24 @@ impl GitRepositories {
                 .await?;
         }
         Ok(meta)
+    }
+
+    /// Checks that what a source's ref points to is signed as demanded.
+    async fn check_signature(
+        &self,
+        attributes: &Attributes,
+        caller: &Caller,
+        resolved: &Resolved,
+    ) -> Result<(), BuildError> {
+        let Some(demand) = &attributes.demand else {
+            return Ok(());
+        };
+        let mut found = GitMeta {
+            checksum: resolved.checksum.clone(),
+            ..GitMeta::default()
+        };
+        self.add_objects(attributes, caller, resolved, &mut found).await?;
+        demand.check(&found, SystemTime::now())
     }
 
     async fn add_objects(
@@ -147,13 +171,35 @@ impl GitRepositories {
         if let Some(resolved) = attributes.pinned()? {
             return Ok(Arc::new(resolved));
         }
-        let key = format!("git:{}#{}", attributes.remote, attributes.reference);
-        let ask = async { remote::resolve(&self.git(attributes, caller).await?, attributes).await };
+        let mut key = format!("git:{}#{}", attributes.remote, attributes.reference);
+        if let Some(bundle) = &attributes.bundle {
+            key = format!("{key}@{}", bundle.digest);
+        }
+        let ask = async {
+            let git = self.git(attributes, caller).await?;
+            let Some(bundle) = &attributes.bundle else {
+                return remote::resolve(&git, attributes).await;
+            };
+            let repository = self.bundles(caller).open(&git, bundle).await?;
+            let git = git.with_origin(&repository.url()?).local();
+            remote::resolve(&git, attributes).await
+        };
         let resolved = tokio::select! {
             resolved = memo(&caller.jobs, &key, ask) => resolved?,
             () = caller.cancel.cancelled() => return Err(BuildError::canceled()),
         };
         attributes.check(&resolved.checksum, resolved.commit.as_deref())?;
+        Ok(resolved)
+    }
+
+    /// As [`Self::resolve`]; what is not signed as demanded is refused.
+    async fn resolve_signed(
+        &self,
+        attributes: &Attributes,
+        caller: &Caller,
+    ) -> Result<Arc<Resolved>, BuildError> {
+        let resolved = self.resolve(attributes, caller).await?;
+        self.check_signature(attributes, caller, &resolved).await?;
         Ok(resolved)
     }
 
@@ -164,7 +210,23 @@ impl GitRepositories {
         resolved: &Resolved,
     ) -> Result<Repository, BuildError> {
         let git = self.git(attributes, caller).await?;
-        Repository::open(&self.store, &self.locks, &git, attributes, resolved).await
+        let Some(bundle) = &attributes.bundle else {
+            return Repository::open(self.images.store(), &self.locks, &git, attributes, resolved).await;
+        };
+        let repository = self.bundles(caller).open(&git, bundle).await?;
+        repository.find_commit(attributes, resolved, bundle).await?;
+        Ok(repository)
+    }
+
+    fn bundles<'a>(&'a self, caller: &'a Caller) -> Bundles<'a> {
+        Bundles {
+            store: self.images.store(),
+            locks: &self.locks,
+            dir: &self.dir,
+            images: &self.images,
+            sessions: &caller.sessions,
+            cancel: &caller.cancel,
+        }
     }
 
     async fn checkout(
@@ -179,7 +241,7 @@ impl GitRepositories {
             return Ok(known);
         }
         let repository = self.fetch(attributes, caller, resolved).await?;
-        let (store, dir) = (&self.store, self.dir.as_path());
+        let (store, dir) = (self.images.store(), self.dir.as_path());
         Checkout {
             store,
             dir,
@@ -192,7 +254,7 @@ impl GitRepositories {
     }
 
     async fn kept(&self, index: String) -> Result<Option<ImmutableRef>, BuildError> {
-        let store = self.store.clone();
+        let store = self.images.store().clone();
         blocking(move || {
             let known = store
                 .search_index(&index)
@@ -202,6 +264,13 @@ impl GitRepositories {
         })
         .await
     }
+}
+
+/// The identifier of a git source as policies know it; `None` for one that cannot be understood.
+pub(crate) fn canonical_identifier(op: &llb::pb::SourceOp) -> Option<String> {
+    Attributes::read(op)
+        .ok()
+        .map(|attributes| attributes.identifier())
 }
 
 async fn blocking<T: Send + 'static>(
@@ -248,7 +317,7 @@ impl GitOp {
         if let Some(known) = self.known() {
             return Ok(known);
         }
-        let resolved = self.repositories.resolve(&self.attributes, caller).await?;
+        let resolved = self.repositories.resolve_signed(&self.attributes, caller).await?;
         let mut slot = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(slot.get_or_insert(resolved)))
     }

@@ -10,8 +10,9 @@ mod store;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use cache::{ImmutableRef, Store};
-use oci::Digest;
+use oci::{Algorithm, Digest};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED,
 };
@@ -25,6 +26,8 @@ use crate::session::{SessionError, SessionGroup};
 use attributes::Attributes;
 use store::{Body, Kept};
 
+/// Most bytes that are checksummed after a file.
+const MAX_SUFFIX_BYTES: usize = 4 << 10;
 /// Host that stands for the client itself.
 const SESSION_HOST: &str = "buildkit-session";
 
@@ -51,7 +54,8 @@ impl HttpFiles {
         Self { client, store }
     }
 
-    /// Finds out what a source holds, fetching it when that cannot be told otherwise.
+    /// Finds out what a source holds, fetching it when that cannot be told otherwise. `checksum` asks for that of another
+    /// algorithm as well, made of the file and of bytes after it.
     ///
     /// # Errors
     /// When the server cannot be asked, refuses, or has something else than the pinned checksum says.
@@ -59,9 +63,15 @@ impl HttpFiles {
         &self,
         ctx: &MetaContext,
         op: &llb::pb::SourceOp,
+        checksum: Option<&(Algorithm, Bytes)>,
     ) -> Result<HttpMeta, BuildError> {
+        if checksum.is_some_and(|(_, suffix)| suffix.len() > MAX_SUFFIX_BYTES) {
+            return Err(BuildError::user(format!(
+                "http checksum request suffix exceeds max size {MAX_SUFFIX_BYTES}"
+            )));
+        }
         let attributes = Attributes::read(op)?;
-        let resolved = match attributes.pinned() {
+        let resolved = match attributes.pinned().filter(|_| checksum.is_none()) {
             Some(resolved) => Arc::new(resolved),
             None => {
                 // Steps of this build see what the frontend saw.
@@ -72,11 +82,19 @@ impl HttpFiles {
         };
         let last_modified = resolved.last_modified.as_deref().and_then(name::parse_http_date);
         let filename = resolved.filename.clone();
+        let checksum = match (checksum.cloned(), resolved.reference.clone()) {
+            (Some((algorithm, suffix)), Some(reference)) => {
+                attributes.check(resolved.digest)?;
+                let made = blocking(move || store::checksum(&reference, algorithm, &suffix));
+                Some(made.await?)
+            }
+            _ => None,
+        };
         Ok(HttpMeta {
             digest: resolved.digest,
             filename,
             last_modified,
-            checksum: None,
+            checksum,
         })
     }
 

@@ -1,5 +1,6 @@
 //! The blob sources: `docker-image+blob://` and `oci-layout+blob://` are one blob of a repository or layout, as a file.
 
+use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::image::{Images, blocking, internal, registry_error};
 use super::oci_layout::Place;
 use crate::error::{BuildError, ErrorKind};
 use crate::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
-use crate::session::SessionId;
+use crate::session::SessionGroup;
 use llb::pb;
 
 /// Scheme of blobs in registries.
@@ -33,13 +34,78 @@ const QUEUED_CHUNKS: usize = 16;
 #[derive(Debug)]
 pub struct BlobOp {
     images: Arc<Images>,
-    scheme: String,
-    reference: Reference,
-    digest: Digest,
-    /// For layouts.
-    place: Option<Place>,
+    location: BlobLocation,
     record_type: RecordType,
     file: BlobFile,
+}
+
+/// Where a blob is: in a repository of a registry, or in a layout at the client.
+#[derive(Clone, Debug)]
+pub(super) struct BlobLocation {
+    scheme: String,
+    reference: Reference,
+    /// The blob's digest.
+    pub digest: Digest,
+    /// For layouts.
+    place: Option<Place>,
+}
+
+impl BlobLocation {
+    /// Reads an identifier of one of the two schemes. `session` and `layout` say which layout is meant, if one is.
+    ///
+    /// # Errors
+    /// A user error for an identifier that cannot be understood.
+    pub fn read(identifier: &str, session: Option<String>, layout: String) -> Result<Self, BuildError> {
+        let (scheme, name) = identifier.split_once("://").unwrap_or(("", identifier));
+        let reference = Reference::parse(name)
+            .map_err(|error| BuildError::user(format!("failed to parse blob reference {name:?}: {error}")))?;
+        let Some(digest) = reference.digest().copied() else {
+            return Err(BuildError::user(format!(
+                "invalid reference digest: {name} has none"
+            )));
+        };
+        let place = match scheme {
+            LAYOUT_SCHEME if layout.is_empty() => {
+                return Err(BuildError::user("oci-layout blob source requires store id"));
+            }
+            LAYOUT_SCHEME => Some(Place { session, layout }),
+            _ => None,
+        };
+        Ok(Self {
+            scheme: scheme.to_owned(),
+            reference,
+            digest,
+            place,
+        })
+    }
+
+    /// Opens the blob. Its bytes are not verified.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn open(&self, images: &Images, sessions: &SessionGroup) -> Result<BlobBytes, BuildError> {
+        if let Some(place) = &self.place {
+            // Where a session is named, that client has it, whoever else waits for the step.
+            let content = place.content(sessions).await?;
+            return super::oci_layout::read(&*content, &self.digest, 0).await;
+        }
+        let client = images.client(sessions);
+        let found: Descriptor = client
+            .stat_blob(&self.reference, &self.digest)
+            .await
+            .map_err(registry_error)?;
+        let bytes = client
+            .fetch_unverified(&self.reference, &found, 0)
+            .await
+            .map_err(registry_error)?;
+        Ok(bytes.map_err(registry_error).boxed())
+    }
+}
+
+impl fmt::Display for BlobLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.reference)
+    }
 }
 
 /// The file that the blob becomes.
@@ -62,22 +128,8 @@ impl BlobOp {
         let Some(pb::op::Op::Source(source)) = &vertex.op.op else {
             return Err(BuildError::internal("not a source op"));
         };
-        let (scheme, name) = source
-            .identifier
-            .split_once("://")
-            .unwrap_or(("", &source.identifier));
-        let reference = Reference::parse(name)
-            .map_err(|error| BuildError::user(format!("failed to parse blob reference {name:?}: {error}")))?;
-        let Some(digest) = reference.digest().copied() else {
-            return Err(BuildError::user(format!(
-                "invalid reference digest: {name} has none"
-            )));
-        };
         let mut file = BlobFile::default();
-        let mut place = Place {
-            session: None,
-            layout: String::new(),
-        };
+        let (mut session, mut layout) = (None, String::new());
         let mut kind = RecordType::Regular;
         for (key, value) in &source.attrs {
             match key.as_str() {
@@ -86,24 +138,14 @@ impl BlobOp {
                 llb::attr::HTTP_UID => file.uid = number(key, value)?,
                 llb::attr::HTTP_GID => file.gid = number(key, value)?,
                 llb::attr::IMAGE_RECORD_TYPE => kind = record_type(value)?,
-                llb::attr::OCI_LAYOUT_SESSION_ID if !value.is_empty() => place.session = Some(value.clone()),
-                llb::attr::OCI_LAYOUT_STORE_ID => place.layout.clone_from(value),
+                llb::attr::OCI_LAYOUT_SESSION_ID if !value.is_empty() => session = Some(value.clone()),
+                llb::attr::OCI_LAYOUT_STORE_ID => layout.clone_from(value),
                 _ => {}
             }
         }
-        let place = match scheme {
-            LAYOUT_SCHEME if place.layout.is_empty() => {
-                return Err(BuildError::user("oci-layout blob source requires store id"));
-            }
-            LAYOUT_SCHEME => Some(place),
-            _ => None,
-        };
         Ok(Self {
             images,
-            scheme: scheme.to_owned(),
-            reference,
-            digest,
-            place,
+            location: BlobLocation::read(&source.identifier, session, layout)?,
             record_type: kind,
             file,
         })
@@ -129,7 +171,7 @@ impl BlobOp {
             gid,
         } = &self.file;
         let key = Key {
-            digest: self.digest,
+            digest: self.location.digest,
             filename,
             perm: *perm,
             uid: *uid,
@@ -138,41 +180,14 @@ impl BlobOp {
         Ok(Digest::sha256(oci::json::to_vec(&key).map_err(internal)?))
     }
 
-    async fn open(&self, ctx: &OpContext) -> Result<BlobBytes, BuildError> {
-        let sessions = ctx.sessions();
-        if let Some(place) = &self.place {
-            let content = match &place.session {
-                Some(id) => {
-                    // The client that made the definition has it, whoever else waits for the step.
-                    sessions
-                        .get(&SessionId(id.clone()))
-                        .await?
-                        .content_store(&place.store())
-                        .await?
-                }
-                None => place.content(&sessions).await?,
-            };
-            return super::oci_layout::read(&*content, &self.digest, 0).await;
-        }
-        let client = self.images.client(&sessions);
-        let found: Descriptor = client
-            .stat_blob(&self.reference, &self.digest)
-            .await
-            .map_err(registry_error)?;
-        let bytes = client
-            .fetch_unverified(&self.reference, &found, 0)
-            .await
-            .map_err(registry_error)?;
-        Ok(bytes.map_err(registry_error).boxed())
-    }
-
     async fn fetch(&self, ctx: &OpContext) -> Result<ImmutableRef, BuildError> {
-        let mut bytes = self.open(ctx).await?;
+        let mut bytes = self.location.open(&self.images, &ctx.sessions()).await?;
+        let digest = self.location.digest;
         let (chunks, queue) = mpsc::channel(QUEUED_CHUNKS);
         let writing = {
-            let (store, file, digest) = (self.images.store().clone(), self.file.clone(), self.digest);
+            let (store, file) = (self.images.store().clone(), self.file.clone());
             let options = RefOptions {
-                description: format!("blob {}", self.reference),
+                description: format!("blob {}", self.location.reference),
                 record_type: self.record_type,
                 retain: true,
                 created_at: None,
@@ -180,7 +195,7 @@ impl BlobOp {
             blocking(move || write(&store, options, &file, digest, queue))
         };
         let reading = async move {
-            let mut step = ctx.progress().step(self.digest.to_string(), "");
+            let mut step = ctx.progress().step(digest.to_string(), "");
             let mut count = 0_u64;
             while let Some(chunk) = bytes.next().await {
                 let chunk = chunk?;
@@ -319,8 +334,8 @@ impl Op for BlobOp {
 
     fn provenance(&self) -> Option<OpProvenance> {
         Some(OpProvenance {
-            source: Some(format!("{}://{}", self.scheme, self.reference)),
-            pin: Some(self.digest.to_string()),
+            source: Some(self.location.to_string()),
+            pin: Some(self.location.digest.to_string()),
             ..OpProvenance::default()
         })
     }

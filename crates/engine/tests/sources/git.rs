@@ -5,8 +5,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use llb::sourcepolicy::{Policy, PolicyAction, Rule, Selector, Update};
 use llb::{GitOptions, State};
 use tempfile::TempDir;
+use testkit::registry::Registry;
 
 use super::server::{Answer, Seen, Server, git_backend};
 use super::world::{Tree, World};
@@ -608,4 +610,194 @@ async fn a_source_is_resolved_with_its_objects() {
         ("refs/heads/main", commit)
     );
     assert!(meta.tag_object.is_empty() && meta.commit_checksum.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_stands_in_for_the_remote() {
+    for format in ["sha1", "sha256"] {
+        let Some(origin) = Origin::new(format) else { return };
+        origin.init("repo");
+        let first = origin.commit("repo", "a", "1");
+        let commit = origin.commit("repo", "b", "2");
+        origin.git("repo", &["bundle", "create", "-q", "../bundle", "main"]);
+        let bytes = std::fs::read(origin.path("bundle")).unwrap();
+        let (world, registry) = (World::new(), Registry::start().await);
+        let digest = registry.add_blob("bundles", bytes);
+        let locator = format!(
+            "docker-image+blob://{}",
+            registry.reference(&format!("bundles@{digest}"))
+        );
+        let from_bundle = |name: &str, checksum: &str, keep_git_dir| {
+            let options = GitOptions {
+                bundle: locator.clone(),
+                checksum: checksum.to_owned(),
+                keep_git_dir,
+                ..GitOptions::default()
+            };
+            // Nobody listens there.
+            State::git("http://127.0.0.1:1/repo.git", name, options)
+        };
+        let tree = world.build(&from_bundle("main", &commit, false)).await.unwrap();
+        assert_eq!(names(&tree), ["a", "b"], "{format}");
+        let by_commit = world.build(&from_bundle(&commit, &commit, false)).await.unwrap();
+        assert_eq!(by_commit, tree);
+        // What was unpacked is kept.
+        registry.remove_blob("bundles", &digest);
+        let tree = world.build(&from_bundle("main", &commit, true)).await.unwrap();
+        assert!(tree.contains_key(".git/"), "{tree:?}");
+        assert!(!tree.keys().any(|name| name.contains("cooper")), "{tree:?}");
+        // The parent is in the bundle too; what is not, is not taken from anywhere else.
+        let parent = world.build(&from_bundle(&first, &first, false)).await.unwrap();
+        assert_eq!(names(&parent), ["a"]);
+        let other = "0".repeat(commit.len());
+        let error = world
+            .build(&from_bundle(&other, &other, false))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("not found in bundle"), "{error}");
+        let error = world
+            .build(&from_bundle("main", &first, false))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("expected checksum to match"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_and_its_history_become_a_bundle() {
+    let Some(origin) = Origin::new("sha1") else { return };
+    origin.init("repo");
+    origin.commit("repo", "a", "1");
+    let commit = origin.commit("repo", "b", "2");
+    let (server, world) = (origin.serve(), World::new());
+    // The commit alone is there already.
+    world.build(&state(&server, "main")).await.unwrap();
+    let options = || GitOptions {
+        checkout_bundle: true,
+        ..GitOptions::default()
+    };
+    let tree = world.build(&with(&server, "main", options())).await.unwrap();
+    assert_eq!(names(&tree), ["bundle"]);
+    assert_eq!(tree["bundle"].mode, 0o644);
+    let head = tree["bundle"].content.split("\n\n").next().unwrap();
+    // Nothing that a reader would have to have already.
+    assert_eq!(head, format!("# v2 git bundle\n{commit} refs/heads/main"));
+    // Another name is another bundle.
+    origin.git("repo", &["branch", "other"]);
+    let tree = world.build(&with(&server, "other", options())).await.unwrap();
+    assert!(tree["bundle"].content.contains("refs/heads/other"));
+}
+
+/// A key that signs commits and tags of a repository; `None` where there is no `ssh-keygen`.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+fn signing_key(origin: &Origin, repository: &str, name: &str) -> Option<String> {
+    let path = origin.path(name);
+    let mut command = Command::new("ssh-keygen");
+    let made = command
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "x", "-f"])
+        .arg(&path)
+        .status();
+    if made.is_err() {
+        eprintln!("skipped: ssh-keygen is not installed");
+        return None;
+    }
+    origin.git(repository, &["config", "gpg.format", "ssh"]);
+    origin.git(repository, &["config", "user.signingkey", path.to_str().unwrap()]);
+    Some(std::fs::read_to_string(path.with_extension("pub")).unwrap())
+}
+
+/// A policy that has a ref's signature checked, by the name that policies know the source by.
+fn signed(server: &Server, name: &str, demands: &[(&str, &str)]) -> Policy {
+    let host = server.url("");
+    let host = host.trim_start_matches("http://").trim_end_matches('/');
+    let attrs = demands
+        .iter()
+        .map(|(key, value)| (format!("git.sig.{key}"), (*value).to_owned()));
+    Policy {
+        version: 1,
+        rules: vec![Rule {
+            action: PolicyAction::Convert as i32,
+            selector: Some(Selector {
+                identifier: format!("git://{host}/repo/.git#{name}"),
+                ..Selector::default()
+            }),
+            updates: Some(Update {
+                attrs: attrs.collect(),
+                ..Update::default()
+            }),
+        }],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_and_tags_are_signed_as_demanded() {
+    for format in ["sha1", "sha256"] {
+        let Some(origin) = Origin::new(format) else { return };
+        origin.init("repo");
+        origin.commit("repo", "a", "1");
+        origin.git("repo", &["tag", "-a", "-m", "x", "unsigned"]);
+        let Some(first) = signing_key(&origin, "repo", "first") else {
+            return;
+        };
+        origin.git("repo", &["config", "commit.gpgsign", "true"]);
+        origin.commit("repo", "b", "2");
+        let Some(second) = signing_key(&origin, "repo", "second") else {
+            return;
+        };
+        origin.git("repo", &["tag", "-s", "-m", "x", "v1"]);
+        let (server, world) = (origin.serve(), World::new());
+        let build = async |name: &str, demands: &[(&str, &str)]| {
+            let policy = signed(&server, name, demands);
+            let built = world.build_under(&state(&server, name), Some(policy)).await;
+            built.map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(build("main", &[("pubkey", &first)]).await, Ok(()), "{format}");
+        // The commit's signature, or the tag's.
+        assert_eq!(build("v1", &[("pubkey", &first)]).await, Ok(()));
+        assert_eq!(build("v1", &[("pubkey", &second)]).await, Ok(()));
+        let strict = [("pubkey", second.as_str()), ("requiresignedtag", "true")];
+        assert_eq!(build("v1", &strict).await, Ok(()));
+        for (name, demands, text) in [
+            (
+                "unsigned",
+                vec![("pubkey", first.as_str())],
+                "git object is not signed",
+            ),
+            (
+                "main",
+                vec![("pubkey", &second)],
+                "failed to verify ssh signature",
+            ),
+            (
+                "main",
+                vec![("rejectexpired", "true")],
+                "failed to parse ssh public key",
+            ),
+            (
+                "main",
+                vec![("pubkey", &first), ("requiresignedtag", "true")],
+                "no signed tag found",
+            ),
+            (
+                "v1",
+                vec![("pubkey", &first), ("requiresignedtag", "true")],
+                "failed to verify",
+            ),
+            (
+                "v1",
+                vec![("pubkey", &second), ("ignoresignedtag", "true")],
+                "failed to verify",
+            ),
+        ] {
+            let error = build(name, &demands).await.unwrap_err();
+            assert!(error.contains(text), "{name} {demands:?}: {error}");
+        }
+        // The same commit without a demand is the same checkout.
+        server.take_log();
+        world.build(&state(&server, "main")).await.unwrap();
+        assert_eq!(fetches(&server.take_log()), 0);
+    }
 }

@@ -245,3 +245,38 @@ async fn a_file_is_resolved_without_a_build() {
     );
     assert!(meta.last_modified.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checksum_can_be_made_with_more_bytes() {
+    let server = Server::start(|_| answer(200, &[], "body"));
+    let world = World::new();
+    let opts = [("suffix".to_owned(), "-more".to_owned())];
+    let meta = world
+        .ask_with(&http(&server, "/a"), opts.clone().into())
+        .await
+        .unwrap();
+    let http_meta = meta.http.unwrap();
+    assert_eq!(http_meta.digest, oci::Digest::sha256("body"));
+    let wanted = oci::Digest::of(oci::Algorithm::Sha384, "body-more").to_string();
+    assert_eq!(http_meta.checksum, Some((wanted.clone(), "-more".into())));
+    // Also where a pinned checksum makes fetching needless otherwise; what is not pinned is not checksummed.
+    let pinned = |digest| {
+        let options = HttpOptions {
+            checksum: Some(digest),
+            ..HttpOptions::default()
+        };
+        State::http(&server.url("/a"), options)
+    };
+    let meta = world
+        .ask_with(&pinned(oci::Digest::sha256("body")), opts.clone().into())
+        .await
+        .unwrap();
+    assert_eq!(meta.http.unwrap().checksum.unwrap().0, wanted);
+    let wrong = pinned(oci::Digest::sha256("other"));
+    assert!(world.ask_with(&wrong, opts.into()).await.is_err());
+    let seen = server.take_log();
+    assert!(
+        seen.iter()
+            .all(|seen| seen.headers["user-agent"].starts_with("buildkit/v"))
+    );
+}

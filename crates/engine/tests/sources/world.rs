@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use engine::bridge::{Bridge, BuildResult, Frontend, FrontendRequest, MetaRequest, SourceMeta};
+use engine::bridge::{
+    Bridge, BuildResult, Frontend, FrontendRequest, MetaRequest, PolicyAnswer, PolicyQuestion, SourceMeta,
+};
 use engine::engine::Services;
 use engine::session::{
     ByteStream, ClientContent, Credentials, FileStream, Session, SessionError, SessionId, Sessions,
@@ -68,7 +70,7 @@ impl World {
             Worker::new(WorkerParts {
                 store: store.clone(),
                 images,
-                http: HttpFiles::new(registry::web_client().unwrap(), store.clone()),
+                http: HttpFiles::new(registry::web_client("buildkit/v0 test").unwrap(), store.clone()),
                 unlazy: Arc::clone(&unlazy),
                 executor: None,
                 dir: path.join("worker"),
@@ -107,6 +109,15 @@ impl World {
 
     /// Builds a state and returns its files.
     pub async fn build(&self, state: &State) -> Result<Tree, BuildError> {
+        self.build_under(state, None).await
+    }
+
+    /// Builds a state under a policy and returns its files.
+    pub async fn build_under(
+        &self,
+        state: &State,
+        source_policy: Option<llb::sourcepolicy::Policy>,
+    ) -> Result<Tree, BuildError> {
         let definition = state.marshal(&MarshalOptions::default()).unwrap();
         let exporters = vec![ExporterRequest {
             kind: "look".to_owned(),
@@ -115,6 +126,7 @@ impl World {
         self.run(SolveRequest {
             definition: Some(definition),
             exporters,
+            source_policy,
             ..SolveRequest::default()
         })
         .await?;
@@ -123,11 +135,21 @@ impl World {
 
     /// Asks what the source of a state resolves to.
     pub async fn ask(&self, state: &State) -> Result<SourceMeta, BuildError> {
+        self.ask_with(state, BTreeMap::new()).await
+    }
+
+    /// Asks also for the SHA-384 checksum with the bytes of the option `suffix` after the file.
+    pub async fn ask_with(
+        &self,
+        state: &State,
+        frontend_opts: BTreeMap<String, String>,
+    ) -> Result<SourceMeta, BuildError> {
         let definition = state.marshal(&MarshalOptions::default()).unwrap();
         let frontend_inputs = BTreeMap::from([("source".to_owned(), definition)]);
         self.run(SolveRequest {
             frontend: "asks".to_owned(),
             frontend_inputs,
+            frontend_opts,
             ..SolveRequest::default()
         })
         .await?;
@@ -253,6 +275,10 @@ impl Frontend for Asks {
         });
         let options = MetaRequest {
             return_object: true,
+            checksum: request
+                .opts
+                .get("suffix")
+                .map(|suffix| (oci::Algorithm::Sha384, Bytes::from(suffix.clone()))),
             ..MetaRequest::default()
         };
         let meta = bridge
@@ -389,5 +415,21 @@ impl Session for TestClient {
 
     async fn content_store(&self, _: &str) -> Result<Arc<dyn ClientContent>, SessionError> {
         self.unsupported("content_store")
+    }
+
+    async fn check_policy(&self, _: &PolicyQuestion) -> Result<PolicyAnswer, SessionError> {
+        self.unsupported("check_policy")
+    }
+
+    async fn find_exporters(
+        &self,
+        _: &BTreeMap<String, Bytes>,
+        _: Vec<String>,
+    ) -> Result<Vec<ExporterRequest>, SessionError> {
+        self.unsupported("find_exporters")
+    }
+
+    async fn finalize_export(&self, _: &BTreeMap<String, String>) -> Result<(), SessionError> {
+        self.unsupported("finalize_export")
     }
 }

@@ -226,9 +226,19 @@ fn shell_quoted(path: &Path) -> Result<String, BuildError> {
 }
 
 /// A file that goes with its handle.
-struct TempFile(PathBuf);
+pub(super) struct TempFile(PathBuf);
 
 impl TempFile {
+    /// Takes charge of a file that was just made.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     fn create(dir: &Path, content: &str) -> Result<Self, BuildError> {
         let this = Self(dir.join(ContainerId::random().as_str()));
         std::fs::write(&this.0, content).map_err(|error| {

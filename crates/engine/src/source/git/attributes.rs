@@ -2,8 +2,11 @@
 
 use llb::{GitUrl, pb};
 
+use super::bundle;
 use super::remote::Resolved;
+use super::signed::Demand;
 use crate::error::BuildError;
+use crate::source::image_blob::BlobLocation;
 
 /// Stands for what is not shown.
 const MASK: &str = "xxxxx";
@@ -27,8 +30,20 @@ pub(super) struct Attributes {
     pub known_hosts: String,
     /// Agent of the client that SSH may use; empty: none.
     pub agent: String,
+    /// The bundle that commits are taken from in place of the remote.
+    pub bundle: Option<BlobLocation>,
+    /// By what the commit or tag must be signed.
+    pub demand: Option<Demand>,
     /// What is different from an ordinary checkout.
     pub options: Options,
+}
+
+/// What a bundle is named with, spread over several attributes.
+#[derive(Debug, Default)]
+struct BundleText {
+    locator: String,
+    session: String,
+    layout: String,
 }
 
 /// What is different from an ordinary checkout.
@@ -46,6 +61,8 @@ pub(super) struct Options {
     pub commit_time: bool,
     /// Fetch the commit of `checksum` whatever the ref points to.
     pub fetch_by_commit: bool,
+    /// Make a bundle of the commit and its history instead of its files.
+    pub as_bundle: bool,
 }
 
 impl Attributes {
@@ -62,8 +79,14 @@ impl Attributes {
             subdir,
             ..Self::default()
         };
+        let mut bundle = BundleText::default();
         for (key, value) in &source.attrs {
-            this.set(key, value)?;
+            match key.as_str() {
+                llb::attr::GIT_BUNDLE => bundle.locator.clone_from(value),
+                llb::attr::OCI_LAYOUT_SESSION_ID => bundle.session.clone_from(value),
+                llb::attr::OCI_LAYOUT_STORE_ID => bundle.layout.clone_from(value),
+                _ => this.set(key, value)?,
+            }
         }
         if this.reference.starts_with('-') || this.reference.bytes().any(|byte| byte.is_ascii_control()) {
             return Err(invalid_ref(&this.reference));
@@ -75,7 +98,29 @@ impl Attributes {
             );
             return Err(BuildError::user(text));
         }
+        this.set_bundle(bundle)?;
         Ok(this)
+    }
+
+    fn set_bundle(&mut self, text: BundleText) -> Result<(), BuildError> {
+        if !text.locator.is_empty() {
+            if self.checksum.is_empty() {
+                return Err(BuildError::user("git.bundle requires git.checksum to be set"));
+            }
+            let session = Some(text.session).filter(|session| !session.is_empty());
+            self.bundle = Some(bundle::locate(&text.locator, session, text.layout)?);
+        }
+        let refused = match self.options {
+            Options {
+                as_bundle: true,
+                keep_git_dir: true,
+                ..
+            } => "git.keepgitdir",
+            Options { as_bundle: true, .. } if !self.subdir.is_empty() => "git.subdir",
+            _ => return Ok(()),
+        };
+        let text = format!("git.checkoutbundle is incompatible with {refused}");
+        Err(BuildError::user(text))
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), BuildError> {
@@ -97,21 +142,44 @@ impl Attributes {
                     _ => return Err(BuildError::user(format!("invalid git.mtime {value:?}"))),
                 };
             }
-            "git.bundle" if value.is_empty() => {}
-            "git.checkoutbundle" if !flag => {}
-            "git.bundle" | "git.checkoutbundle" => {
-                return Err(BuildError::user(format!(
-                    "{key}: bundles of git repositories are not supported"
-                )));
+            "git.checkoutbundle" => self.options.as_bundle = flag,
+            _ => {
+                if let Some(name) = key.strip_prefix("git.sig.") {
+                    self.set_demand(name, value)?;
+                }
             }
-            _ if key.starts_with("git.sig.") => {
-                return Err(BuildError::user(format!(
-                    "{key}: signatures of git commits and tags cannot be verified"
-                )));
-            }
-            _ => {}
         }
         Ok(())
+    }
+
+    fn set_demand(&mut self, name: &str, value: &str) -> Result<(), BuildError> {
+        let flag = value == "true";
+        let demand = self.demand.get_or_insert_default();
+        match name {
+            "pubkey" => value.clone_into(&mut demand.public_key),
+            "rejectexpired" => demand.reject_expired = flag,
+            "requiresignedtag" => demand.requires_tag = flag,
+            "ignoresignedtag" => demand.ignores_tag = flag,
+            // A demand that is not understood is not ignored.
+            _ => {
+                let text = format!("git.sig.{name}: there is no such demand on signatures");
+                return Err(BuildError::user(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source's identifier as policies know it, made of what is really fetched.
+    pub fn identifier(&self) -> String {
+        let place = match GitUrl::parse(&self.remote) {
+            Ok(url) => format!("{}{}", url.host, oci::path::join(&["/", &url.path])),
+            Err(_) => self.remote.clone(),
+        };
+        match (self.reference.as_str(), self.subdir.as_str()) {
+            ("", "") => format!("git://{place}"),
+            (reference, "") => format!("git://{place}#{reference}"),
+            (reference, subdir) => format!("git://{place}#{reference}:{subdir}"),
+        }
     }
 
     /// The remote without credentials, for people.
@@ -124,6 +192,19 @@ impl Attributes {
         if is_commit(&self.reference) {
             self.check(&self.reference, None)?;
             return Ok(Some(Resolved::commit(&self.reference, &self.reference)));
+        }
+        if self.bundle.is_some() {
+            if !self.reference.is_empty() {
+                return Ok(None);
+            }
+            if !is_commit(&self.checksum) {
+                let text = format!(
+                    "git.bundle without a ref requires a full commit hash as git.checksum, got {:?}",
+                    self.checksum
+                );
+                return Err(BuildError::user(text));
+            }
+            return Ok(Some(Resolved::commit(&self.checksum, &self.checksum)));
         }
         if !self.options.fetch_by_commit {
             return Ok(None);
@@ -186,6 +267,11 @@ impl Attributes {
         }
         if self.options.commit_time {
             key.push_str("(mtime=commit)");
+        }
+        if self.options.as_bundle {
+            // Further than BuildKit goes: a bundle shows the ref's name, so bundles of two names are not the same.
+            key.push_str("(bundle)");
+            key.push_str(&bundle::target_ref(&self.reference));
         }
         key
     }
@@ -370,12 +456,36 @@ mod tests {
                 .to_string();
             assert!(error.contains(key), "{error}");
         };
-        refused("git.sig.pubkey", "key");
+        refused("git.sig.other", "key");
         refused("git.bundle", "oci-layout+blob://x@sha256:00");
-        refused("git.checkoutbundle", "true");
         refused("git.mtime", "now");
         assert!(read("git://x/y#--upload-pack=x", &[]).is_err());
         assert!(read("git://x/y", &[("git.checksum", "xyz")]).is_err());
+    }
+
+    #[test]
+    fn bundles_are_checked() {
+        let locator = format!("oci-layout+blob://a/b@sha256:{}", "0".repeat(64));
+        let bundle = ("git.bundle", locator.as_str());
+        let found = read("git://h/x#v1", &[bundle, ("git.checksum", SHA)]).expect("is valid");
+        assert!(found.pinned().expect("is valid").is_none());
+        let found = read("git://h/x", &[bundle, ("git.checksum", SHA)]).expect("is valid");
+        let pinned = found.pinned().expect("is valid").expect("is pinned");
+        assert_eq!(pinned, Resolved::commit(SHA, SHA));
+        let short = read("git://h/x", &[bundle, ("git.checksum", "0123")]).expect("is valid");
+        assert!(short.pinned().is_err());
+        let refused =
+            |text: &str, attrs: &[(&str, &str)]| read(text, attrs).expect_err("is refused").to_string();
+        assert_eq!(
+            refused("git://h/x", &[bundle]),
+            "git.bundle requires git.checksum to be set"
+        );
+        let web = [("git.bundle", "https://h/x"), ("git.checksum", SHA)];
+        assert!(refused("git://h/x", &web).contains("is not supported"));
+        let both = [("git.checkoutbundle", "true"), ("git.keepgitdir", "true")];
+        assert!(refused("git://h/x", &both).contains("incompatible with git.keepgitdir"));
+        let subdir = [("git.checkoutbundle", "true")];
+        assert!(refused("git://h/x#:d", &subdir).contains("incompatible with git.subdir"));
     }
 
     #[test]
@@ -406,6 +516,10 @@ mod tests {
             format!("{SHA}.git#refs/tags/v1:d(skip-submodules)(mtime=commit)")
         );
         assert_eq!(key("git://h/x", &[("git.mtime", "checkout")]), commit);
+        assert_eq!(
+            key("git://h/x#v1", &[("git.checkoutbundle", "true")]),
+            format!("{commit}(bundle)refs/heads/v1")
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ impl Checkout<'_> {
     async fn fill(&self, reference: &MutableRef) -> Result<(), BuildError> {
         let root = tree_path(reference)?;
         let options = self.attributes.options;
-        if options.keep_git_dir && self.attributes.subdir.is_empty() {
+        if options.as_bundle {
+            self.bundle_into(&root).await?;
+        } else if options.keep_git_dir && self.attributes.subdir.is_empty() {
             self.clone_into(&root).await?;
         } else {
             self.files_into(&root).await?;
@@ -99,6 +101,7 @@ impl Checkout<'_> {
         git.run(&["init", "--quiet", "--bare", "--template=", format])
             .await?;
         self.borrow_objects(&scratch.0).await?;
+        self.know_remote(&scratch.0).await?;
         let git = git.on(&work_tree);
         git.run(&["read-tree", "--reset", "-u", &self.resolved.checksum])
             .await?;
@@ -114,15 +117,19 @@ impl Checkout<'_> {
         Ok(())
     }
 
-    /// Gives a scratch repository the objects and the remote of the remote's repository.
-    async fn borrow_objects(&self, scratch: &Path) -> Result<(), BuildError> {
+    /// Gives a scratch repository the objects of the remote's repository.
+    pub(super) async fn borrow_objects(&self, scratch: &Path) -> Result<(), BuildError> {
         let objects = self.repository.path.join("objects");
         let text = objects
             .to_str()
             .ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
         tokio::fs::write(scratch.join("objects/info/alternates"), format!("{text}\n"))
             .await
-            .map_err(internal)?;
+            .map_err(internal)
+    }
+
+    /// Gives a scratch repository the remote, and the list of commits whose parents are not here.
+    async fn know_remote(&self, scratch: &Path) -> Result<(), BuildError> {
         let shallow = self.repository.path.join("shallow");
         match tokio::fs::copy(&shallow, scratch.join("shallow")).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(internal(error)),
@@ -209,7 +216,7 @@ impl Checkout<'_> {
     }
 }
 
-fn object_format(resolved: &Resolved) -> &'static str {
+pub(super) fn object_format(resolved: &Resolved) -> &'static str {
     if resolved.checksum.len() == 64 {
         "--object-format=sha256"
     } else {
@@ -218,10 +225,10 @@ fn object_format(resolved: &Resolved) -> &'static str {
 }
 
 /// A repository that is removed when it is dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub PathBuf);
 
 impl Scratch {
-    async fn create(dir: &Path, work_tree: &Path) -> Result<Self, BuildError> {
+    pub(super) async fn create(dir: &Path, work_tree: &Path) -> Result<Self, BuildError> {
         let this = Self(dir.join(ContainerId::random().as_str()));
         tokio::fs::create_dir(&this.0).await.map_err(internal)?;
         match tokio::fs::create_dir(work_tree).await {

@@ -132,6 +132,15 @@ impl Git {
         }
     }
 
+    /// Works outside any repository.
+    pub fn without_repository(&self) -> Self {
+        Self {
+            git_dir: None,
+            work_tree: None,
+            ..self.clone()
+        }
+    }
+
     /// Knows the remote as `origin`.
     pub fn with_origin(&self, url: &str) -> Self {
         Self {

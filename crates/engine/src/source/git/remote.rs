@@ -16,6 +16,7 @@ use super::attributes::{Attributes, invalid_ref, is_commit};
 use super::blocking;
 use super::command::{Git, GitError};
 use crate::error::{BuildError, ErrorKind};
+use crate::source::image_blob::BlobLocation;
 
 /// Says in a repository's metadata that it is whole, and its object format.
 const FORMAT: &str = "git.format";
@@ -167,17 +168,8 @@ impl Repository {
         resolved: &Resolved,
     ) -> Result<Self, BuildError> {
         let index = attributes.remote_index();
-        let lock = locks.lock(index.clone()).await;
-        let (store, name) = (store.clone(), index.clone());
         let description = format!("shared git repo for {}", attributes.shown_remote());
-        let reference = Arc::new(blocking(move || take(&store, &name, description)).await?);
-        let path = tree_path(&reference)?;
-        let this = Self {
-            git: git.at(&path),
-            path,
-            reference,
-            _lock: lock,
-        };
+        let this = Self::hold(store, locks, git, &index, description).await?;
         let format = if resolved.is_sha256() { "sha256" } else { "sha1" };
         let kept = this.reference.metadata(FORMAT).map_err(internal)?;
         if kept.as_deref() != Some(format.as_bytes()) {
@@ -194,8 +186,87 @@ impl Repository {
         Ok(this)
     }
 
+    /// Takes what is kept under an index, or an empty directory, and locks it.
+    pub async fn hold(
+        store: &Store,
+        locks: &Locks,
+        git: &Git,
+        index: &str,
+        description: String,
+    ) -> Result<Self, BuildError> {
+        let lock = locks.lock(index.to_owned()).await;
+        let (store, name) = (store.clone(), index.to_owned());
+        let reference = Arc::new(blocking(move || take(&store, &name, description)).await?);
+        let path = tree_path(&reference)?;
+        Ok(Self {
+            git: git.at(&path),
+            path,
+            reference,
+            _lock: lock,
+        })
+    }
+
+    /// Returns whether a mark was set since the repository was made.
+    pub fn mark(&self, name: &str) -> Result<bool, BuildError> {
+        let format = self.reference.metadata(FORMAT).map_err(internal)?;
+        let mark = self.reference.metadata(name).map_err(internal)?;
+        Ok(format.is_some() && mark == format)
+    }
+
+    /// Marks the repository.
+    pub async fn set_mark(&self, name: &'static str) -> Result<(), BuildError> {
+        let reference = Arc::clone(&self.reference);
+        blocking(move || {
+            let format = reference.metadata(FORMAT).map_err(internal)?;
+            reference.set_metadata(name, format.as_deref()).map_err(internal)
+        })
+        .await
+    }
+
+    /// The repository as a remote.
+    pub fn url(&self) -> Result<String, BuildError> {
+        let path = self.path.to_str();
+        let path = path.ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
+        Ok(format!("file://{path}"))
+    }
+
+    /// Takes a commit that must be in the repository already.
+    pub async fn find_commit(
+        &self,
+        attributes: &Attributes,
+        resolved: &Resolved,
+        bundle: &BlobLocation,
+    ) -> Result<(), BuildError> {
+        let commit = format!("{}^{{commit}}", resolved.checksum);
+        match self.git.run(&["cat-file", "-e", &commit]).await {
+            Err(GitError::Failed { .. }) => {
+                let text = format!("commit {} not found in bundle {bundle}", resolved.checksum);
+                return Err(BuildError::new(ErrorKind::NotFound, text));
+            }
+            done => drop(done?),
+        }
+        self.keep(resolved).await?;
+        self.verify(attributes, resolved).await
+    }
+
+    /// Names a commit that was fetched.
+    async fn keep(&self, resolved: &Resolved) -> Result<(), GitError> {
+        let name = resolved.local_ref();
+        let args = ["update-ref", "--no-deref", &name, &resolved.checksum];
+        self.git.run(&args).await.map(drop)
+    }
+
+    /// Fetches the history of a commit that was fetched alone.
+    pub async fn complete(&self, resolved: &Resolved) -> Result<(), BuildError> {
+        if !self.path.join("shallow").exists() {
+            return Ok(());
+        }
+        self.fetch_all(resolved).await?;
+        Ok(self.keep(resolved).await?)
+    }
+
     /// Makes the repository anew in place of what is there.
-    async fn make(&self, format: &str, index: &str) -> Result<(), BuildError> {
+    pub async fn make(&self, format: &str, index: &str) -> Result<(), BuildError> {
         let (reference, path) = (Arc::clone(&self.reference), self.path.clone());
         blocking(move || {
             reference.set_metadata(FORMAT, None).map_err(internal)?;
@@ -270,16 +341,7 @@ impl Repository {
                 None => moved(resolved),
             });
         }
-        self.git
-            .run(&[
-                "update-ref",
-                "--no-deref",
-                &resolved.local_ref(),
-                &resolved.checksum,
-            ])
-            .await
-            .map_err(context)?;
-        Ok(())
+        self.keep(resolved).await.map_err(context)
     }
 
     async fn fetch_object(&self, source: &str, resolved: &Resolved) -> Result<(), GitError> {

@@ -1,13 +1,13 @@
 //! Fetched files: refs of one file, kept with what the server said of them.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
 use flate2::write::GzDecoder;
-use oci::{Digest, Digester};
+use oci::{Algorithm, Digest, Digester};
 use reqwest::Response;
 use reqwest::header::CONTENT_DISPOSITION;
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -75,6 +75,39 @@ pub(super) fn find(store: &Store, index: &str) -> Result<Vec<Kept>, BuildError> 
         });
     }
     Ok(found)
+}
+
+/// Checksums the only file of a ref and what is appended to it; returns both. Blocking.
+pub(super) fn checksum(
+    reference: &ImmutableRef,
+    algorithm: Algorithm,
+    suffix: &Bytes,
+) -> Result<(String, Bytes), BuildError> {
+    let mounts = reference.mounts().map_err(internal)?;
+    let mount = mounts
+        .first()
+        .ok_or_else(|| BuildError::internal("a ref has no mount"))?;
+    let tree = mount.open().map_err(internal)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut name = None;
+    for entry in rustix::fs::Dir::read_from(&tree).map_err(internal)? {
+        let entry = entry.map_err(internal)?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            name = Some(entry.file_name().to_owned());
+        }
+    }
+    let name = name.ok_or_else(|| BuildError::internal("a fetched file is gone"))?;
+    let mut file = File::from(rustix::fs::openat(&tree, name, flags, Mode::empty()).map_err(internal)?);
+    let mut digester = Digester::new(algorithm);
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer).map_err(internal)? {
+            0 => break,
+            count => digester.update(&buffer[..count]),
+        }
+    }
+    digester.update(suffix);
+    Ok((digester.finish().to_string(), suffix.clone()))
 }
 
 /// A file being fetched. Dropping it leaves nothing behind.
