@@ -18,6 +18,8 @@ use crate::pb::{errdefs, rpc, stack};
 pub use render::render_source;
 
 const PREFIX: &str = "github.com/moby/buildkit/";
+/// The type of a policy's decision.
+const POLICY_DECISION: &str = "policysession.DecisionResponse";
 
 /// One typed detail of an error.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +42,8 @@ pub enum Detail {
     Provenance(errdefs::ProvenanceMaterialsIncomplete),
     /// Where in a program the error was made.
     Stack(stack::Stack),
+    /// What a policy says about a source that it denies, one text for people each.
+    PolicyDenied(Vec<String>),
     /// A detail of another type, passed on as it came.
     Other(Any),
 }
@@ -120,6 +124,15 @@ impl Failure {
         })
     }
 
+    /// Returns what policies say about the sources that they denied.
+    pub fn deny_messages(&self) -> impl Iterator<Item = &str> {
+        let denied = self.details.iter().filter_map(|detail| match detail {
+            Detail::PolicyDenied(messages) => Some(messages),
+            _ => None,
+        });
+        denied.flatten().map(String::as_str)
+    }
+
     /// Returns the digest of the vertex that failed.
     pub fn vertex(&self) -> Option<&str> {
         self.details.iter().find_map(|detail| match detail {
@@ -145,6 +158,10 @@ impl Detail {
             Self::Compatibility(feature) => json("errdefs.CompatibilityFeature", feature),
             Self::Provenance(incomplete) => json("errdefs.ProvenanceMaterialsIncomplete", incomplete),
             Self::Stack(stack) => json("stack.Stack", stack),
+            Self::PolicyDenied(messages) => {
+                let messages: Vec<Value> = messages.iter().map(|text| json!({"message": text})).collect();
+                json(POLICY_DECISION, &json!({"denyMessages": messages}))
+            }
             Self::Other(any) => any.clone(),
         }
     }
@@ -170,10 +187,23 @@ impl Detail {
             Some("errdefs.CompatibilityFeature") => read(&any, Self::Compatibility),
             Some("errdefs.ProvenanceMaterialsIncomplete") => read(&any, Self::Provenance),
             Some("stack.Stack") => read(&any, Self::Stack),
+            Some(POLICY_DECISION) => read(&any, |value: Value| Self::PolicyDenied(deny_messages(&value))),
             _ => None,
         };
         known.unwrap_or(Self::Other(any))
     }
+}
+
+fn deny_messages(decision: &Value) -> Vec<String> {
+    let messages = decision["denyMessages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    messages
+        .iter()
+        .filter_map(|deny| deny["message"].as_str())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Fills in missing positions: Go clients follow them without a look.

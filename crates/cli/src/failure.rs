@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 pub struct Failure {
     message: String,
     excerpts: Vec<String>,
+    deny_messages: Vec<String>,
     canceled: bool,
 }
 
@@ -28,11 +29,14 @@ impl Failure {
             Code::Ok | Code::Unknown => status.message().to_owned(),
             code => format!("{code:?}: {}", status.message()).replacen("Cancelled", "Canceled", 1),
         };
+        let details = errors::Failure::from_status(status);
         Self {
             message: format!("{context}: {message}"),
-            excerpts: errors::Failure::from_status(status)
-                .sources()
-                .filter_map(render_source)
+            excerpts: details.sources().filter_map(render_source).collect(),
+            deny_messages: details
+                .deny_messages()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
                 .collect(),
             canceled: status.code() == Code::Cancelled,
         }
@@ -48,6 +52,11 @@ impl Failure {
     /// Returns whether the work was cancelled.
     pub fn is_canceled(&self) -> bool {
         self.canceled
+    }
+
+    /// Returns what policies say about the sources that they denied.
+    pub fn deny_messages(&self) -> &[String] {
+        &self.deny_messages
     }
 
     /// Returns the places in the frontend's text, ready to be printed.
@@ -133,5 +142,10 @@ mod tests {
         let failure = Failure::of_call("failed to solve", &status);
         assert!(failure.excerpts()[0].starts_with("Dockerfile:1\n"), "{failure:?}");
         assert!(Failure::of_call("x", &Status::unknown("y")).excerpts().is_empty());
+        let denied = errors::Detail::PolicyDenied(vec!["no".to_owned(), String::new()]);
+        let denied = errors::Failure::new(Code::PermissionDenied, "z")
+            .with(denied)
+            .to_status();
+        assert_eq!(Failure::of_call("x", &denied).deny_messages(), ["no"]);
     }
 }

@@ -17,6 +17,7 @@ pub mod embedded;
 pub mod flags;
 pub mod listen;
 pub mod log;
+mod meta;
 pub mod program;
 pub mod serve;
 pub mod services;

@@ -89,6 +89,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         snapshotter: snapshotter(&oci.snapshotter),
         executor: executor_config(file),
         registries: registries(file),
+        web_user_agent: worker::user_agent(),
         sessions: Arc::new(sessions.clone()),
         platforms: platforms.clone(),
         capabilities: caps::llb_names(),

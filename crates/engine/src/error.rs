@@ -80,6 +80,7 @@ struct Parts {
     frontend: Option<(String, String)>,
     unsupported_subrequest: Option<String>,
     unsupported_capability: Option<String>,
+    deny_messages: Vec<String>,
     lost_inputs: Vec<usize>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -97,6 +98,7 @@ impl BuildError {
             frontend: None,
             unsupported_subrequest: None,
             unsupported_capability: None,
+            deny_messages: Vec::new(),
             lost_inputs: Vec::new(),
             source: None,
         }))
@@ -192,6 +194,13 @@ impl BuildError {
         self
     }
 
+    /// Adds what a policy says about a source that it denies, one text for people each.
+    #[must_use]
+    pub fn with_deny_messages(mut self, messages: impl IntoIterator<Item = String>) -> Self {
+        Arc::make_mut(&mut self.0).deny_messages.extend(messages);
+        self
+    }
+
     /// Says that this input of the op cannot be had any more, although it was found in a cache. If it was loaded, it is
     /// forgotten and made anew, and the op is tried again; else the error stands.
     #[must_use]
@@ -255,6 +264,11 @@ impl BuildError {
     /// Returns the subrequest that the frontend does not know.
     pub fn unsupported_subrequest(&self) -> Option<&str> {
         self.0.unsupported_subrequest.as_deref()
+    }
+
+    /// Returns what a policy said about the source that it denied.
+    pub fn deny_messages(&self) -> &[String] {
+        &self.0.deny_messages
     }
 
     /// Returns the capability that the frontend does not have.

@@ -13,6 +13,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::bridge::{PolicyAnswer, PolicyQuestion};
+use crate::solve::ExporterRequest;
+
 /// Names one client's session, as the client chose it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub String);
@@ -245,6 +248,20 @@ pub trait Session: Send + Sync + fmt::Debug {
     /// The client's content stores, by id (`containerd.services.content.v1.Content` through the session): used by
     /// `oci-layout://` sources, directory exports and local caches. `store_id` goes into the call's metadata.
     async fn content_store(&self, store_id: &str) -> Result<Arc<dyn ClientContent>, SessionError>;
+
+    /// Asks the client whether a source may be used (`PolicyVerifier.CheckPolicy`).
+    async fn check_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, SessionError>;
+
+    /// Asks the client what to do with a result once it is known (`Exporter.FindExporters`). `refs` are names by which
+    /// the client can look at the result over its build's bridge.
+    async fn find_exporters(
+        &self,
+        metadata: &BTreeMap<String, Bytes>,
+        refs: Vec<String>,
+    ) -> Result<Vec<ExporterRequest>, SessionError>;
+
+    /// Tells the client what came of all exports (`Exporter.FinalizeExport`); its error is one of the build.
+    async fn finalize_export(&self, response: &BTreeMap<String, String>) -> Result<(), SessionError>;
 }
 
 /// Blobs at the client.

@@ -1,6 +1,8 @@
 //! One `Solve` from request to response: frontend or definition, results, exporters, cache exporters.
 
+mod choose;
 mod run;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;

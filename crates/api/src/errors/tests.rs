@@ -50,6 +50,7 @@ fn details_survive_a_status() {
         }))
         .with(Detail::FrontendCap(errdefs::FrontendCap { name: "cap".into() }))
         .with(Detail::Subrequest(errdefs::Subrequest { name: "sub".into() }))
+        .with(Detail::PolicyDenied(vec!["no".into(), "take another".into()]))
         .with(Detail::Other(Any {
             type_url: "type.googleapis.com/x".into(),
             value: vec![1],
@@ -58,6 +59,10 @@ fn details_survive_a_status() {
     assert_eq!(Failure::from_rpc(&failure.to_rpc()), failure);
     assert_eq!(failure.vertex(), Some("sha256:00"));
     assert_eq!(failure.sources().count(), 1);
+    assert_eq!(
+        failure.deny_messages().collect::<Vec<_>>(),
+        ["no", "take another"]
+    );
 }
 
 #[test]
@@ -68,6 +73,12 @@ fn values_are_gos_json() {
     .to_any();
     assert_eq!(any.type_url, "github.com/moby/buildkit/errdefs.Vertex+json");
     assert_eq!(any.value, br#"{"digest":"sha256:00"}"#);
+    let any = Detail::PolicyDenied(vec!["no".into()]).to_any();
+    assert_eq!(
+        any.type_url,
+        "github.com/moby/buildkit/policysession.DecisionResponse+json"
+    );
+    assert_eq!(any.value, br#"{"denyMessages":[{"message":"no"}]}"#);
     let any = Detail::Source(source()).to_any();
     let want = concat!(
         r#"{"info":{"filename":"Dockerfile","data":"RlJPTSBhClJVTiBiClJVTiBjClJVTiBkClJVTiBlClJVTiBmCg==","#,

@@ -53,6 +53,9 @@ fn fail(failure: &Failure) -> ExitCode {
         // Without a standard error there is nobody to tell.
         let _ = stderr.write_all(excerpt.as_bytes());
     }
+    for message in failure.deny_messages() {
+        let _ = writeln!(stderr, "policy deny: {message}");
+    }
     let _ = writeln!(stderr, "error: {failure}");
     ExitCode::FAILURE
 }

@@ -78,6 +78,9 @@ fn fail(failure: &Failure) -> ExitCode {
         // Without a standard error there is nobody to tell.
         let _ = stderr.write_all(excerpt.as_bytes());
     }
+    for message in failure.deny_messages() {
+        let _ = writeln!(stderr, "policy deny: {message}");
+    }
     let _ = writeln!(stderr, "ERROR: {failure}");
     if failure.is_canceled() {
         ExitCode::from(130)

@@ -5,17 +5,18 @@ use api::pb::gateway::llb_bridge_server::{LlbBridge, LlbBridgeServer};
 use api::pb::{pb as llb_pb, worker};
 use api::transport::MAX_MESSAGE_BYTES;
 use engine::bridge::{
-    AttestationChain, BridgeRequest, BuildContainer, BuildRef, CacheOption, ContainerRequest, FileRange,
-    Forwarder, MetaRequest, MountRequest, SourceMeta, WarnOptions,
+    BridgeRequest, BuildContainer, BuildRef, CacheOption, ContainerRequest, FileRange, Forwarder,
+    MetaRequest, MountRequest, WarnOptions,
 };
 use engine::job::JobId;
 use engine::{BuildError, Engine, ErrorKind};
-use oci::{Descriptor, Digest, Platform};
+use oci::Digest;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::{failure_with_refs, from_failure, status};
-use super::{Answers, caps, containers, progress, results};
+use super::{Answers, caps, containers, results};
+use crate::meta::{meta_request, meta_response, platform};
 use crate::sessions::stat_to_wire;
 
 /// The header that names the build.
@@ -74,16 +75,6 @@ impl BridgeService {
     }
 }
 
-fn platform(platform: llb_pb::Platform) -> Platform {
-    Platform {
-        os: platform.os,
-        architecture: platform.architecture,
-        variant: platform.variant,
-        os_version: platform.os_version,
-        os_features: platform.os_features,
-    }
-}
-
 fn path_range(range: Option<pb::FileRange>) -> Result<FileRange, Status> {
     let range = range.unwrap_or_default();
     let part = |value: i64| u64::try_from(value).map_err(|_| Status::invalid_argument("negative file range"));
@@ -91,97 +82,6 @@ fn path_range(range: Option<pb::FileRange>) -> Result<FileRange, Status> {
         offset: part(range.offset)?,
         length: part(range.length)?,
     })
-}
-
-fn meta_request(request: pb::ResolveSourceMetaRequest) -> Result<(llb_pb::SourceOp, MetaRequest), Status> {
-    let source = request
-        .source
-        .ok_or_else(|| Status::invalid_argument("source is required"))?;
-    let image = request.image.unwrap_or_default();
-    let checksum = request.http.and_then(|http| http.checksum_request);
-    let checksum = checksum.map(|wanted| {
-        let algorithm = match wanted.algo() {
-            pb::checksum_request::ChecksumAlgo::Sha256 => oci::Algorithm::Sha256,
-            pb::checksum_request::ChecksumAlgo::Sha384 => oci::Algorithm::Sha384,
-            pb::checksum_request::ChecksumAlgo::Sha512 => oci::Algorithm::Sha512,
-        };
-        (algorithm, wanted.suffix)
-    });
-    let meta = MetaRequest {
-        platform: request.platform.map(platform),
-        resolve_mode: request.resolve_mode,
-        log_name: request.log_name,
-        layout_store: None,
-        no_config: image.no_config,
-        attestation_chain: image.attestation_chain,
-        resolve_attestations: image.resolve_attestations,
-        return_object: request.git.is_some_and(|git| git.return_object),
-        checksum,
-        source_policies: request.source_policies,
-    };
-    Ok((source, meta))
-}
-
-fn descriptor(descriptor: Descriptor) -> pb::Descriptor {
-    pb::Descriptor {
-        media_type: descriptor.media_type,
-        digest: descriptor.digest.to_string(),
-        size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
-        annotations: descriptor.annotations,
-    }
-}
-
-fn chain(chain: AttestationChain) -> pb::AttestationChain {
-    let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
-    let blobs = chain.blobs.into_iter().map(|(digest, (found, data))| {
-        (
-            digest.to_string(),
-            pb::Blob {
-                descriptor: Some(descriptor(found)),
-                data,
-            },
-        )
-    });
-    pb::AttestationChain {
-        root: chain.root.to_string(),
-        image_manifest: text(chain.image_manifest),
-        attestation_manifest: text(chain.attestation_manifest),
-        signature_manifests: chain
-            .signature_manifests
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        blobs: blobs.collect(),
-    }
-}
-
-fn meta_response(meta: SourceMeta) -> pb::ResolveSourceMetaResponse {
-    let image = meta.image.map(|image| pb::ResolveSourceImageResponse {
-        digest: image.digest.to_string(),
-        config: image.config,
-        attestation_chain: image.attestations.map(chain),
-    });
-    let git = meta.git.map(|git| pb::ResolveSourceGitResponse {
-        checksum: git.checksum,
-        r#ref: git.reference,
-        commit_checksum: git.commit_checksum,
-        commit_object: git.commit_object,
-        tag_object: git.tag_object,
-    });
-    let http = meta.http.map(|http| pb::ResolveSourceHttpResponse {
-        checksum: http.digest.to_string(),
-        filename: http.filename,
-        last_modified: http.last_modified.map(progress::timestamp),
-        checksum_response: http
-            .checksum
-            .map(|(digest, suffix)| pb::ChecksumResponse { digest, suffix }),
-    });
-    pb::ResolveSourceMetaResponse {
-        source: Some(meta.op),
-        image,
-        git,
-        http,
-    }
 }
 
 /// Turns an image's name into the identifier of a source.
@@ -244,7 +144,7 @@ impl LlbBridge for BridgeService {
         request: Request<pb::ResolveSourceMetaRequest>,
     ) -> Answer<pb::ResolveSourceMetaResponse> {
         let forwarder = self.forwarder(request.metadata(), "ResolveSourceMeta").await?;
-        let (op, meta) = meta_request(request.into_inner())?;
+        let (op, meta) = meta_request(request.into_inner()).map_err(|error| status(&error))?;
         let found = forwarder
             .bridge()
             .resolve_source_meta(op, &meta)

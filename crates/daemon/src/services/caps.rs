@@ -28,6 +28,7 @@ pub const LLB: &[&str] = &[
     "source.git.subdir",
     "source.git.checksum",
     "source.git.skipsubmodules",
+    "source.git.signatureverify",
     "source.git.mtime",
     "source.git.fetchbycommit",
     "source.git.bundle",
@@ -83,6 +84,7 @@ pub const LLB: &[&str] = &[
     "exporter.sourcedateepoch",
     "exporter.multiple",
     "source.policy",
+    "source.policy.session",
     "gc.freespacefilter",
 ];
 

@@ -162,11 +162,6 @@ fn refuse_unsupported(request: &pb::SolveRequest) -> Result<(), Status> {
             "proxy network enforcement is not supported",
         ));
     }
-    if request.enable_session_exporter {
-        return Err(Status::unimplemented(
-            "exporters of the session are not supported",
-        ));
-    }
     match request.compatibility_version {
         0 | COMPATIBILITY_VERSION => {}
         version if version > COMPATIBILITY_VERSION => {
@@ -215,6 +210,7 @@ fn solve_request(request: pb::SolveRequest) -> SolveRequest {
         source_policy: request.source_policy,
         policy_session: session(request.source_policy_session),
         is_internal: request.internal,
+        wants_session_exporters: request.enable_session_exporter,
     }
 }
 

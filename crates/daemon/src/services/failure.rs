@@ -39,6 +39,9 @@ pub fn failure(error: &BuildError) -> Failure {
         }));
         failure.code = Code::Unimplemented;
     }
+    if !error.deny_messages().is_empty() {
+        failure = failure.with(Detail::PolicyDenied(error.deny_messages().to_vec()));
+    }
     // The first detail is the outermost for Go clients, so the first place they show is the last one told.
     for source in error.sources().iter().rev() {
         let source = errdefs::Source {
@@ -153,6 +156,7 @@ pub fn from_failure(failure: &Failure) -> BuildError {
                 description: solve.description.clone(),
                 ..FailedOp::default()
             }),
+            Detail::PolicyDenied(messages) => error.with_deny_messages(messages.iter().cloned()),
             Detail::Other(other) => match exit_code(other) {
                 Some(code) => error.with_exit_code(code),
                 None => error,
@@ -187,6 +191,7 @@ mod tests {
             .with_vertex(oci::Digest::sha256(b"x"))
             .with_frontend("dockerfile.v0", "")
             .with_exit_code(137)
+            .with_deny_messages(["not this one".to_owned()])
             .with_sources([engine::error::SourceRange {
                 source: llb::pb::SourceInfo {
                     filename: "Dockerfile".to_owned(),
@@ -197,6 +202,7 @@ mod tests {
         let back = from_failure(&Failure::from_status(&status(&error)));
         assert_eq!(back.vertex(), error.vertex());
         assert_eq!(back.exit_code(), Some(137));
+        assert_eq!(back.deny_messages(), ["not this one"]);
         assert_eq!(back.frontend(), Some(("dockerfile.v0", "")));
         assert_eq!(back.sources().len(), 1);
         let error = BuildError::user("text").with_unsupported_subrequest("frontend.lint");

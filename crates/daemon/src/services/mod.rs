@@ -16,5 +16,7 @@ use std::pin::Pin;
 use futures_util::Stream;
 use tonic::Status;
 
+pub(crate) use progress::timestamp;
+
 /// Answers of a streaming call.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

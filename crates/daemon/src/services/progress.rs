@@ -6,7 +6,7 @@ use api::pb::control;
 use engine::progress::{StatusBatch, Vertex, VertexLog, VertexStatus, VertexWarning};
 
 /// Turns a time into protobuf's; times before the epoch are the epoch.
-pub(super) fn timestamp(at: SystemTime) -> prost_types::Timestamp {
+pub(crate) fn timestamp(at: SystemTime) -> prost_types::Timestamp {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     prost_types::Timestamp {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

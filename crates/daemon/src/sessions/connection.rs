@@ -15,10 +15,12 @@ use api::session::{SessionConn, encode_lists, methods};
 use api::transport::MAX_MESSAGE_BYTES;
 use async_trait::async_trait;
 use bytes::Bytes;
+use engine::bridge::{PolicyAnswer, PolicyQuestion};
 use engine::session::{
     ByteStream, ClientContent, Credentials, FileStream, Session, SessionError, SessionId, SyncRequest, Token,
     TokenRequest,
 };
+use engine::solve::ExporterRequest;
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -68,7 +70,15 @@ impl Connection {
         self.inner.close();
     }
 
-    fn require(&self, method: &'static str) -> Result<(), SessionError> {
+    pub(super) fn channel(&self) -> tonic::transport::Channel {
+        self.inner.channel.clone()
+    }
+
+    pub(super) fn supports_method(&self, method: &str) -> bool {
+        self.inner.supports(method)
+    }
+
+    pub(super) fn require(&self, method: &'static str) -> Result<(), SessionError> {
         if self.inner.supports(method) {
             return Ok(());
         }
@@ -79,7 +89,7 @@ impl Connection {
     }
 
     /// Runs a call, which ends with the session.
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         method: &'static str,
         what: &str,
@@ -372,5 +382,21 @@ impl Session for Connection {
             tasks: self.tasks.clone(),
         };
         Ok(Arc::new(store))
+    }
+
+    async fn check_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, SessionError> {
+        self.ask_policy(question).await
+    }
+
+    async fn find_exporters(
+        &self,
+        metadata: &BTreeMap<String, Bytes>,
+        refs: Vec<String>,
+    ) -> Result<Vec<ExporterRequest>, SessionError> {
+        self.ask_exporters(metadata, refs).await
+    }
+
+    async fn finalize_export(&self, response: &BTreeMap<String, String>) -> Result<(), SessionError> {
+        self.tell_exported(response).await
     }
 }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod content;
+mod decisions;
 mod packets;
 mod streams;
 

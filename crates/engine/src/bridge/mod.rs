@@ -5,6 +5,7 @@
 //! plugged in; a client that is its own frontend gets the job's bridge through [`Forwarder`].
 
 mod build_ref;
+mod consent;
 mod container;
 mod files;
 mod forward;
@@ -34,6 +35,7 @@ use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::SessionGroup;
 
 pub use build_ref::BuildRef;
+pub use consent::{PolicyAnswer, PolicyQuestion};
 pub use container::{
     BuildContainer, BuildProcess, ContainerRequest, MountRequest, ProcessInput, ProcessOutput, ProcessRequest,
 };
@@ -255,7 +257,18 @@ impl Bridge {
         op: pb::SourceOp,
         request: &MetaRequest,
     ) -> Result<SourceMeta, BuildError> {
-        let op = policy::apply_to_source(&self.policies(&request.source_policies)?, op)?;
+        let policies = self.policies(&request.source_policies)?;
+        let platform = request.platform.as_ref().map(pb::Platform::from);
+        let op = Box::pin(self.decide(&policies, platform, op))
+            .await
+            .map_err(|error| error.context("could not resolve image due to policy"))?;
+        let meta = self.find_meta(op, request).await?;
+        self.note_image(&meta, request);
+        Ok(meta)
+    }
+
+    /// Finds out what a source resolves to, whatever policies say.
+    async fn find_meta(&self, op: pb::SourceOp, request: &MetaRequest) -> Result<SourceMeta, BuildError> {
         let jobs = self.jobs();
         let Some(job) = jobs.first().cloned() else {
             return Err(BuildError::canceled());
@@ -269,7 +282,7 @@ impl Bridge {
         let id = format!("{}{platform}", op.identifier);
         let sources = Arc::clone(&self.0.engine.services.sources);
         let sessions = self.sessions();
-        let meta = in_vertex(&jobs, &name, &id, |progress, cancel| async move {
+        in_vertex(&jobs, &name, &id, |progress, cancel| async move {
             let ctx = MetaContext {
                 job,
                 sessions,
@@ -277,29 +290,27 @@ impl Bridge {
                 cancel,
             };
             sources.resolve_meta(&ctx, op, request).await
-        });
-        let meta = meta.await?;
-        if let Some(image) = &meta.image {
-            let identifier = &meta.op.identifier;
-            let (reference, is_local) = match identifier.strip_prefix("docker-image://") {
-                Some(reference) => (reference, false),
-                None => (
-                    identifier.strip_prefix("oci-layout://").unwrap_or(identifier),
-                    true,
-                ),
-            };
-            let (reference, digest, platform) =
-                (reference.to_owned(), image.digest, request.platform.clone());
-            self.note(|trail| {
-                trail.images.push(ResolvedImage {
-                    reference,
-                    platform,
-                    digest,
-                    is_local,
-                })
-            });
-        }
-        Ok(meta)
+        })
+        .await
+    }
+
+    fn note_image(&self, meta: &SourceMeta, request: &MetaRequest) {
+        let Some(image) = &meta.image else { return };
+        let identifier = &meta.op.identifier;
+        let (reference, is_local) = match identifier.strip_prefix("docker-image://") {
+            Some(reference) => (reference, false),
+            None => (
+                identifier.strip_prefix("oci-layout://").unwrap_or(identifier),
+                true,
+            ),
+        };
+        let resolved = ResolvedImage {
+            reference: reference.to_owned(),
+            platform: request.platform.clone(),
+            digest: image.digest,
+            is_local,
+        };
+        self.note(|trail| trail.images.push(resolved));
     }
 
     /// Shows a warning on a vertex.

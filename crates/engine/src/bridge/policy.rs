@@ -24,7 +24,7 @@ pub enum PolicyError {
     #[error("error mutating source policy: missing destination for convert rule")]
     NoDestination,
     /// An action, match type or condition that is not known: never taken for another.
-    #[error("source policy: unknown {what} {value}")]
+    #[error("source policy: {what} {value}: unknown type")]
     Unknown {
         /// What it is.
         what: &'static str,
@@ -183,6 +183,10 @@ impl Rule {
         };
         let mut changed = false;
         if !destination.is_empty() && op.identifier != destination {
+            // What a client writes out in full must not undo that another repository is taken.
+            if repository(&op.identifier) != repository(&destination) {
+                op.attrs.remove(llb::attr::FULL_REMOTE_URL);
+            }
             op.identifier = destination;
             changed = true;
         }
@@ -194,6 +198,11 @@ impl Rule {
         }
         changed
     }
+}
+
+/// An identifier without what it names within a repository.
+fn repository(identifier: &str) -> &str {
+    identifier.split('#').next().unwrap_or_default()
 }
 
 impl PolicySet {
@@ -255,42 +264,8 @@ impl PolicySet {
     }
 }
 
-/// Writes an image's reference out in full, as policies expect it.
-fn normalize(op: &mut pb::SourceOp) {
-    if let Some(text) = op.identifier.strip_prefix("docker-image://")
-        && let Ok(reference) = oci::Reference::parse(text)
-    {
-        op.identifier = format!("docker-image://{}", reference.with_default_tag());
-    }
-}
-
-/// Applies policies to a source outside of a definition.
-pub(super) fn apply_to_source(
-    policies: &PolicySet,
-    mut op: pb::SourceOp,
-) -> Result<pb::SourceOp, BuildError> {
-    normalize(&mut op);
-    let applied = policies.apply(&mut op);
-    applied.map_err(|error| policy_error(error).context("could not resolve image due to policy"))?;
-    Ok(op)
-}
-
-/// Applies policies to an op of a definition; `None`: it stays as it is.
-pub(super) fn apply_to_op(policies: &PolicySet, op: &pb::Op) -> Result<Option<pb::Op>, BuildError> {
-    let Some(pb::op::Op::Source(source)) = &op.op else {
-        return Ok(None);
-    };
-    let mut source = source.clone();
-    normalize(&mut source);
-    if !policies.apply(&mut source).map_err(policy_error)? {
-        return Ok(None);
-    }
-    let mut op = op.clone();
-    op.op = Some(pb::op::Op::Source(source));
-    Ok(Some(op))
-}
-
-fn policy_error(error: PolicyError) -> BuildError {
+/// The engine's error of a policy.
+pub(super) fn policy_error(error: PolicyError) -> BuildError {
     let kind = if matches!(error, PolicyError::Denied { .. }) {
         ErrorKind::Denied
     } else {
@@ -341,9 +316,12 @@ mod tests {
                 None,
             ),
         ]);
-        let op = apply_to_source(&set, source("docker-image://alpine")).unwrap();
-        assert_eq!(op.identifier, "docker-image://docker.io/library/alpine:latest");
-        let error = apply_to_source(&set, source("docker-image://busybox")).unwrap_err();
+        set.apply(&mut source("docker-image://docker.io/library/alpine:latest"))
+            .unwrap();
+        let error = set
+            .apply(&mut source("docker-image://docker.io/library/busybox:latest"))
+            .unwrap_err();
+        let error = policy_error(error);
         assert_eq!(error.kind(), ErrorKind::Denied);
         assert!(error.to_string().contains("denied by policy"), "{error}");
     }
@@ -363,11 +341,28 @@ mod tests {
                 Some(to),
             ),
         ]);
-        let op = apply_to_source(&set, source("docker-image://go:1.20")).unwrap();
+        let mut op = source("docker-image://docker.io/library/go:1.20");
+        assert!(set.apply(&mut op).unwrap());
         assert_eq!(
             op.identifier,
             "docker-image://docker.io/library/golang:1.20-alpine"
         );
+    }
+
+    #[test]
+    fn another_repository_is_not_the_one_written_out_in_full() {
+        let set = policies(vec![
+            rule(PolicyAction::Convert, "git://a/x#*", Some("git://b/x#${1}")),
+            rule(PolicyAction::Convert, "git://c/x#v1", Some("git://c/x#v2")),
+        ]);
+        let converted = |identifier: &str| {
+            let mut op = source(identifier);
+            op.attrs.insert("git.fullurl".to_owned(), "http://x/".to_owned());
+            set.apply(&mut op).unwrap();
+            (op.identifier, op.attrs.contains_key("git.fullurl"))
+        };
+        assert_eq!(converted("git://a/x#v1"), ("git://b/x#v1".to_owned(), false));
+        assert_eq!(converted("git://c/x#v1"), ("git://c/x#v2".to_owned(), true));
     }
 
     #[test]

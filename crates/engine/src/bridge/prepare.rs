@@ -7,7 +7,7 @@ use llb::pb;
 use llb::sourcepolicy::Policy;
 use solver::VertexDef;
 
-use crate::bridge::{Bridge, CacheOption, policy};
+use crate::bridge::{Bridge, CacheOption};
 use crate::driver::PreparedGraph;
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job};
@@ -31,24 +31,14 @@ impl Bridge {
         policies: &[Policy],
     ) -> Result<Prepared, BuildError> {
         let policies = self.policies(policies)?;
-        let jobs = self.jobs();
-        let definition = definition.clone();
-        let checked = tokio::task::spawn_blocking(move || {
-            let refused = |error: llb::GraphError| BuildError::from_source(ErrorKind::User, error);
-            let mut graph = llb::Graph::load(&definition).map_err(refused)?;
-            if !policies.is_empty() {
-                graph
-                    .rewrite(|vertex| policy::apply_to_op(&policies, &vertex.op).map_err(Rewrite::Policy))?;
-            }
-            for vertex in graph.vertices() {
-                check_vertex(&jobs, vertex)?;
-            }
-            Ok::<_, BuildError>(graph)
-        });
-        let checked = checked
+        let failed = |error: BuildError| error.context("failed to load LLB");
+        let checked = self.load(definition).await.map_err(failed)?;
+        let decided = Box::pin(self.decide_on_graph(&policies, &checked)).await;
+        let checked = self
+            .check(checked, decided.map_err(failed)?)
             .await
-            .map_err(|error| BuildError::internal(format!("load LLB: {error}")))?;
-        let checked = Arc::new(checked.map_err(|error| error.context("failed to load LLB"))?);
+            .map_err(failed)?;
+        let checked = Arc::new(checked);
         let mut stores = Vec::with_capacity(cache_imports.len());
         for option in cache_imports {
             stores.push(self.import(option).await?);
@@ -80,26 +70,37 @@ impl Bridge {
             checked,
         })
     }
-}
 
-/// Why a policy could not be applied.
-enum Rewrite {
-    Policy(BuildError),
-    Op(llb::OpError),
-}
-
-impl From<llb::OpError> for Rewrite {
-    fn from(error: llb::OpError) -> Self {
-        Self::Op(error)
+    async fn load(&self, definition: &pb::Definition) -> Result<llb::Graph, BuildError> {
+        let definition = definition.clone();
+        let loaded = tokio::task::spawn_blocking(move || llb::Graph::load(&definition));
+        loaded
+            .await
+            .map_err(|error| BuildError::internal(error.to_string()))?
+            .map_err(|error| BuildError::from_source(ErrorKind::User, error))
     }
-}
 
-impl From<Rewrite> for BuildError {
-    fn from(error: Rewrite) -> Self {
-        match error {
-            Rewrite::Policy(error) => error,
-            Rewrite::Op(error) => Self::from_source(ErrorKind::User, error),
-        }
+    /// Puts in place what policies changed, then checks that the builds may do what is asked.
+    async fn check(
+        &self,
+        mut graph: llb::Graph,
+        mut changed: BTreeMap<oci::Digest, pb::Op>,
+    ) -> Result<llb::Graph, BuildError> {
+        let jobs = self.jobs();
+        let checked = tokio::task::spawn_blocking(move || {
+            if !changed.is_empty() {
+                graph
+                    .rewrite(|vertex| Ok::<_, llb::OpError>(changed.remove(&vertex.digest)))
+                    .map_err(|error| BuildError::from_source(ErrorKind::User, error))?;
+            }
+            for vertex in graph.vertices() {
+                check_vertex(&jobs, vertex)?;
+            }
+            Ok(graph)
+        });
+        checked
+            .await
+            .map_err(|error| BuildError::internal(error.to_string()))?
     }
 }
 

@@ -17,10 +17,11 @@ use crate::engine::{Engine, OpenJob};
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
+use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::{SessionGroup, SessionId};
 use crate::solve::{
     CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext,
-    ExportSource, Exported, ExporterInstance, InlineCache, StoredResults,
+    ExportSource, Exported, ExporterInstance, InlineCache, StoredResults, verify,
 };
 
 /// The attribute by which the frontend's build argument reaches exporters.
@@ -67,6 +68,8 @@ pub struct SolveRequest {
     pub policy_session: Option<SessionId>,
     /// Not shown in the build history.
     pub is_internal: bool,
+    /// The client chooses further exporters once it knows the result.
+    pub wants_session_exporters: bool,
 }
 
 /// What came of a build.
@@ -85,6 +88,8 @@ struct Plan {
     exporters: Vec<Arc<dyn ExporterInstance>>,
     cache_exporters: Vec<Arc<dyn CacheExporter>>,
     settings: JobSettings,
+    /// What is to be told about the result, known when there is one.
+    warnings: Vec<String>,
 }
 
 impl Engine {
@@ -94,7 +99,7 @@ impl Engine {
     /// Those of the request, of any step, exporter or cache exporter.
     pub async fn solve(&self, mut request: SolveRequest) -> Result<SolveResponse, BuildError> {
         adjust(&mut request);
-        let plan = Box::pin(self.plan(&request)).await?;
+        let mut plan = Box::pin(self.plan(&request)).await?;
         let open = self
             .0
             .open_job(JobId(request.id.clone()), plan.settings.clone())
@@ -106,19 +111,23 @@ impl Engine {
             result = processor.process(&bridge, &request, result).await?;
         }
         Box::pin(evaluate_all(&result)).await?;
-        Box::pin(self.export(&open.job, &plan, result)).await
+        plan.warnings = verify::check_platforms(&request.frontend_opts, &result)?;
+        if request.wants_session_exporters {
+            let chosen = Box::pin(self.chosen_exporters(&open.job, &bridge, &result)).await?;
+            plan.exporters
+                .extend(self.exporters(plan.exporters.len(), &chosen)?);
+        }
+        let response = Box::pin(self.export(&open.job, &plan, result)).await?;
+        if request.wants_session_exporters {
+            self.tell_exported(&open.job, &response.exporter_response).await?;
+        }
+        Ok(response)
     }
 
     async fn plan(&self, request: &SolveRequest) -> Result<Plan, BuildError> {
         crate::attestation::wanted(&request.frontend_opts)?;
         let services = self.services();
-        let mut exporters = Vec::new();
-        for (index, wanted) in request.exporters.iter().enumerate() {
-            let exporter = services.exporters.get(&wanted.kind);
-            let exporter = exporter
-                .ok_or_else(|| BuildError::user(format!("exporter {:?} could not be found", wanted.kind)))?;
-            exporters.push(exporter.resolve(index, wanted.attrs.clone())?);
-        }
+        let exporters = self.exporters(0, &request.exporters)?;
         let ids: Vec<SessionId> = request.session.iter().cloned().collect();
         let sessions = SessionGroup::new(Arc::clone(&services.sessions), ids);
         let mut cache_exporters = Vec::new();
@@ -145,6 +154,7 @@ impl Engine {
             exporters,
             cache_exporters,
             settings,
+            warnings: Vec::new(),
         })
     }
 
@@ -195,7 +205,9 @@ impl Engine {
             inline,
             prefix: job.session().map(|session| session.0.clone()).unwrap_or_default(),
         };
-        let exported = run.exporters(&plan.exporters, &source).await?;
+        run.show_warnings(&plan.warnings, plan.exporters.is_empty())
+            .await?;
+        let exported = run.exporters(plan, &source).await?;
         let mut response = BTreeMap::new();
         let mut descriptors = Vec::new();
         let mut rests = Vec::new();
@@ -270,7 +282,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn context(&self, progress: crate::progress::VertexProgress, cancel: CancellationToken) -> ExportContext {
+    fn context(&self, progress: VertexProgress, cancel: CancellationToken) -> ExportContext {
         ExportContext {
             job: Arc::clone(self.job),
             sessions: self.sessions.clone(),
@@ -280,16 +292,29 @@ impl Run<'_> {
         }
     }
 
-    async fn exporters(
-        &self,
-        exporters: &[Arc<dyn ExporterInstance>],
-        source: &ExportSource,
-    ) -> Result<Vec<Exported>, BuildError> {
+    /// Shows warnings about the result that no exporter's vertex can show.
+    async fn show_warnings(&self, warnings: &[String], without_exporters: bool) -> Result<(), BuildError> {
+        if warnings.is_empty() || !without_exporters {
+            return Ok(());
+        }
         let jobs = std::slice::from_ref(self.job);
-        let runs = exporters.iter().enumerate().map(|(index, exporter)| {
+        let id = format!("{}-verify", self.prefix);
+        in_vertex(jobs, "Verifying build result", &id, |progress, _| async move {
+            warn(&progress, warnings);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn exporters(&self, plan: &Plan, source: &ExportSource) -> Result<Vec<Exported>, BuildError> {
+        let jobs = std::slice::from_ref(self.job);
+        let runs = plan.exporters.iter().enumerate().map(|(index, exporter)| {
             let id = format!("{}-export-{index}", self.prefix);
             async move {
                 in_vertex(jobs, exporter.name(), &id, |progress, cancel| async move {
+                    if index == 0 {
+                        warn(&progress, &plan.warnings);
+                    }
                     exporter.export(&self.context(progress, cancel), source).await
                 })
                 .await
@@ -344,6 +369,12 @@ impl Run<'_> {
             }
         });
         futures_util::future::try_join_all(runs).await
+    }
+}
+
+fn warn(progress: &VertexProgress, warnings: &[String]) {
+    for warning in warnings {
+        progress.warn(VertexWarning::short(progress.digest(), warning.clone()));
     }
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod builds;
+mod decisions;
 mod image_export;
 mod image_source;
 mod remote_cache;

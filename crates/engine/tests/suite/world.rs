@@ -1,6 +1,6 @@
 //! An engine with a store in a temporary directory and one client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
-use engine::bridge::{Bridge, BuildResult, Frontend, FrontendRequest, SourceResolver};
+use engine::bridge::{
+    Bridge, BuildResult, Frontend, FrontendRequest, PolicyAnswer, PolicyQuestion, SourceResolver,
+};
 use engine::engine::Services;
 use engine::export::image::{ImageExporter, LayerExporter};
 use engine::export::oci::{ArchiveExporter, Variant};
@@ -274,6 +276,16 @@ pub struct ClientState {
     pub file: Mutex<Vec<u8>>,
     /// Its content stores, all in one.
     pub blobs: Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>,
+    /// What it was asked about sources.
+    pub questions: Mutex<Vec<PolicyQuestion>>,
+    /// What it will answer; nothing is left: it fails.
+    pub answers: Mutex<VecDeque<PolicyAnswer>>,
+    /// Exporters that it chooses.
+    pub chosen: Mutex<Vec<ExporterRequest>>,
+    /// The refs that it could choose for, and what it was told of the exports.
+    pub exports: Mutex<(Vec<String>, BTreeMap<String, String>)>,
+    /// Why it is not content with them.
+    pub refusal: Mutex<Option<String>>,
 }
 
 impl std::ops::Deref for TestClient {
@@ -291,6 +303,11 @@ impl TestClient {
             account: Mutex::default(),
             file: Mutex::default(),
             blobs: Arc::default(),
+            questions: Mutex::default(),
+            answers: Mutex::default(),
+            chosen: Mutex::default(),
+            exports: Mutex::default(),
+            refusal: Mutex::default(),
         }))
     }
 
@@ -387,6 +404,29 @@ impl Session for TestClient {
 
     async fn content_store(&self, _: &str) -> Result<Arc<dyn ClientContent>, SessionError> {
         Ok(Arc::new(TestContent(Arc::clone(&self.blobs))))
+    }
+
+    async fn check_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, SessionError> {
+        self.questions.lock().unwrap().push(question.clone());
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.ok_or_else(|| SessionError::Refused {
+            message: "asked too often".to_owned(),
+        })
+    }
+
+    async fn find_exporters(
+        &self,
+        _: &BTreeMap<String, Bytes>,
+        refs: Vec<String>,
+    ) -> Result<Vec<ExporterRequest>, SessionError> {
+        self.exports.lock().unwrap().0 = refs;
+        Ok(self.chosen.lock().unwrap().clone())
+    }
+
+    async fn finalize_export(&self, response: &BTreeMap<String, String>) -> Result<(), SessionError> {
+        self.exports.lock().unwrap().1 = response.clone();
+        let refusal = self.refusal.lock().unwrap().clone();
+        refusal.map_or(Ok(()), |message| Err(SessionError::Refused { message }))
     }
 }
 
