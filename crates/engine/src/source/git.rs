@@ -123,7 +123,7 @@ impl GitRepositories {
             checksum: resolved.checksum.clone(),
             ..GitMeta::default()
         };
-        self.add_objects(attributes, caller, resolved, &mut found).await?;
+        Box::pin(self.add_objects(attributes, caller, resolved, &mut found)).await?;
         demand.check(&found, SystemTime::now())
     }
 
@@ -175,15 +175,15 @@ impl GitRepositories {
         if let Some(bundle) = &attributes.bundle {
             key = format!("{key}@{}", bundle.digest);
         }
-        let ask = async {
+        let ask = Box::pin(async {
             let git = self.git(attributes, caller).await?;
             let Some(bundle) = &attributes.bundle else {
                 return remote::resolve(&git, attributes).await;
             };
-            let repository = self.bundles(caller).open(&git, bundle).await?;
+            let repository = Box::pin(self.bundles(caller).open(&git, bundle)).await?;
             let git = git.with_origin(&repository.url()?).local();
             remote::resolve(&git, attributes).await
-        };
+        });
         let resolved = tokio::select! {
             resolved = memo(&caller.jobs, &key, ask) => resolved?,
             () = caller.cancel.cancelled() => return Err(BuildError::canceled()),
@@ -213,7 +213,7 @@ impl GitRepositories {
         let Some(bundle) = &attributes.bundle else {
             return Repository::open(self.images.store(), &self.locks, &git, attributes, resolved).await;
         };
-        let repository = self.bundles(caller).open(&git, bundle).await?;
+        let repository = Box::pin(self.bundles(caller).open(&git, bundle)).await?;
         repository.find_commit(attributes, resolved, bundle).await?;
         Ok(repository)
     }

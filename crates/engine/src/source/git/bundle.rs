@@ -104,7 +104,7 @@ impl Bundles<'_> {
         }
         let unpacked = async {
             let file = tokio::select! {
-                file = self.download(bundle) => file?,
+                file = Box::pin(self.download(bundle)) => file?,
                 () = self.cancel.cancelled() => return Err(BuildError::canceled()),
             };
             let path = file
