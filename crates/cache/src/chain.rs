@@ -202,11 +202,49 @@ impl Store {
             });
         }
         let id_of = |side: Option<&ImmutableRef>| side.map(|side| side.id().clone());
+        let mut state = self.shared.state();
+        if let (Some(lower), Some(upper)) = (lower, upper)
+            && let Some(added) = added_layers(&state, lower.id(), upper.id())
+        {
+            return self.stack(&mut state, &id, &added, &options);
+        }
         let parents = Parents::Diff {
             lower: id_of(lower),
             upper: id_of(upper),
         };
-        self.insert_derived(&mut self.shared.state(), &id, parents, &options)
+        self.insert_derived(&mut state, &id, parents, &options)
+    }
+
+    /// Makes the ref of what each of `layers` changed, one after the other.
+    fn stack(
+        &self,
+        state: &mut State,
+        id: &RefId,
+        layers: &[RefId],
+        options: &RefOptions,
+    ) -> Result<ImmutableRef, StoreError> {
+        let mut transaction = Transaction::default();
+        let mut inputs = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let parent = match state.get(layer).map(|entry| &entry.row.parents) {
+                Some(Parents::Layer { parent }) => parent.clone(),
+                _ => None,
+            };
+            let Some(parent) = parent else {
+                // It stands on nothing, or is a difference already.
+                inputs.push(layer.clone());
+                continue;
+            };
+            let parents = Parents::Diff {
+                lower: Some(parent),
+                upper: Some(layer.clone()),
+            };
+            let change = new_id();
+            let row = Row::new(parents, options, state.epoch);
+            state.insert(&change, row, &mut transaction);
+            inputs.push(change);
+        }
+        self.insert_with(state, id, (Parents::Merge { inputs }, transaction), options)
     }
 
     fn insert_derived(
@@ -216,7 +254,17 @@ impl Store {
         parents: Parents,
         options: &RefOptions,
     ) -> Result<ImmutableRef, StoreError> {
-        let mut transaction = Transaction::default();
+        self.insert_with(state, id, (parents, Transaction::default()), options)
+    }
+
+    /// Adds a ref at the end of `transaction`, which made some of its parents.
+    fn insert_with(
+        &self,
+        state: &mut State,
+        id: &RefId,
+        (parents, mut transaction): (Parents, Transaction),
+        options: &RefOptions,
+    ) -> Result<ImmutableRef, StoreError> {
         let row = Row::new(parents, options, state.epoch);
         state.insert(id, row, &mut transaction);
         self.shared.submit(state, transaction)?;
@@ -224,6 +272,21 @@ impl Store {
             Hold::new(self, state, id, true).expect("inserted above"),
         ))
     }
+}
+
+/// Lists the layers that `upper` has above those of `lower`, if it has all of `lower`'s first and at least two more; what one
+/// layer changed is found by comparing just as well. Such a difference is what the layers changed and not how the two trees
+/// differ: a file that a layer in between made and a later one removed is removed by it too.
+fn added_layers(state: &State, lower: &RefId, upper: &RefId) -> Option<Vec<RefId>> {
+    if state.layers_between(lower, upper).is_some() {
+        // Seen as a run of layers without a ref of its own.
+        return None;
+    }
+    let (below, mut all) = (state.layers(lower), state.layers(upper));
+    if !all.starts_with(&below) || all.len() < below.len() + 2 || all.len() > MAX_LAYERS {
+        return None;
+    }
+    Some(all.split_off(below.len()))
 }
 
 fn layer_row(

@@ -361,6 +361,15 @@ impl State {
         self.by_index.get(index).into_iter().flatten()
     }
 
+    /// Lists the indexes that begin with `prefix`.
+    pub fn indexes_below(&self, prefix: &str) -> Vec<String> {
+        let from = self.by_index.range(prefix.to_owned()..);
+        from.map(|(index, _)| index)
+            .take_while(|index| index.starts_with(prefix))
+            .cloned()
+            .collect()
+    }
+
     pub fn pin(&mut self, digest: &Digest) {
         raise(&mut self.pins, digest);
     }

@@ -225,6 +225,31 @@ impl Store {
         Ok(found.into_iter().map(|(_, id)| id).collect())
     }
 
+    /// Takes an index off all refs that are found by it, and no longer retains them: who holds one keeps it for as long,
+    /// and what nobody holds goes now. With `nested` the indexes that begin with `index` and a colon are meant instead.
+    pub fn forget_index(&self, index: &str, nested: bool) -> Result<(), StoreError> {
+        let mut state = self.shared.state();
+        let mut transaction = Transaction::default();
+        let indexes = if nested {
+            state.indexes_below(&format!("{index}:"))
+        } else {
+            vec![index.to_owned()]
+        };
+        for index in indexes {
+            let ids: Vec<RefId> = state.by_index(&index).cloned().collect();
+            for id in ids {
+                state.update(&id, &mut transaction, |row| {
+                    row.index.remove(&index);
+                    row.retain = false;
+                });
+                // One that is held or stood on stays.
+                state.remove_with_twin(&id, &mut transaction);
+            }
+        }
+        self.shared.submit(&mut state, transaction)?;
+        Ok(())
+    }
+
     /// Holds blobs until the pin is dropped.
     pub fn pin(&self, digests: &[Digest]) -> Pin {
         let mut pin = Pin::new(self.clone());

@@ -114,6 +114,17 @@ pub fn step(store: &Store, parent: Option<&ImmutableRef>, name: &str) -> Immutab
     reference.commit().unwrap()
 }
 
+/// Makes a ref with one file less than its parent.
+pub fn without(store: &Store, parent: &ImmutableRef, name: &str) -> ImmutableRef {
+    let reference = store
+        .create_mutable(Some(parent), described(&format!("without {name}")))
+        .unwrap();
+    with_tree(&reference.mounts(false).unwrap(), |tree| {
+        fs::remove_file(tree.join(name)).unwrap()
+    });
+    reference.commit().unwrap()
+}
+
 /// A layer with one file, as an uncompressed tar.
 pub fn tar_layer(name: &str, text: &str) -> Vec<u8> {
     let mut header = [0u8; 512];

@@ -297,6 +297,42 @@ fn merges_and_diffs_apply_layers() {
 }
 
 #[test]
+fn a_diff_of_stacks_is_what_the_layers_did() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let (base, extra) = (step(&store, None, "base"), step(&store, None, "extra"));
+    let with_file = step(&store, Some(&base), "file");
+    let stack = store
+        .merge(&[with_file.clone(), extra.clone()], described("stack"))
+        .unwrap();
+    let upper = without(&store, &stack, "file");
+    let diff = store.diff(Some(&base), Some(&upper), described("diff")).unwrap();
+    let ids = |reference: &cache::ImmutableRef| {
+        let chain = reference.layer_chain();
+        chain.iter().map(|layer| layer.id().clone()).collect::<Vec<_>>()
+    };
+    // The layers themselves, so that their blobs serve again.
+    assert_eq!(
+        ids(&diff),
+        [with_file.id().clone(), extra.id().clone(), upper.id().clone()]
+    );
+    assert_eq!(read(&diff, "extra").as_deref(), Some("extra"));
+    // Neither side has the file, but a layer in between removed it.
+    let onto = store
+        .merge(&[with_file.clone(), diff], described("onto"))
+        .unwrap();
+    assert_eq!(read(&onto, "file"), None);
+    assert_eq!(read(&onto, "extra").as_deref(), Some("extra"));
+    assert_eq!(read(&onto, "base").as_deref(), Some("base"));
+    // Two stacks with nothing in common are compared.
+    let compared = store
+        .diff(Some(&extra), Some(&upper), described("compared"))
+        .unwrap();
+    assert_eq!(ids(&compared), [compared.id().clone()]);
+    assert_eq!(read(&compared, "extra"), None);
+}
+
+#[test]
 fn merges_do_not_multiply_without_bound() {
     let dir = Dir::new();
     let store = dir.open();
