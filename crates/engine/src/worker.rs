@@ -1,5 +1,6 @@
 //! The worker: makes the op of every vertex, and resolves sources for frontends.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,7 +126,15 @@ fn unknown_scheme(scheme: &str) -> BuildError {
     BuildError::user(format!("unsupported source scheme {scheme}"))
 }
 
+#[async_trait]
 impl OpFactory for Worker {
+    async fn prune_cache_mounts(&self, ids: &BTreeMap<String, bool>) -> Result<(), BuildError> {
+        for (id, is_on_ref) in ids {
+            self.cache_dirs.forget(&self.parts.store, id, *is_on_ref).await?;
+        }
+        Ok(())
+    }
+
     fn exec_parts(&self) -> Result<ExecParts, BuildError> {
         self.parts_of_exec()
     }

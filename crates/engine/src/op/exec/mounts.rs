@@ -8,7 +8,7 @@ use executor::{ContainerMount, FileSource, MountSource, Root};
 use llb::pb;
 use tokio_util::sync::CancellationToken;
 
-use super::cache_dir::CacheDir;
+use super::cache_dir::{CacheDir, Wanted};
 use super::ssh::AgentSocket;
 use super::{ExecParts, blocking};
 use crate::error::{BuildError, ErrorKind};
@@ -89,22 +89,22 @@ impl<'a> Mounts<'a> {
         for mount in &self.exec.mounts {
             held.push(self.ask(mount).await?);
         }
-        // Cache mounts last, so that none is kept waiting while a client is slow, and all ops in the same order, so that
-        // no two can wait for each other.
-        let mut wanted = Vec::new();
-        for (at, mount) in self.exec.mounts.iter().enumerate() {
-            if mount.mount_type == i32::from(pb::MountType::Cache) {
-                wanted.push((self.cache_key(mount)?, at));
-            }
-        }
-        wanted.sort();
-        let mut taken: Vec<(String, CacheDir)> = Vec::new();
-        for (key, at) in wanted {
-            let dir = match taken.iter().find(|(known, _)| *known == key) {
-                Some((_, dir)) => dir.clone(),
-                None => self.take_cache_dir(&key, &self.exec.mounts[at]).await?,
-            };
-            taken.push((key, dir.clone()));
+        // Cache mounts last, so that none is kept waiting while a client is slow.
+        let is_cache = |mount: &pb::Mount| mount.mount_type == i32::from(pb::MountType::Cache);
+        let caches = || {
+            self.exec
+                .mounts
+                .iter()
+                .enumerate()
+                .filter(|(_, mount)| is_cache(mount))
+        };
+        let wanted = caches().map(|(_, mount)| self.wanted(mount));
+        let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+        let dirs = tokio::select! {
+            dirs = self.parts.cache_dirs.take_all(wanted) => dirs?,
+            () = self.ctx.cancel.cancelled() => return Err(BuildError::canceled()),
+        };
+        for ((at, _), dir) in caches().zip(dirs) {
             held[at] = Held::Cache(dir);
         }
         let (mounts, inputs) = (self.exec.mounts.clone(), self.inputs.to_vec());
@@ -197,40 +197,38 @@ impl<'a> Mounts<'a> {
         }
     }
 
-    fn cache_key(&self, mount: &pb::Mount) -> Result<String, BuildError> {
-        let options = mount
-            .cache_opt
-            .as_ref()
-            .ok_or_else(|| BuildError::user("missing cache mount options"))?;
-        Ok(
-            match input_of(mount, self.inputs).as_ref().and_then(ResultRef::get) {
-                Some(base) => format!("{}:{}", options.id, base.id()),
-                None => options.id.clone(),
-            },
-        )
-    }
-
-    async fn take_cache_dir(&self, key: &str, mount: &pb::Mount) -> Result<CacheDir, BuildError> {
+    /// Describes the directory of a cache mount.
+    fn wanted(&self, mount: &pb::Mount) -> Result<Wanted, BuildError> {
         let options = mount
             .cache_opt
             .as_ref()
             .ok_or_else(|| BuildError::user("missing cache mount options"))?;
         let sharing = pb::CacheSharingOpt::try_from(options.sharing)
             .map_err(|_| BuildError::user(format!("invalid cache sharing option: {}", options.sharing)))?;
+        let id = if options.id.is_empty() {
+            &mount.dest
+        } else {
+            &options.id
+        };
         let mut description = format!("cached mount {} from {}", mount.dest, self.ctx.purpose);
-        if options.id != mount.dest {
-            description.push_str(&format!(" with id {:?}", options.id));
+        if *id != mount.dest {
+            description.push_str(&format!(" with id {id:?}"));
         }
         let base = input_of(mount, self.inputs)
             .as_ref()
             .and_then(ResultRef::get)
             .cloned();
-        let place = (&self.parts.store, self.parts.socket_dir.as_path());
-        let taking = self.parts.cache_dirs.take(place, key, base, sharing, description);
-        tokio::select! {
-            taken = taking => taken,
-            () = self.ctx.cancel.cancelled() => Err(BuildError::canceled()),
-        }
+        Ok(Wanted {
+            store: self.parts.store.clone(),
+            mount_dir: self.parts.socket_dir.clone(),
+            key: match &base {
+                Some(base) => format!("{id}:{}", base.id()),
+                None => id.clone(),
+            },
+            base,
+            sharing,
+            description,
+        })
     }
 }
 
