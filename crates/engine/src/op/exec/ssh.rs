@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::error::{BuildError, ErrorKind};
-use crate::session::Session;
+use crate::session::{ByteStream, Session};
 
 /// Connections to one agent at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -79,9 +79,13 @@ async fn serve(listener: UnixListener, session: Arc<dyn Session>, id: String) {
 
 /// Carries bytes both ways until either side ends. A failure shows to the process as a closed connection.
 async fn forward(connection: UnixStream, session: Arc<dyn Session>, id: String) {
-    let Ok(mut agent) = session.forward_agent(&id).await else {
-        return;
-    };
+    if let Ok(agent) = session.forward_agent(&id).await {
+        carry(connection, agent).await;
+    }
+}
+
+/// Either side's end is passed on, so that the client closes its connection to the agent when the process closes its own.
+async fn carry(connection: UnixStream, mut agent: ByteStream) {
     let (mut read, mut write) = connection.into_split();
     let outgoing = agent.outgoing;
     let to_agent = async move {
@@ -103,4 +107,33 @@ async fn forward(connection: UnixStream, session: Arc<dyn Session>, id: String) 
         }
     };
     tokio::join!(to_agent, from_agent);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_connection_closes_the_clients() {
+        let (ours, mut process) = UnixStream::pair().expect("makes a pair");
+        let (to_process, incoming) = mpsc::channel(1);
+        let (outgoing, mut from_process) = mpsc::channel(1);
+        let carrying = tokio::spawn(carry(ours, ByteStream { incoming, outgoing }));
+        process.write_all(b"ask").await.expect("writes");
+        assert_eq!(from_process.recv().await, Some(Bytes::from_static(b"ask")));
+        to_process
+            .send(Ok(Bytes::from_static(b"answer")))
+            .await
+            .expect("is heard");
+        let mut answer = [0; 6];
+        process.read_exact(&mut answer).await.expect("reads");
+        assert_eq!(&answer, b"answer");
+        drop(process);
+        // The client sees the end, closes its connection to the agent and ends the stream.
+        assert_eq!(from_process.recv().await, None);
+        drop(to_process);
+        carrying.await.expect("ends");
+    }
 }
