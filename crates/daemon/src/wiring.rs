@@ -11,7 +11,7 @@ use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::Entitlement;
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
-use executor::{DnsConfig, ExecutorConfig, RuntimeChoice};
+use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, RuntimeChoice};
 use oci::Platform;
 use registry::{HostConfig, HostsConfig};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ use crate::services::history::{History, HistoryLimits};
 use crate::services::traces::Traces;
 use crate::sessions::SessionTable;
 use crate::worker::{self, WorkerFacts};
+
+/// Where devices are described unless the configuration says otherwise; later ones win.
+const DEVICE_DIRS: &[&str] = &["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +86,13 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let oci = &file.worker.oci;
     let platforms = platforms(&oci.platforms)?;
     let sessions = SessionTable::default();
+    let devices = devices(file);
     let config = EngineConfig {
         root: root.clone(),
         lock_timeout,
         snapshotter: snapshotter(&oci.snapshotter),
         executor: executor_config(file),
+        devices: devices.clone(),
         registries: registries(file),
         web_user_agent: worker::user_agent(),
         sessions: Arc::new(sessions.clone()),
@@ -129,6 +134,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         sessions: sessions.clone(),
         history: history.clone(),
         worker: record.clone(),
+        devices,
         collector,
     };
     let (_, health) = tonic_health::server::health_reporter();
@@ -146,6 +152,22 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         routes: routes.routes(),
         stop,
     })
+}
+
+/// Where devices are described; nowhere when they are switched off. Files that cannot be used are named in the log.
+fn devices(file: &ConfigFile) -> DeviceRegistry {
+    if file.cdi.disabled == Some(true) {
+        return DeviceRegistry::default();
+    }
+    let mut dirs = file.cdi.spec_dirs.clone();
+    if dirs.is_empty() {
+        dirs.extend(DEVICE_DIRS.iter().map(PathBuf::from));
+    }
+    let registry = DeviceRegistry::new(dirs, file.cdi.auto_allowed.iter().cloned());
+    for problem in registry.scan().problems() {
+        tracing::warn!(%problem, "a device specification is left out");
+    }
+    registry
 }
 
 fn snapshotter(name: &str) -> SnapshotterChoice {

@@ -28,8 +28,17 @@ pub enum Entitlement {
     NetworkHost,
     /// `security.insecure`.
     SecurityInsecure,
-    /// `device` or `device=name`: CDI devices; `None`: all.
-    Device(Option<String>),
+    /// `device` or `device=name[,alias=other]`: devices; `None`: all.
+    Device(Option<DeviceGrant>),
+}
+
+/// The right to some devices.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceGrant {
+    /// A device, a kind or a class, as steps name them.
+    pub device: String,
+    /// Under which name steps get it; `None`: its own.
+    pub alias: Option<String>,
 }
 
 /// What a build was started with and what its steps must respect.

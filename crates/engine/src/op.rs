@@ -162,6 +162,11 @@ pub trait OpFactory: Send + Sync + fmt::Debug {
         ))
     }
 
+    /// Returns where the devices are described that steps may use.
+    fn devices(&self) -> executor::DeviceRegistry {
+        executor::DeviceRegistry::default()
+    }
+
     /// Empties cache mounts by id, before steps that ignore the cache use them; the value says whether the mount lies on
     /// a ref.
     async fn prune_cache_mounts(&self, ids: &BTreeMap<String, bool>) -> Result<(), BuildError> {

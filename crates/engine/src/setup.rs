@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache::{StateLock, Store, StoreOptions};
-use executor::{Executor, ExecutorConfig, ExecutorError};
+use executor::{DeviceRegistry, Executor, ExecutorConfig, ExecutorError};
 use oci::Platform;
 use registry::HostsConfig;
 use snapshot::Snapshotter;
@@ -55,6 +55,8 @@ pub struct EngineConfig {
     pub snapshotter: SnapshotterChoice,
     /// How containers are run; its directory is set here.
     pub executor: ExecutorConfig,
+    /// Where devices are described that steps may use.
+    pub devices: DeviceRegistry,
     /// How registries are reached.
     pub registries: HostsConfig,
     /// What web servers are told of who fetches from them.
@@ -109,6 +111,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         images: Arc::clone(&images),
         http: HttpFiles::new(web, store.clone()),
         unlazy: Arc::clone(&unlazy),
+        devices: config.devices,
         executor,
         dir: config.root.join("worker"),
     })?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cache::Store;
-use executor::Executor;
+use executor::{DeviceRegistry, Executor};
 use llb::pb;
 use llb::pb::op::Op as Kind;
 
@@ -36,6 +36,8 @@ pub struct WorkerParts {
     pub http: HttpFiles,
     /// Makes lazy refs real.
     pub unlazy: Arc<dyn Unlazy>,
+    /// Where devices are described.
+    pub devices: DeviceRegistry,
     /// Runs containers; `None`: this process may not, and says so when a step needs one.
     pub executor: Option<Executor>,
     /// A directory of the worker's own; emptied and made anew.
@@ -82,6 +84,7 @@ impl Worker {
         })?;
         Ok(ExecParts {
             executor,
+            devices: self.parts.devices.clone(),
             store: self.parts.store.clone(),
             unlazy: Arc::clone(&self.parts.unlazy),
             cache_dirs: self.cache_dirs.clone(),
@@ -133,6 +136,10 @@ impl OpFactory for Worker {
             self.cache_dirs.forget(&self.parts.store, id, *is_on_ref).await?;
         }
         Ok(())
+    }
+
+    fn devices(&self) -> DeviceRegistry {
+        self.parts.devices.clone()
     }
 
     fn exec_parts(&self) -> Result<ExecParts, BuildError> {

@@ -188,14 +188,24 @@ impl Runtime for Embedded {
         attachment: Vec<u8>,
         stdio: Stdio,
     ) -> Result<Arc<Running>, RunError> {
+        if let Some(hook) = spec.hooks.first() {
+            return Err(RunError::Invalid {
+                message: format!(
+                    "a device asks for the {} hook {}, which only an OCI runtime such as runc runs",
+                    hook.point, hook.path
+                ),
+            });
+        }
         let traits = ContainerTraits {
             id: spec.id.clone(),
             isolated_network: spec.network == NetworkSpec::Loopback,
             cgroup_parent: spec.cgroup_parent.clone(),
             special_cgroup: spec.all_devices
                 || spec.cgroup_parent != "/"
+                || !spec.devices.is_empty()
                 || spec.resources != ResourceSpec::default(),
             all_devices: spec.all_devices,
+            devices: spec.devices.clone(),
         };
         let blueprint = Blueprint::Container(Box::new(spec));
         let body = wire::encode_body(&blueprint, &attachment).map_err(|source| RunError::Io {

@@ -16,6 +16,9 @@
 //! - an exit is reported after every process of the container is gone and its mounts with them;
 //! - mount points made for a run are removed after it, times of their directories restored.
 //!
+//! Devices of the host beyond the usual come from specifications ([`DeviceRegistry`]) and reach a container as part of its
+//! request; what they change goes through the same generator.
+//!
 //! Non-goals: images, snapshots, caches, which step runs when. Unsafe code lives in `sys` only.
 //!
 //! A binary that embeds this crate calls [`supervisor_main`] before anything else in `main`.
@@ -23,6 +26,7 @@
 
 mod binary;
 mod capability;
+mod cdi;
 mod container;
 mod embedded;
 mod error;
@@ -38,6 +42,7 @@ mod sys;
 mod tree;
 mod user;
 
+pub use cdi::{DeviceEdits, DeviceFileError, DeviceListing, DeviceRegistry, Devices};
 pub use container::{Container, ContainerProcess, Pty};
 pub use error::{ExecutorError, RunError};
 pub use executor::{DnsConfig, Executor, ExecutorConfig, RuntimeChoice};

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::cdi::DeviceEdits;
+
 /// Names a container: 1 to 128 ASCII letters and digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId(String);
@@ -89,6 +91,8 @@ pub struct RunRequest {
     pub resources: Resources,
     /// How it is confined.
     pub security: Security,
+    /// What it gets with devices of the host.
+    pub devices: DeviceEdits,
     /// Whether directories that were made to hold a mount point are removed too, not only the mount point itself.
     pub remove_stubs_recursive: bool,
 }
@@ -108,6 +112,7 @@ impl RunRequest {
             cgroup_parent: String::new(),
             resources: Resources::default(),
             security: Security::Sandbox,
+            devices: DeviceEdits::default(),
             remove_stubs_recursive: false,
         }
     }

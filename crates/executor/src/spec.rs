@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::capability;
+use crate::cdi::DeviceEdits;
 use crate::error::RunError;
 use crate::request::{
     ContainerMount, MountSource, Network, Process, Resources, RunRequest, Security, Ulimit,
@@ -57,8 +58,10 @@ pub(crate) struct ContainerSpec {
     pub(crate) mounts: Vec<MountSpec>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) read_only_paths: Vec<String>,
-    /// Nodes in `/dev` beside the usual ones.
+    /// Nodes in `/dev` beside the usual ones; the device rules let them be used.
     pub(crate) devices: Vec<DeviceNode>,
+    /// Programs of the host that an OCI runtime runs.
+    pub(crate) hooks: Vec<HookSpec>,
     /// Whether the device rules let everything through.
     pub(crate) all_devices: bool,
     pub(crate) network: NetworkSpec,
@@ -132,11 +135,28 @@ pub(crate) enum MountKind {
 /// A device node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DeviceNode {
-    /// Below `/dev`.
+    /// Below `/dev`; parts are not `.` or `..`.
     pub(crate) name: String,
     pub(crate) block: bool,
     pub(crate) major: u32,
     pub(crate) minor: u32,
+    /// Permission bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// What may be done with it: of `r`, `w` and `m`.
+    pub(crate) access: String,
+}
+
+/// A program of the host that is run at a point of a container's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HookSpec {
+    /// `createContainer` and so on.
+    pub(crate) point: String,
+    pub(crate) path: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) timeout_s: Option<u32>,
 }
 
 /// Limits as the cgroup takes them; 0 or empty: none.
@@ -158,6 +178,8 @@ pub(crate) struct ProcessSpec {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) user: String,
+    /// Groups beside those of the user.
+    pub(crate) extra_groups: Vec<u32>,
     pub(crate) tty: bool,
     pub(crate) limits: Vec<LimitSpec>,
     pub(crate) capabilities: CapabilitySpec,
@@ -219,8 +241,12 @@ pub(crate) fn container_spec(
         selector: String::new(),
         stub: false,
     });
-    for mount in &request.mounts {
-        let mount = user_mount(mount, &mut attachment)?;
+    let given = request
+        .mounts
+        .iter()
+        .map(|mount| user_mount(mount, &mut attachment));
+    for mount in given.chain(request.devices.mounts.iter().map(device_mount)) {
+        let mount = mount?;
         match mounts.iter_mut().find(|earlier| earlier.target == mount.target) {
             Some(earlier) => *earlier = mount,
             None => mounts.push(mount),
@@ -241,11 +267,8 @@ pub(crate) fn container_spec(
         } else {
             owned(READ_ONLY_PATHS)
         },
-        devices: if insecure {
-            facts.insecure_devices.clone()
-        } else {
-            Vec::new()
-        },
+        devices: devices(facts, &request.devices),
+        hooks: request.devices.hooks.clone(),
         all_devices: insecure,
         network: match request.network {
             Network::Sandbox | Network::Host => NetworkSpec::Host,
@@ -254,17 +277,42 @@ pub(crate) fn container_spec(
         hostname: hostname(&request.hostname)?,
         cgroup_parent: cgroup_parent(&request.cgroup_parent, &facts.cgroup_parent)?,
         resources: resources(&request.resources)?,
-        process: process_spec(
-            &request.process,
-            request.security,
-            &request.ulimits,
-            facts.capabilities,
-        )?,
+        process: first_process(request, facts)?,
         stubs_recursive: request.remove_stubs_recursive,
         oom_score_adj: facts.oom_score_adj,
         staging: facts.staging.clone(),
     };
     Ok((spec, attachment))
+}
+
+/// The process of a container, with what its devices bring.
+fn first_process(request: &RunRequest, facts: &HostFacts) -> Result<ProcessSpec, RunError> {
+    let mut process = request.process.clone();
+    // A device's variables replace those of the same name.
+    process.env.extend(request.devices.env.iter().cloned());
+    let mut spec = process_spec(&process, request.security, &request.ulimits, facts.capabilities)?;
+    spec.extra_groups.clone_from(&request.devices.groups);
+    Ok(spec)
+}
+
+/// Nodes that the container has beside the usual ones; of a path that is asked for twice the last counts.
+fn devices(facts: &HostFacts, edits: &DeviceEdits) -> Vec<DeviceNode> {
+    let mut devices = facts.insecure_devices.clone();
+    for device in &edits.nodes {
+        devices.retain(|earlier| earlier.name != device.name);
+        devices.push(device.clone());
+    }
+    devices
+}
+
+fn device_mount((source, target, attributes): &(PathBuf, String, u64)) -> Result<MountSpec, RunError> {
+    Ok(MountSpec {
+        target: clean_target(target)?,
+        kind: MountKind::Host(source.clone()),
+        attributes: *attributes,
+        selector: String::new(),
+        stub: true,
+    })
 }
 
 /// Makes the specification of a process, the first of a container or a further one.
@@ -316,6 +364,7 @@ pub(crate) fn process_spec(
             process.cwd.clone()
         },
         user: process.user.clone(),
+        extra_groups: Vec::new(),
         tty: process.tty,
         limits: ulimits.iter().map(limit).collect::<Result<_, _>>()?,
         capabilities,

@@ -34,8 +34,18 @@ struct Group {
     members: Vec<String>,
 }
 
-/// Looks up `spec` in the root file system behind `root`.
-pub(crate) fn look_up(root: BorrowedFd<'_>, spec: &str) -> Result<Identity, String> {
+/// Looks up `spec` in the root file system behind `root`, and adds further groups.
+pub(crate) fn look_up(root: BorrowedFd<'_>, spec: &str, extra_groups: &[u32]) -> Result<Identity, String> {
+    let mut identity = identity(root, spec)?;
+    for group in extra_groups {
+        if !identity.groups.contains(group) {
+            identity.groups.push(*group);
+        }
+    }
+    Ok(identity)
+}
+
+fn identity(root: BorrowedFd<'_>, spec: &str) -> Result<Identity, String> {
     if let Some((uid, gid)) = both_numeric(spec) {
         let home = read_file(root, "/etc/passwd")
             .ok()

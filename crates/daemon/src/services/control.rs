@@ -17,6 +17,7 @@ use engine::progress::Subscription;
 use engine::session::SessionId;
 use engine::solve::{ExporterRequest, SolveRequest, SolveResponse};
 use engine::{BuildError, Engine, ErrorKind};
+use executor::{DeviceListing, DeviceRegistry};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,8 +49,19 @@ pub struct ControlService {
     pub history: History,
     /// The only worker.
     pub worker: worker::WorkerRecord,
+    /// Where devices are described that steps may use.
+    pub devices: DeviceRegistry,
     /// Collects garbage after builds.
     pub collector: Collector,
+}
+
+fn device(listing: DeviceListing) -> worker::CdiDevice {
+    worker::CdiDevice {
+        name: listing.name,
+        auto_allow: listing.auto_allowed,
+        annotations: listing.annotations,
+        on_demand: false,
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -405,7 +417,13 @@ impl Control for ControlService {
     ) -> Answer<pb::ListWorkersResponse> {
         let filters = request.into_inner().filter;
         let matches = crate::worker::matches(&self.worker, &filters).map_err(Status::invalid_argument)?;
-        let record = matches.then(|| self.worker.clone()).into_iter().collect();
+        let registry = self.devices.clone();
+        let devices = blocking(move || registry.scan().list()).await?;
+        let listed = worker::WorkerRecord {
+            cdi_devices: devices.into_iter().map(device).collect(),
+            ..self.worker.clone()
+        };
+        let record = matches.then_some(listed).into_iter().collect();
         Ok(Response::new(pb::ListWorkersResponse { record }))
     }
 

@@ -18,7 +18,7 @@ fn images() -> Value {
     } } })
 }
 
-fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
+pub fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
     let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.as_bytes().to_vec());
     let images = images();
     let mut driver = Driver {

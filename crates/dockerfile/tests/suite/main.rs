@@ -1,6 +1,7 @@
 //! Tests of the frontend from the outside.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod devices;
 mod drive;
 mod golden;
 mod hostile;

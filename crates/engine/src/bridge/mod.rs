@@ -7,6 +7,7 @@
 mod build_ref;
 mod consent;
 mod container;
+mod devices;
 mod files;
 mod forward;
 pub mod meta;

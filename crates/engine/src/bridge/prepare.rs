@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use executor::DeviceRegistry;
 use llb::pb;
 use llb::sourcepolicy::Policy;
+use oci::Digest;
 use solver::VertexDef;
 
-use crate::bridge::{Bridge, CacheOption};
+use crate::bridge::{Bridge, CacheOption, devices};
 use crate::driver::PreparedGraph;
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job};
@@ -23,6 +25,9 @@ pub(super) struct Prepared {
 /// The op's name in a definition's metadata.
 const CUSTOM_NAME: &str = "llb.customname";
 
+/// What steps get for the devices that they ask for.
+type Devices = BTreeMap<Digest, Vec<pb::CdiDevice>>;
+
 impl Bridge {
     pub(super) async fn prepare(
         &self,
@@ -34,10 +39,8 @@ impl Bridge {
         let failed = |error: BuildError| error.context("failed to load LLB");
         let checked = self.load(definition).await.map_err(failed)?;
         let decided = Box::pin(self.decide_on_graph(&policies, &checked)).await;
-        let checked = self
-            .check(checked, decided.map_err(failed)?)
-            .await
-            .map_err(failed)?;
+        let checked = self.check(checked, decided.map_err(failed)?).await;
+        let (checked, devices) = checked.map_err(failed)?;
         let checked = Arc::new(checked);
         let mut stores = Vec::with_capacity(cache_imports.len());
         for option in cache_imports {
@@ -62,7 +65,7 @@ impl Bridge {
         let specs = checked
             .vertices()
             .iter()
-            .map(|vertex| Arc::new(spec(&checked, vertex)))
+            .map(|vertex| Arc::new(spec(&checked, vertex, devices.get(&vertex.digest))))
             .collect();
         let target = (checked.root().vertex, checked.root().output);
         Ok(Prepared {
@@ -80,13 +83,15 @@ impl Bridge {
             .map_err(|error| BuildError::from_source(ErrorKind::User, error))
     }
 
-    /// Puts in place what policies changed, then checks that the builds may do what is asked.
+    /// Puts in place what policies changed, then checks that the builds may do what is asked. Returns the devices of
+    /// steps as well.
     async fn check(
         &self,
         mut graph: llb::Graph,
-        mut changed: BTreeMap<oci::Digest, pb::Op>,
-    ) -> Result<llb::Graph, BuildError> {
+        mut changed: BTreeMap<Digest, pb::Op>,
+    ) -> Result<(llb::Graph, Devices), BuildError> {
         let jobs = self.jobs();
+        let registry = self.engine().services.ops.devices();
         let checked = tokio::task::spawn_blocking(move || {
             if !changed.is_empty() {
                 graph
@@ -96,7 +101,8 @@ impl Bridge {
             for vertex in graph.vertices() {
                 check_vertex(&jobs, vertex)?;
             }
-            Ok(graph)
+            let devices = allowed_devices(&jobs, &registry, &graph)?;
+            Ok((graph, devices))
         });
         checked
             .await
@@ -104,8 +110,11 @@ impl Bridge {
     }
 }
 
-fn spec(graph: &llb::Graph, vertex: &llb::Vertex) -> VertexSpec {
+fn spec(graph: &llb::Graph, vertex: &llb::Vertex, devices: Option<&Vec<pb::CdiDevice>>) -> VertexSpec {
     let mut op = vertex.op.clone();
+    if let (Some(pb::op::Op::Exec(exec)), Some(devices)) = (&mut op.op, devices) {
+        exec.cdi_devices.clone_from(devices);
+    }
     let platform = vertex.platform().unwrap_or_else(oci::Platform::host).normalized();
     op.platform = Some(pb::Platform::from(&platform));
     VertexSpec {
@@ -146,23 +155,33 @@ fn check_vertex(jobs: &[Arc<Job>], vertex: &llb::Vertex) -> Result<(), BuildErro
     let network_host = exec.network == pb::NetMode::Host as i32;
     let insecure = exec.security == pb::SecurityMode::Insecure as i32;
     check_entitlements(jobs, network_host, insecure)?;
-    for device in &exec.cdi_devices {
-        let granted = |job: &Arc<Job>| {
-            job.settings()
-                .entitlements
-                .iter()
-                .any(|entitlement| match entitlement {
-                    Entitlement::Device(None) => true,
-                    Entitlement::Device(Some(name)) => *name == device.name,
-                    Entitlement::NetworkHost | Entitlement::SecurityInsecure => false,
-                })
+    Ok(())
+}
+
+/// The devices that steps get for those they ask for, by vertex. Blocking.
+fn allowed_devices(
+    jobs: &[Arc<Job>],
+    registry: &DeviceRegistry,
+    graph: &llb::Graph,
+) -> Result<Devices, BuildError> {
+    let mut known = None;
+    let mut allowed = BTreeMap::new();
+    for vertex in graph.vertices() {
+        let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else {
+            continue;
         };
-        if !device.optional && !jobs.iter().all(granted) {
-            let text = format!("device {} is requested by the build but not allowed", device.name);
-            return Err(BuildError::new(ErrorKind::Denied, text));
+        if exec.cdi_devices.is_empty() {
+            continue;
+        }
+        let known = known.get_or_insert_with(|| registry.scan());
+        for job in jobs {
+            let rights = &job.settings().entitlements;
+            let devices = devices::allowed(known, rights, &exec.cdi_devices)?;
+            // Every build must have the right; what the first gets all get.
+            allowed.entry(vertex.digest).or_insert(devices);
         }
     }
-    Ok(())
+    Ok(allowed)
 }
 
 pub(super) fn check_entitlements(

@@ -1,6 +1,7 @@
 //! The exec op: a process in a container.
 
 mod cache_dir;
+pub(crate) mod devices;
 mod key;
 pub(crate) mod mounts;
 pub(crate) mod ssh;
@@ -14,8 +15,8 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use cache::Store;
 use executor::{
-    Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest, Security, Stdio,
-    Ulimit,
+    DeviceRegistry, Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest,
+    Security, Stdio, Ulimit,
 };
 use llb::pb;
 use oci::Digest;
@@ -46,6 +47,8 @@ pub struct ExecParts {
     pub store: Store,
     /// Makes lazy inputs real.
     pub unlazy: Arc<dyn Unlazy>,
+    /// Where devices are described.
+    pub devices: DeviceRegistry,
     /// The cache mounts in use.
     pub cache_dirs: CacheDirs,
     /// A directory of this op's own for sockets and mounts; must exist.
@@ -104,12 +107,6 @@ fn validate(exec: &pb::ExecOp) -> Result<(), BuildError> {
     if !exec.mounts.iter().any(|mount| mount.dest == "/") {
         return Err(BuildError::user("invalid exec op with no rootfs"));
     }
-    if let Some(device) = exec.cdi_devices.iter().find(|device| !device.optional) {
-        return Err(BuildError::user(format!(
-            "device {}: no CDI devices are configured; mark it optional or remove it",
-            device.name
-        )));
-    }
     Ok(())
 }
 
@@ -156,6 +153,7 @@ impl Op for ExecOp {
     ) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let exec = self.exec_op()?;
         unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
+        let devices = devices::edits(&self.parts.devices, &exec.cdi_devices).await?;
         let env = environment(&ctx.sessions(), exec).await?;
         let args = exec
             .meta
@@ -170,7 +168,8 @@ impl Op for ExecOp {
         let prepared = Mounts::new(mount_ctx, &self.parts, exec, inputs)
             .prepare()
             .await?;
-        let request = self.request(exec, env, &prepared)?;
+        let mut request = self.request(exec, env, &prepared)?;
+        request.devices = devices;
         let ran = run(&self.parts.executor, ctx, request).await;
         if let Err(error @ RunError::Start { .. }) = &ran {
             ctx.progress().log(LogStream::Stderr, format!("{error}\n"));

@@ -15,7 +15,7 @@ use crate::bridge::{
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
 use crate::error::{BuildError, ErrorKind};
-use crate::job::{Entitlement, Job, JobId, JobSettings};
+use crate::job::{DeviceGrant, Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::{SessionGroup, SessionId};
@@ -459,9 +459,23 @@ pub fn parse_entitlement(text: &str) -> Result<Entitlement, BuildError> {
         ("network.host", None) => Ok(Entitlement::NetworkHost),
         ("security.insecure", None) => Ok(Entitlement::SecurityInsecure),
         ("device", None | Some("")) => Ok(Entitlement::Device(None)),
-        ("device", Some(device)) if !device.contains(',') => Ok(Entitlement::Device(Some(device.to_owned()))),
+        ("device", Some(device)) => device_grant(device).map(|grant| Entitlement::Device(Some(grant))),
         _ => Err(BuildError::user(format!("unknown entitlement {text}"))),
     }
+}
+
+fn device_grant(text: &str) -> Result<DeviceGrant, BuildError> {
+    let mut fields = text.split(',');
+    let device = fields.next().unwrap_or_default().to_owned();
+    let mut alias = None;
+    for field in fields {
+        match field.split_once('=') {
+            Some(("alias", name)) => alias = Some(name.to_owned()).filter(|name| !name.is_empty()),
+            Some((key, _)) => return Err(BuildError::user(format!("unknown device config key {key:?}"))),
+            None => return Err(BuildError::user(format!("invalid device config {field:?}"))),
+        }
+    }
+    Ok(DeviceGrant { device, alias })
 }
 
 fn granted(wanted: &[String], allowed: &[Entitlement]) -> Result<Vec<Entitlement>, BuildError> {

@@ -68,6 +68,7 @@ impl World {
         let unlazy: Arc<dyn Unlazy> = Arc::new(BlobFetcher::new(store.clone(), providers(&images)));
         let worker = Arc::new(
             Worker::new(WorkerParts {
+                devices: engine::executor::DeviceRegistry::default(),
                 store: store.clone(),
                 images,
                 http: HttpFiles::new(registry::web_client("buildkit/v0 test").unwrap(), store.clone()),

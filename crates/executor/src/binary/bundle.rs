@@ -107,8 +107,12 @@ impl Bundle {
             trees: BTreeMap::new(),
             directories: 0,
         };
-        bundle.identity = user::look_up(bundle.root.as_fd(), &spec.process.user)
-            .map_err(|message| RunError::Start { message })?;
+        bundle.identity = user::look_up(
+            bundle.root.as_fd(),
+            &spec.process.user,
+            &spec.process.extra_groups,
+        )
+        .map_err(|message| RunError::Start { message })?;
         let (uid, gid) = (bundle.identity.uid, bundle.identity.gid);
         let cwd = &spec.process.cwd;
         tree::make_working_directory(bundle.root.as_fd(), cwd, uid, gid)

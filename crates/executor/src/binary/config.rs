@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::capability;
 use crate::spec::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, ATTR_STRICTATIME, CapabilitySpec, ContainerSpec,
-    LimitSpec, MountSpec, NetworkSpec, ProcessSpec, ResourceSpec,
+    LimitSpec, MountSpec, NetworkSpec, ProcessSpec,
 };
 use crate::supervisor::seccomp;
 use crate::user::Identity;
@@ -96,7 +96,7 @@ pub(super) fn config(
         "maskedPaths": spec.masked_paths,
         "readonlyPaths": spec.read_only_paths,
         "devices": devices(spec),
-        "resources": resources(&spec.resources, spec.all_devices),
+        "resources": resources(spec),
     });
     if spec.process.seccomp {
         linux["seccomp"] = seccomp::oci_profile(spec.process.capabilities.bounding);
@@ -112,6 +112,7 @@ pub(super) fn config(
         "hostname": spec.hostname,
         "mounts": mounts,
         "linux": linux,
+        "hooks": hooks(spec),
     })
 }
 
@@ -155,18 +156,49 @@ fn devices(spec: &ContainerSpec) -> Vec<Value> {
             "type": if device.block { "b" } else { "c" },
             "major": device.major,
             "minor": device.minor,
-            "fileMode": 0o666,
+            "fileMode": device.mode,
+            "uid": device.uid,
+            "gid": device.gid,
         })
     };
     spec.devices.iter().map(device).collect()
 }
 
-fn resources(resources: &ResourceSpec, all_devices: bool) -> Value {
-    let rules = if all_devices {
-        json!([{"allow": true, "type": "c", "access": "rwm"}, {"allow": true, "type": "b", "access": "rwm"}])
-    } else {
-        json!([{"allow": false, "access": "rwm"}])
-    };
+fn device_rules(spec: &ContainerSpec) -> Value {
+    if spec.all_devices {
+        return json!([{"allow": true, "type": "c", "access": "rwm"}, {"allow": true, "type": "b", "access": "rwm"}]);
+    }
+    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    rules.extend(spec.devices.iter().map(|device| {
+        json!({
+            "allow": true,
+            "type": if device.block { "b" } else { "c" },
+            "major": device.major,
+            "minor": device.minor,
+            "access": device.access,
+        })
+    }));
+    Value::Array(rules)
+}
+
+fn hooks(spec: &ContainerSpec) -> Value {
+    let mut hooks = json!({});
+    for hook in &spec.hooks {
+        let mut entry = json!({"path": hook.path, "args": hook.args, "env": hook.env});
+        if let Some(timeout_s) = hook.timeout_s {
+            entry["timeout"] = json!(timeout_s);
+        }
+        match &mut hooks[&hook.point] {
+            Value::Array(entries) => entries.push(entry),
+            absent => *absent = json!([entry]),
+        }
+    }
+    hooks
+}
+
+fn resources(spec: &ContainerSpec) -> Value {
+    let resources = &spec.resources;
+    let rules = device_rules(spec);
     let mut all = json!({"devices": rules});
     let mut set = |group: &str, key: &str, value: Value, wanted: bool| {
         if wanted {

@@ -172,8 +172,8 @@ impl Runtime for Binary {
             what: "open the root".to_owned(),
             source,
         })?;
-        let identity =
-            user::look_up(root.as_fd(), &process.user).map_err(|message| RunError::Start { message })?;
+        let identity = user::look_up(root.as_fd(), &process.user, &process.extra_groups)
+            .map_err(|message| RunError::Start { message })?;
         let files = job.container.path.join(format!("exec{number}"));
         let failed = |source| RunError::Io {
             what: "describe the process".to_owned(),

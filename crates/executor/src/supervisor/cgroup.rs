@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::spec::ResourceSpec;
+use crate::spec::{DeviceNode, ResourceSpec};
 
 /// Where hierarchies are mounted.
 pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -191,15 +191,17 @@ impl Cgroup {
         Ok(())
     }
 
+    fn devices_directory(&self) -> io::Result<PathBuf> {
+        let hierarchy = self
+            .layout
+            .hierarchy_of("devices")
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "there is no devices cgroup"))?;
+        Ok(hierarchy.mount.join(&self.path))
+    }
+
     /// Sets the version 1 device rules.
     pub(crate) fn restrict_devices(&self) -> io::Result<()> {
-        let Some(hierarchy) = self.layout.hierarchy_of("devices") else {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "there is no devices cgroup",
-            ));
-        };
-        let directory = hierarchy.mount.join(&self.path);
+        let directory = self.devices_directory()?;
         fs::write(directory.join("devices.deny"), "a")?;
         let allow = directory.join("devices.allow");
         for rule in ["c *:* m", "b *:* m"] {
@@ -208,6 +210,20 @@ impl Cgroup {
         for (kind, major, minor) in ALLOWED_DEVICES {
             let minor = minor.map_or("*".to_owned(), |minor| minor.to_string());
             fs::write(&allow, format!("{kind} {major}:{minor} rwm"))?;
+        }
+        Ok(())
+    }
+
+    /// Adds version 1 device rules to the usual ones.
+    pub(crate) fn allow_devices(&self, devices: &[DeviceNode]) -> io::Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let allow = self.devices_directory()?.join("devices.allow");
+        for device in devices {
+            let kind = if device.block { 'b' } else { 'c' };
+            let rule = format!("{kind} {}:{} {}", device.major, device.minor, device.access);
+            fs::write(&allow, rule)?;
         }
         Ok(())
     }

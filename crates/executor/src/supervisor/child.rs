@@ -118,18 +118,23 @@ fn begin(proof: NewProcess, keep: &[BorrowedFd<'_>]) -> Result<(), SetupError> {
 
 fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
     cradle.cgroup.join().or_fail("join the cgroup")?;
-    if !cradle.cgroup.is_unified() && !cradle.all_devices {
+    let has_rules = !cradle.cgroup.is_unified() && !cradle.all_devices;
+    if has_rules {
         cradle.cgroup.restrict_devices().or_fail("restrict devices")?;
     }
     let (blueprint, attachment, stdio) = receive_blueprint(cradle.socket)?;
     let Blueprint::Container(spec) = blueprint else {
         return Err(SetupError::new("expected a container"));
     };
+    if has_rules {
+        let allowed = cradle.cgroup.allow_devices(&spec.devices);
+        allowed.or_fail("allow devices")?;
+    }
     cradle.cgroup.limit(&spec.resources).or_fail("limit resources")?;
     isolate(&spec, cradle.cgroup)?;
 
     let mut builder = Builder::new(&spec, &attachment, Some(cradle.cgroup))?;
-    let identity = look_up(builder.root(), &spec.process.user)?;
+    let identity = look_up(builder.root(), &spec.process)?;
     builder.make_working_directory(&spec.process.cwd, identity.uid, identity.gid)?;
     builder.mount_all()?;
     let terminal = open_terminal(builder.root(), &spec.process, &identity)?;
@@ -190,7 +195,7 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
 
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(c"/", flags, Mode::empty()).or_fail("open the root")?;
-    let identity = look_up(root.as_fd(), &spec.user)?;
+    let identity = look_up(root.as_fd(), &spec)?;
     let terminal = open_terminal(root.as_fd(), &spec, &identity)?;
     drop(root);
     let prepared = Prepared {
@@ -211,8 +216,8 @@ fn receive_blueprint(socket: BorrowedFd<'_>) -> Result<(Blueprint, Vec<u8>, Vec<
     Ok((blueprint, attachment, frame.fds))
 }
 
-fn look_up(root: BorrowedFd<'_>, user: &str) -> Result<Identity, SetupError> {
-    user::look_up(root, user).map_err(SetupError::new)
+fn look_up(root: BorrowedFd<'_>, process: &ProcessSpec) -> Result<Identity, SetupError> {
+    user::look_up(root, &process.user, &process.extra_groups).map_err(SetupError::new)
 }
 
 fn open_terminal(

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::cgroup::ALLOWED_DEVICES;
@@ -32,7 +32,7 @@ const LINKS: &[(&str, &str)] = &[
 pub(super) fn populate(root: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(), SetupError> {
     let dev = tree::open_in_root(root, "/dev", OFlags::PATH | OFlags::DIRECTORY).or_fail("open /dev")?;
     for &(name, major, minor) in NODES {
-        make(&dev, name, FileType::CharacterDevice, major, minor)?;
+        make(&dev, name, FileType::CharacterDevice, (major, minor), 0o666)?;
     }
     for (name, target) in LINKS {
         rustix::fs::symlinkat(*target, &dev, *name).or_fail(format_args!("make /dev/{name}"))?;
@@ -43,13 +43,32 @@ pub(super) fn populate(root: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(
         } else {
             FileType::CharacterDevice
         };
-        if let Some((directory, _)) = device.name.split_once('/') {
+        let directories = device
+            .name
+            .match_indices('/')
+            .map(|(at, _)| device.name.split_at(at).0);
+        for directory in directories {
             match rustix::fs::mkdirat(&dev, directory, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).or_fail(format_args!("make /dev/{directory}")),
             }
         }
-        make(&dev, &device.name, kind, device.major, device.minor)?;
+        make(
+            &dev,
+            &device.name,
+            kind,
+            (device.major, device.minor),
+            device.mode,
+        )?;
+        let owner = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        rustix::fs::chownat(
+            &dev,
+            device.name.as_str(),
+            Some(owner.0),
+            Some(owner.1),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .or_fail(format_args!("give /dev/{} to its owner", device.name))?;
     }
     Ok(())
 }
@@ -58,15 +77,15 @@ fn make(
     dev: &std::os::fd::OwnedFd,
     name: &str,
     kind: FileType,
-    major: u32,
-    minor: u32,
+    (major, minor): (u32, u32),
+    mode: u32,
 ) -> Result<(), SetupError> {
     // The umask is cleared while a container is built.
     rustix::fs::mknodat(
         dev,
         name,
         kind,
-        Mode::from_raw_mode(0o666),
+        Mode::from_raw_mode(mode),
         rustix::fs::makedev(major, minor),
     )
     .or_fail(format_args!("make /dev/{name}"))
@@ -75,12 +94,17 @@ fn make(
 /// Lists what an insecure container finds in `/dev` beside the usual: what a kernel log, FUSE, KVM, TUN and loop devices
 /// need. Some loop devices beyond the next free one are included.
 pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
-    let character = |name: &str, major, minor| DeviceNode {
+    let node = |name: &str, block, major, minor| DeviceNode {
         name: name.to_owned(),
-        block: false,
+        block,
         major,
         minor,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+        access: "rwm".to_owned(),
     };
+    let character = |name: &str, major, minor| node(name, false, major, minor);
     let mut devices = vec![
         character("kmsg", 1, 11),
         character("cuse", 10, 203),
@@ -96,12 +120,7 @@ pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
         sys::free_loop_device(control.as_fd()).ok()
     });
     for minor in 0..=free.unwrap_or(0).min(248) + 7 {
-        devices.push(DeviceNode {
-            name: format!("loop{minor}"),
-            block: true,
-            major: 7,
-            minor,
-        });
+        devices.push(node(&format!("loop{minor}"), true, 7, minor));
     }
     devices
 }
@@ -110,7 +129,7 @@ pub(crate) fn insecure_devices() -> Vec<DeviceNode> {
 ///
 /// Its argument is `struct bpf_cgroup_dev_ctx { u32 access_type; u32 major; u32 minor; }` where `access_type` holds the
 /// kind of device in its low half (1: block, 2: character) and the access above it (1: make, 2: read, 4: write).
-pub(super) fn program() -> Vec<BpfInstruction> {
+pub(super) fn program(devices: &[DeviceNode]) -> Vec<BpfInstruction> {
     const LOAD_WORD: u8 = 0x61;
     const MOVE_REGISTER: u8 = 0xbf;
     const MOVE: u8 = 0xb7;
@@ -149,8 +168,29 @@ pub(super) fn program() -> Vec<BpfInstruction> {
         }
         program.extend([instruction(MOVE, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
     }
+    for device in devices {
+        let denied = denied_access(&device.access);
+        let kind = if device.block { 1 } else { 2 };
+        let number = |number: u32| i32::try_from(number).unwrap_or(-1);
+        program.extend([
+            instruction(IF_NOT_EQUAL, 2, 0, 7, kind),
+            instruction(IF_NOT_EQUAL, 4, 0, 6, number(device.major)),
+            instruction(IF_NOT_EQUAL, 5, 0, 5, number(device.minor)),
+            instruction(MOVE_REGISTER, 0, 3, 0, 0),
+            instruction(AND32, 0, 0, 0, denied),
+            instruction(IF_NOT_EQUAL, 0, 0, 2, 0),
+            instruction(MOVE, 0, 0, 0, 1),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]);
+    }
     program.extend([instruction(MOVE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     program
+}
+
+/// The bits of accesses that are not among `access`; making nodes is always allowed.
+fn denied_access(access: &str) -> i32 {
+    let denied = |letter: char, bit: i32| if access.contains(letter) { 0 } else { bit };
+    denied('r', 2) | denied('w', 4)
 }
 
 #[cfg(test)]
@@ -178,13 +218,23 @@ mod tests {
         let cgroup = mount.join(format!("cooper-test-{}", std::process::id()));
         std::fs::create_dir(&cgroup).unwrap();
         let directory = std::fs::File::open(&cgroup).unwrap();
-        let program = sys::load_device_program(&program()).unwrap();
+        let readable = DeviceNode {
+            name: "kmsg".to_owned(),
+            block: false,
+            major: 1,
+            minor: 11,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+            access: "r".to_owned(),
+        };
+        let program = sys::load_device_program(&program(&[readable])).unwrap();
         sys::attach_device_program(directory.as_fd(), program.as_fd()).unwrap();
         let node = tempfile::tempdir().unwrap();
         let script = format!(
             "echo $$ > {}/cgroup.procs || exit 9; cd {}; mknod kmsg c 1 11 && mknod loop b 7 0 || exit 8; \
              true < /dev/null && true > /dev/zero && true < /dev/urandom || exit 7; \
-             if true < kmsg; then exit 6; fi; if true < loop; then exit 5; fi; exit 0",
+             if true > kmsg; then exit 6; fi; if true < loop; then exit 5; fi; true < kmsg || exit 4; exit 0",
             cgroup.display(),
             node.path().display()
         );

@@ -30,6 +30,7 @@ use self::cgroup::{Cgroup, Layout};
 use self::child::{Cradle, Home};
 use self::wire::{Answer, ContainerTraits, Failure, Frame, Report, Request};
 use crate::request::ContainerId;
+use crate::spec::DeviceNode;
 use crate::sys::{self, Cloned, SingleThread};
 
 pub(crate) use child::plain;
@@ -62,6 +63,22 @@ enum Role {
     Process,
 }
 
+/// Which devices a container may use.
+#[derive(Clone, Copy, Debug)]
+enum Rules<'a> {
+    All,
+    /// Those that every container may use, and these.
+    Usual(&'a [DeviceNode]),
+}
+
+fn rules(traits: &ContainerTraits) -> Rules<'_> {
+    if traits.all_devices {
+        Rules::All
+    } else {
+        Rules::Usual(&traits.devices)
+    }
+}
+
 /// All the supervisor knows.
 #[derive(Debug)]
 struct Supervisor {
@@ -91,7 +108,7 @@ impl Supervisor {
         )?;
         let layout = Layout::probe()?;
         let device_program = if layout.unified {
-            Some(sys::load_device_program(&device::program())?)
+            Some(sys::load_device_program(&device::program(&[]))?)
         } else {
             None
         };
@@ -201,7 +218,7 @@ impl Supervisor {
                     &traits.id,
                     traits.special_cgroup,
                 );
-                self.spawn(&cgroup, traits.isolated_network, traits.all_devices)?
+                self.spawn(&cgroup, traits.isolated_network, rules(traits))?
             }
         };
         let sent = job.setup.as_ref().map(|setup| {
@@ -225,7 +242,7 @@ impl Supervisor {
     }
 
     /// Makes a container's first process, which waits for its description.
-    fn spawn(&self, cgroup: &Cgroup, isolated_network: bool, all_devices: bool) -> Result<Job, String> {
+    fn spawn(&self, cgroup: &Cgroup, isolated_network: bool, rules: Rules<'_>) -> Result<Job, String> {
         if !self.layout.is_usable() {
             return Err(format!(
                 "no control groups are mounted at {}",
@@ -239,10 +256,8 @@ impl Supervisor {
         let (ours, theirs) = wire::socket_pair().map_err(failed("make a socket"))?;
         let directory = if cgroup.is_unified() {
             let directory = cgroup.create_unified().map_err(failed("make the cgroup"))?;
-            if let (Some(program), false) = (&self.device_program, all_devices) {
-                sys::attach_device_program(directory.as_fd(), program.as_fd())
-                    .map_err(failed("restrict devices"))?;
-            }
+            self.restrict(directory.as_fd(), rules)
+                .map_err(failed("restrict devices"))?;
             Some(directory)
         } else {
             None
@@ -258,7 +273,7 @@ impl Supervisor {
                 &Cradle {
                     socket: theirs.as_fd(),
                     cgroup,
-                    all_devices,
+                    all_devices: matches!(rules, Rules::All),
                 },
             ),
             Ok(Cloned::Parent { pidfd }) => Ok(Job {
@@ -277,6 +292,18 @@ impl Supervisor {
                 Err(format!("make a process: {error}"))
             }
         }
+    }
+
+    /// Sets the device rules of a version 2 cgroup.
+    fn restrict(&self, cgroup: BorrowedFd<'_>, rules: Rules<'_>) -> io::Result<()> {
+        let (Some(usual), Rules::Usual(devices)) = (&self.device_program, rules) else {
+            return Ok(());
+        };
+        if devices.is_empty() {
+            return sys::attach_device_program(cgroup, usual.as_fd());
+        }
+        let own = sys::load_device_program(&device::program(devices))?;
+        sys::attach_device_program(cgroup, own.as_fd())
     }
 
     fn exec(&mut self, seq: u64, container: u64, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
@@ -350,7 +377,7 @@ impl Supervisor {
         }
         let cgroup = Cgroup::new(&self.layout, "/", ContainerId::random().as_str(), false);
         // Without a blank the next container is made when it is asked for, and the reason told then.
-        if let Ok(job) = self.spawn(&cgroup, false, false) {
+        if let Ok(job) = self.spawn(&cgroup, false, Rules::Usual(&[])) {
             let number = self.next_blank;
             self.next_blank += 1;
             if self.watch(number, job).is_ok() {

@@ -14,7 +14,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::spec::{ContainerSpec, DeviceNode, ProcessSpec};
 use crate::tree::Stub;
 
 /// Longest message; what is longer goes into a memory file. The default socket buffer holds three of these.
@@ -45,6 +45,8 @@ pub(crate) struct ContainerTraits {
     /// Whether it has limits, a parent of its own, or may use all devices: then it joins all cgroup hierarchies.
     pub(crate) special_cgroup: bool,
     pub(crate) all_devices: bool,
+    /// Devices that may be used beside the usual ones.
+    pub(crate) devices: Vec<DeviceNode>,
 }
 
 /// From the supervisor to the daemon.

@@ -1,8 +1,9 @@
 //! What a process in a container may and may not do.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use executor::{Network, Resources, Security, Ulimit};
+use executor::{DeviceRegistry, Devices, Network, Resources, Security, Ulimit};
 
 use crate::Test;
 use crate::fixture::{Lab, shell};
@@ -14,6 +15,8 @@ pub const TESTS: &[Test] = crate::tests![
     masked_paths_show_nothing,
     kernel_settings_are_read_only,
     a_node_can_be_made_but_not_opened,
+    given_devices_can_be_used,
+    devices_that_cannot_be_given_are_refused,
     usual_devices_work,
     limits_are_set,
     a_limit_that_cannot_be_raised_is_an_error,
@@ -95,6 +98,59 @@ async fn a_node_can_be_made_but_not_opened(lab: Arc<Lab>) {
                   for d in kmsg loop mem; do (head -c 1 /tmp/$d > /dev/null) 2>&1; done; true";
     let text = lab.sh(script).await;
     assert_eq!(text.matches("Operation not permitted").count(), 3, "{text}");
+}
+
+const DEVICE: &str = "{cdiVersion: 0.6.0, kind: v/c, devices: [{name: d, containerEdits: {
+    env: [FROM_DEVICE=yes, PATH=/bin],
+    additionalGids: [77],
+    deviceNodes: [{path: /dev/a/b/loops, hostPath: /dev/loop-control, permissions: r, fileMode: 0604, gid: 9}],
+    mounts: [{hostPath: @DIR@, containerPath: /given/here, options: [ro, nosuid]}]}},
+    {name: hooked, containerEdits: {hooks: [{hookName: createContainer, path: /bin/true}]}}]}";
+
+fn devices(lab: &Lab) -> Devices {
+    let directory = lab.directory();
+    let text = DEVICE.replace("@DIR@", &directory.to_string_lossy());
+    std::fs::write(directory.join("device.yaml"), text).unwrap();
+    DeviceRegistry::new(vec![directory], []).scan()
+}
+
+async fn given_devices_can_be_used(lab: Arc<Lab>) {
+    if !Path::new("/dev/loop-control").exists() {
+        eprintln!("skipped: there is no /dev/loop-control");
+        return;
+    }
+    let script = "id -G; stat -c '%a %g' /dev/a/b/loops; true < /dev/a/b/loops && echo read; \
+                  (true > /dev/a/b/loops) 2>&1; ls /given/here; (: > /given/here/x) 2>&1; echo $FROM_DEVICE $PATH";
+    let mut request = lab.request(script);
+    request.devices = devices(&lab).edits(["v/c=d"]).unwrap();
+    let text = lab.ok(request).await;
+    assert!(text.starts_with("0 10 77\n604 9\nread\n"), "{text}");
+    assert!(text.contains("loops: Operation not permitted"), "{text}");
+    assert!(
+        text.contains("device.yaml\n") && text.contains("Read-only file system"),
+        "{text}"
+    );
+    assert!(text.ends_with("yes /bin\n"), "{text}");
+    // The next container has none of it.
+    let text = lab
+        .sh("mknod /tmp/l c 10 237; (true < /tmp/l) 2>&1; test -e /dev/a || echo none")
+        .await;
+    assert!(
+        text.contains("Operation not permitted") && text.ends_with("none\n"),
+        "{text}"
+    );
+}
+
+async fn devices_that_cannot_be_given_are_refused(lab: Arc<Lab>) {
+    let mut request = lab.request("true");
+    request.devices = devices(&lab).edits(["v/c=hooked"]).unwrap();
+    match lab.run(request).await {
+        Ok(output) => assert!(lab.name() != "embedded" && output.status.success(), "{output:?}"),
+        Err(error) => assert!(
+            error.to_string().contains("createContainer hook /bin/true"),
+            "{error}"
+        ),
+    }
 }
 
 async fn usual_devices_work(lab: Arc<Lab>) {

@@ -9,6 +9,7 @@ mod clients;
 mod errors;
 mod exporters;
 pub mod fixture;
+mod steps;
 
 use std::time::Instant;
 
@@ -48,6 +49,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         clients::SCENARIOS,
         errors::SCENARIOS,
         exporters::SCENARIOS,
+        steps::SCENARIOS,
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,134 @@
+//! What steps find in their containers: users, caches, devices.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use super::fixture::{Lab, expect, fail, succeed};
+use super::{Need, Scenario};
+
+/// This file's scenarios.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "owners-by-name",
+        needs: &[Need::Root],
+        run: owners_by_name,
+    },
+    Scenario {
+        name: "cache-mount-without-cache",
+        needs: &[Need::Root],
+        run: cache_mount_without_cache,
+    },
+    Scenario {
+        name: "devices",
+        needs: &[Need::Root],
+        run: devices,
+    },
+    Scenario {
+        name: "devices-with-runc",
+        needs: &[Need::Root, Need::Program("runc")],
+        run: devices_with_runc,
+    },
+];
+
+const OWNERS: &str = r#"FROM @BASE@
+RUN echo 'user:x:1234:2345::/home/user:/bin/sh' >> /etc/passwd; echo 'user:x:2345:' >> /etc/group
+RUN mkdir /there && chown user:user /there
+ENV OWNER=user
+ARG GROUP=user
+COPY --chown=user:user a /by-name/
+COPY --chown=${OWNER}:${GROUP} . /by-variable
+COPY --chown=1234 a /by-number/
+RUN [ "$(stat -c '%U %G' /by-name /by-name/a /by-variable /by-variable/a | sort -u)" = "user user" ]
+RUN [ "$(stat -c '%u %g' /by-number/a)" = "1234 1234" ]
+WORKDIR /there
+RUN [ "$(stat -c '%U %G' /there)" = "user user" ]
+USER user
+WORKDIR /mine/below
+RUN [ "$(stat -c '%U %G' /mine /mine/below | sort -u)" = "user user" ] && touch x
+"#;
+
+fn owners_by_name(lab: &Lab) -> Result<()> {
+    let context = lab.context("c", &[("Dockerfile", OWNERS), ("a", "a")])?;
+    succeed(&mut lab.cooper_build(&context)).map(drop)
+}
+
+const CACHED: &str = "FROM @BASE@
+ARG MARK
+RUN --mount=type=cache,target=/cache,mode=0773 touch /cache/$MARK && ls /cache | tr '\\n' ' ' && stat -c %a /cache
+";
+
+fn cache_mount_without_cache(lab: &Lab) -> Result<()> {
+    let context = lab.context("c", &[("Dockerfile", CACHED)])?;
+    let build = |mark: &str, flags: &[&str]| {
+        let mut command = lab.cooper_build(&context);
+        succeed(command.arg(format!("--build-arg=MARK={mark}")).args(flags))
+    };
+    expect(&build("one", &[])?, "one 773")?;
+    expect(&build("two", &["--no-cache"])?, " two 773")?;
+    let third = build("three", &[])?;
+    ensure!(
+        third.contains("three two 773") && !third.contains("one"),
+        "{third}"
+    );
+    Ok(())
+}
+
+const SPECIFICATION: &str = "cdiVersion: 0.6.0
+kind: example.test/device
+annotations:
+  org.mobyproject.buildkit.device.autoallow: true
+devices:
+- name: zero
+  annotations:
+    org.mobyproject.buildkit.device.class: zeros
+  containerEdits:
+    env: [GIVEN=zero]
+    deviceNodes: [{path: /dev/given/zero, hostPath: /dev/zero, permissions: rw}]
+";
+
+const WITH_DEVICE: &str = "FROM @BASE@
+RUN --device=example.test/device=zero,required [ $GIVEN = zero ] && [ $(head -c 3 /dev/given/zero | wc -c) = 3 ]
+RUN --device=zeros,required [ $GIVEN = zero ]
+RUN [ -z $GIVEN ] && [ ! -e /dev/given ]
+RUN --device=other.test/device true
+";
+
+fn devices(lab: &Lab) -> Result<()> {
+    check_devices(lab, &[])
+}
+
+fn devices_with_runc(lab: &Lab) -> Result<()> {
+    check_devices(lab, &["--oci-worker-binary=runc"])
+}
+
+fn check_devices(lab: &Lab, flags: &[&str]) -> Result<()> {
+    let specifications = lab.dir().join("cdi");
+    fs::create_dir(&specifications)?;
+    let dir = format!("--cdi-spec-dir={}", specifications.display());
+    let daemon = lab.daemon_with(&[&[dir.as_str()], flags].concat())?;
+    let context = lab.context("c", &[("Dockerfile", WITH_DEVICE)])?;
+    let (_, message) = fail(&mut daemon.cooper_build(&context))?;
+    expect(
+        &message,
+        "required device \"example.test/device=zero\" is not registered",
+    )?;
+    // Found without a restart; a broken neighbour does not matter.
+    fs::write(specifications.join("a.yaml"), "}{")?;
+    fs::write(specifications.join("b.yaml"), SPECIFICATION)?;
+    succeed(&mut daemon.cooper_build(&context))?;
+    let workers = succeed(&mut daemon.buildctl(&["debug", "workers", "--verbose"]))?;
+    expect(&workers, "example.test/device=zero")?;
+    // Without the annotation it needs the right.
+    fs::write(
+        specifications.join("b.yaml"),
+        SPECIFICATION.replace("autoallow: true", "autoallow: false"),
+    )?;
+    let (_, message) = fail(daemon.cooper_build(&context).arg("--no-cache"))?;
+    expect(
+        &message,
+        "device example.test/device=zero is requested by the build but not allowed",
+    )?;
+    let mut granted = daemon.cooper_build(&context);
+    succeed(granted.args(["--no-cache", "--allow=device=example.test/device"])).map(drop)
+}
