@@ -50,6 +50,7 @@ pub const LLB: &[&str] = &[
     "exec.meta.setsdefaultpath",
     "exec.meta.security",
     "exec.meta.ulimit",
+    "exec.meta.cdi",
     "exec.meta.linux.resources",
     "exec.mount.bind",
     "exec.mount.bind.readwrite-nooutput",
