@@ -15,6 +15,7 @@ use snapshot::SnapshotKey;
 
 use crate::error::StoreError;
 use crate::graph::{self, RecordChanges};
+use crate::space::RoomyFile;
 use crate::types::RefId;
 
 /// Transactions that may wait for the writer before callers do.
@@ -448,7 +449,12 @@ pub(crate) fn prefix_range(prefix: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
 
 /// Opens or creates the database file; one that is damaged is set aside, as all it holds can be computed again.
 pub(crate) fn open_file(path: &Path) -> Result<Database, BoxError> {
-    let open = || redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
+    let open = || {
+        let file = RoomyFile::open(path).map_err(redb::StorageError::from)?;
+        redb::Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(file)
+    };
     match open() {
         Err(redb::DatabaseError::Storage(redb::StorageError::Corrupted(reason))) => {
             let aside = path.with_extension("damaged");

@@ -20,6 +20,7 @@
 mod chain;
 mod clock;
 mod db;
+mod dump;
 mod error;
 mod filter;
 mod gc;
@@ -30,6 +31,7 @@ mod open;
 mod pin;
 mod prune;
 mod record;
+mod space;
 mod state;
 mod store;
 mod types;
@@ -37,6 +39,7 @@ mod unpack;
 mod usage;
 mod verify;
 
+pub use dump::dump;
 pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 pub use handle::{ImmutableRef, MutableRef};

@@ -145,10 +145,11 @@ fn lock(root: &Path, timeout: Option<Duration>) -> Result<File, OpenError> {
         std::thread::sleep(LOCK_RETRY);
     }
     let own = format!("{}\n", std::process::id());
-    file.set_len(0)
+    // The text is for people, and a full disk is no reason not to open what may have to be emptied.
+    let _ = file
+        .set_len(0)
         .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(own.as_bytes()))
-        .map_err(failed("write"))?;
+        .and_then(|()| file.write_all(own.as_bytes()));
     Ok(file)
 }
 

@@ -51,6 +51,30 @@ pub fn answer_text(metadata: &BTreeMap<String, Vec<u8>>) -> String {
         .collect()
 }
 
+/// Says how much a check found; nothing for other questions.
+pub fn check_text(metadata: &BTreeMap<String, Vec<u8>>) -> String {
+    if !metadata.contains_key("result.statuscode") {
+        return String::new();
+    }
+    let found = metadata
+        .get("result.json")
+        .and_then(|json| serde_json::from_slice::<Value>(json).ok());
+    let found = found.as_ref().and_then(|found| found.get("warnings")?.as_array());
+    match found.map_or(0, Vec::len) {
+        0 => "Check complete, no warnings found.\n".to_owned(),
+        1 => "Check complete, 1 warning has been found!\n".to_owned(),
+        count => format!("Check complete, {count} warnings have been found!\n"),
+    }
+}
+
+/// Returns the exit code that a frontend's answer asks for.
+pub fn status_code(metadata: &BTreeMap<String, Vec<u8>>) -> u8 {
+    let code = metadata
+        .get("result.statuscode")
+        .and_then(|code| std::str::from_utf8(code).ok());
+    code.and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +104,29 @@ mod tests {
             "object": {"foo": null, "bar": "baz"},
         });
         assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn checks_tell_what_they_found() {
+        let answer = |json: &str, code: &str| {
+            BTreeMap::from([
+                ("result.json".to_owned(), json.as_bytes().to_vec()),
+                ("result.statuscode".to_owned(), code.as_bytes().to_vec()),
+            ])
+        };
+        let fine = answer(r#"{"warnings":null}"#, "0");
+        assert_eq!(check_text(&fine), "Check complete, no warnings found.\n");
+        assert_eq!(status_code(&fine), 0);
+        let found = answer(r#"{"warnings":[{},{}]}"#, "1");
+        assert_eq!(
+            check_text(&found),
+            "Check complete, 2 warnings have been found!\n"
+        );
+        assert_eq!(status_code(&found), 1);
+        assert_eq!(
+            (check_text(&BTreeMap::new()), status_code(&BTreeMap::new())),
+            (String::new(), 0)
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Prints what daemons tell of themselves: cache records, workers, versions, builds.
 
+use std::collections::BTreeMap;
+
 use api::pb::{control, worker};
 
 use crate::format::table::{Padding, Table};
@@ -256,15 +258,71 @@ pub fn history_value(event: &control::BuildHistoryEvent) -> Value {
             Frontend "Frontend" ?empty = Value::text(&record.frontend);
             FrontendAttrs "FrontendAttrs" ?empty =
                 Value::text_map(record.frontend_attrs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            Exporters "Exporters" ?empty = list(&record.exporters, exporter_value);
+            Error "error" ?empty = Value::option(record.error.as_ref(), |error| go_struct! {
+                Code "code" ?empty = Value::Int(i64::from(error.code));
+                Message "message" ?empty = Value::text(&error.message);
+            });
             CreatedAt "CreatedAt" ?empty = Value::option(record.created_at.as_ref(), timestamp_value);
             CompletedAt "CompletedAt" ?empty = Value::option(record.completed_at.as_ref(), timestamp_value);
+            Logs "logs" ?empty = Value::option(record.logs.as_ref(), descriptor_value);
+            ExporterResponse "ExporterResponse" ?empty =
+                Value::text_map(record.exporter_response.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            Result "Result" ?empty = Value::option(record.result.as_ref(), result_value);
+            Results "Results" ?empty = map(&record.results, result_value);
             Generation "Generation" ?empty = Value::Int(i64::from(record.generation));
+            Trace "trace" ?empty = Value::option(record.trace.as_ref(), descriptor_value);
             Pinned "pinned" ?empty = Value::Bool(record.pinned);
             NumCachedSteps "numCachedSteps" ?empty = Value::Int(i64::from(record.num_cached_steps));
             NumTotalSteps "numTotalSteps" ?empty = Value::Int(i64::from(record.num_total_steps));
             NumCompletedSteps "numCompletedSteps" ?empty = Value::Int(i64::from(record.num_completed_steps));
+            ExternalError "externalError" ?empty = Value::option(record.external_error.as_ref(), descriptor_value);
             NumWarnings "numWarnings" ?empty = Value::Int(i64::from(record.num_warnings));
         });
+    }
+}
+
+fn list<T>(entries: &[T], make: fn(&T) -> Value) -> Value {
+    Value::option(Some(entries).filter(|entries| !entries.is_empty()), |entries| {
+        Value::List(entries.iter().map(make).collect())
+    })
+}
+
+fn map<K: ToString, T>(entries: &BTreeMap<K, T>, make: fn(&T) -> Value) -> Value {
+    Value::option(Some(entries).filter(|entries| !entries.is_empty()), |entries| {
+        Value::Map(
+            entries
+                .iter()
+                .map(|(key, value)| (key.to_string(), make(value)))
+                .collect(),
+        )
+    })
+}
+
+fn exporter_value(exporter: &control::Exporter) -> Value {
+    go_struct! {
+        Type "Type" ?empty = Value::text(&exporter.r#type);
+        Attrs "Attrs" ?empty =
+            Value::text_map(exporter.attrs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
+}
+
+fn descriptor_value(descriptor: &control::Descriptor) -> Value {
+    go_struct! {
+        MediaType "media_type" ?empty = Value::text(&descriptor.media_type);
+        Digest "digest" ?empty = Value::text(&descriptor.digest);
+        Size "size" ?empty = Value::Int(descriptor.size);
+        Annotations "annotations" ?empty =
+            Value::text_map(descriptor.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
+}
+
+fn result_value(result: &control::BuildResultInfo) -> Value {
+    go_struct! {
+        ResultDeprecated "ResultDeprecated" ?empty =
+            Value::option(result.result_deprecated.as_ref(), descriptor_value);
+        Attestations "Attestations" ?empty = list(&result.attestations, descriptor_value);
+        Results "Results" ?empty = map(&result.results, descriptor_value);
     }
 }
 
@@ -342,6 +400,36 @@ mod tests {
         assert_eq!(
             json,
             r#"{"id":"a","mutable":false,"inUse":false,"size":5,"createdAt":"1970-01-01T00:00:00Z","lastUsedAt":null,"usageCount":0,"parents":null,"description":"","recordType":"","shared":false}"#
+        );
+    }
+
+    #[test]
+    fn history_tells_what_was_made() {
+        let descriptor = control::Descriptor {
+            digest: "sha256:0".to_owned(),
+            size: 7,
+            ..Default::default()
+        };
+        let record = control::BuildHistoryRecord {
+            r#ref: "r".to_owned(),
+            exporters: vec![control::Exporter {
+                r#type: "oci".to_owned(),
+                ..Default::default()
+            }],
+            result: Some(control::BuildResultInfo {
+                results: [(0, descriptor.clone())].into(),
+                ..Default::default()
+            }),
+            logs: Some(descriptor),
+            ..Default::default()
+        };
+        let event = control::BuildHistoryEvent {
+            r#type: 1,
+            record: Some(record),
+        };
+        assert_eq!(
+            history_value(&event).to_json(false),
+            r#"{"type":1,"record":{"Ref":"r","Exporters":[{"Type":"oci"}],"logs":{"digest":"sha256:0","size":7},"Result":{"Results":{"0":{"digest":"sha256:0","size":7}}}}}"#
         );
     }
 

@@ -34,6 +34,10 @@ impl LocalEngine for Embedded {
     }
 }
 
+fn dump_metadata(root: &Path, out: &mut dyn std::io::Write) -> Result<(), Failure> {
+    daemon::debug::dump_metadata(root, out).map_err(|error| Failure::new(chain(&error)))
+}
+
 fn version() -> Version {
     Version {
         package: worker::PACKAGE.to_owned(),
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
     match name.to_str() {
         Some("buildkitd") => program(args, &BUILDKITD),
         Some("cooperd") => program(args, &COOPERD),
-        Some("buildctl") => cli::buildctl::run(args, &version()),
+        Some("buildctl") => cli::buildctl::run(args, &version(), &dump_metadata),
         _ => match cli::cooper::run(args, &version(), &Embedded) {
             Ok(code) => code,
             Err(flags) => {

@@ -6,6 +6,8 @@ use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
+pub use cache::dump as dump_metadata;
+
 use crate::listen::{ListenError, Listener, OpenConnections, SocketOwner, listen};
 use crate::services::history::History;
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,8 @@ use crate::wiring::{StartError, Wired, wire};
 const SOCKET: &str = "cooper.sock";
 /// How long to wait for another process between two tries.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long to wait for another process without a word.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last connection may be gone before the engine ends: a client may be about to use another one.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -40,13 +42,17 @@ impl std::fmt::Debug for Embedded {
     }
 }
 
-/// Returns where the state of builds without a daemon is kept: the system's directory for root, else the user's.
+/// Returns where the state of builds without a daemon is kept: `$COOPER_STATE`, the system's directory for root, else the
+/// user's.
 pub fn default_root() -> PathBuf {
     let env = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
+    if let Some(root) = env("COOPER_STATE") {
+        return root;
+    }
     if rustix::process::geteuid().is_root() {
         return PathBuf::from("/var/lib/cooper");
     }
@@ -63,7 +69,7 @@ pub async fn start(root: &Path) -> Result<Embedded, StartError> {
     let socket = root.join(SOCKET);
     let address = format!("unix://{}", socket.display());
     let file = configuration()?;
-    let mut waiting = false;
+    let mut silent_until = Some(Instant::now() + PATIENCE);
     loop {
         if UnixStream::connect(&socket).await.is_ok() {
             return Ok(Embedded {
@@ -74,9 +80,10 @@ pub async fn start(root: &Path) -> Result<Embedded, StartError> {
         match wire(&file, root.to_owned(), None) {
             Ok(wired) => return own(wired, address),
             Err(StartError::Engine(error)) if error.kind() == engine::ErrorKind::Unavailable => {
-                if !waiting {
+                // A process that starts or ends is away for a moment only.
+                if silent_until.is_some_and(|until| Instant::now() >= until) {
                     tracing::warn!(root = %root.display(), "waiting for another process to let the state directory go");
-                    waiting = true;
+                    silent_until = None;
                 }
                 tokio::time::sleep(RETRY).await;
             }

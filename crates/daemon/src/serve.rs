@@ -169,10 +169,16 @@ async fn serve_until(
 /// Waits, for a bounded time, until nothing runs any more.
 pub async fn drain(wired: Wired) {
     wired.stop.cancel();
-    let Wired { engine, sessions, .. } = wired;
+    let Wired {
+        engine,
+        sessions,
+        history,
+        ..
+    } = wired;
     let work = async {
         engine.drain().await;
         sessions.drain().await;
+        history.drain().await;
     };
     if tokio::time::timeout(DRAIN, work).await.is_err() {
         tracing::warn!("something still runs after {} s", DRAIN.as_secs());

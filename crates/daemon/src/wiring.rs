@@ -127,7 +127,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let record = worker::record(id, facts);
     tracing::info!(id = record.id, labels = ?record.labels, "found worker");
     let stop = CancellationToken::new();
-    let history = History::new(history_limits(file));
+    let history = History::open(history_limits(file), engine.services().store.clone());
     let collector = Collector::start(engine.services().store.clone(), policies, stop.clone());
     let control = ControlService {
         engine: engine.clone(),

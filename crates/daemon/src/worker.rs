@@ -183,10 +183,19 @@ fn holds(worker: &worker::WorkerRecord, condition: &str) -> Result<bool, String>
     })
 }
 
-/// Finds the platforms whose programs run here: the host's, and those that the kernel hands to an emulator.
+/// Finds the platforms whose programs run here: the host's with its variants, its 32-bit one, and those that the kernel
+/// hands to an emulator.
 pub fn platforms() -> Vec<Platform> {
     let host = Platform::host();
     let mut platforms = vec![host.clone()];
+    platforms.extend(variants().iter().map(|variant| {
+        let mut platform = host.clone();
+        (*variant).clone_into(&mut platform.variant);
+        platform
+    }));
+    if host.architecture == "amd64" && runs_386() {
+        platforms.push(Platform::new("linux", "386"));
+    }
     let entries = std::fs::read_dir("/proc/sys/fs/binfmt_misc");
     let names = entries
         .into_iter()
@@ -200,9 +209,57 @@ pub fn platforms() -> Vec<Platform> {
             variant.clone_into(&mut platform.variant);
             platform
         });
-        platforms.extend(emulated.filter(|platform| platform.architecture != host.architecture));
+        let is_new = |platform: &Platform| {
+            platforms
+                .iter()
+                .all(|known| known.architecture != platform.architecture)
+        };
+        let emulated = emulated.filter(is_new);
+        platforms.extend(emulated);
     }
     platforms
+}
+
+/// Returns the levels of the x86-64 psABI that the processor has, beyond the first.
+#[cfg(target_arch = "x86_64")]
+fn variants() -> &'static [&'static str] {
+    let v2 = std::is_x86_feature_detected!("sse4.2")
+        && std::is_x86_feature_detected!("ssse3")
+        && std::is_x86_feature_detected!("popcnt")
+        && std::is_x86_feature_detected!("cmpxchg16b");
+    let v3 = std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("bmi1")
+        && std::is_x86_feature_detected!("bmi2")
+        && std::is_x86_feature_detected!("f16c")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("lzcnt")
+        && std::is_x86_feature_detected!("movbe");
+    let v4 = std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512cd")
+        && std::is_x86_feature_detected!("avx512dq")
+        && std::is_x86_feature_detected!("avx512vl");
+    match (v2, v3, v4) {
+        (true, true, true) => &["v2", "v3", "v4"],
+        (true, true, false) => &["v2", "v3"],
+        (true, false, _) => &["v2"],
+        (false, ..) => &[],
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn variants() -> &'static [&'static str] {
+    &[]
+}
+
+/// Returns whether the kernel runs 32-bit x86 programs: whether it was built to, and was not told otherwise at boot.
+fn runs_386() -> bool {
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let is_off = line.split_whitespace().any(|word| {
+        word.strip_prefix("ia32_emulation=")
+            .is_some_and(|value| matches!(value, "0" | "off" | "n" | "no" | "false"))
+    });
+    !is_off && Path::new("/proc/sys/abi/vsyscall32").exists()
 }
 
 fn is_enabled(name: &str) -> bool {
@@ -281,7 +338,14 @@ mod tests {
 
     #[test]
     fn the_host_comes_first() {
-        assert_eq!(platforms()[0], Platform::host());
+        let found = platforms();
+        assert_eq!(found[0], Platform::host());
+        let names: std::collections::BTreeSet<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), found.len(), "{names:?}");
+        assert_eq!(
+            names.contains("linux/386"),
+            Platform::host().architecture == "amd64" && runs_386()
+        );
         assert_eq!(emulated("qemu-aarch64"), Some(("arm64", "")));
         assert_eq!(emulated("python3"), None);
     }

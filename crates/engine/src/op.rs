@@ -115,6 +115,11 @@ pub trait Op: Send + Sync + fmt::Debug {
     async fn exec(&self, ctx: &OpContext, inputs: &[ResultRef])
     -> Result<Vec<Option<ResultRef>>, BuildError>;
 
+    /// Whether [`Op::cache_map`] of an op without inputs may take long, and is shown.
+    fn shows_cache_map(&self) -> bool {
+        true
+    }
+
     /// Whether [`Op::exec`] counts against the limit of steps that run at once. An op that builds others must not.
     fn is_limited(&self) -> bool {
         true
@@ -236,6 +241,8 @@ impl VertexJobs {
 pub struct OpContext {
     pub(crate) vertex: Arc<VertexSpec>,
     pub(crate) progress: VertexProgress,
+    /// The progress of each input that is a source.
+    pub(crate) sources: Vec<Option<VertexProgress>>,
     pub(crate) cancel: CancellationToken,
     pub(crate) jobs: Arc<VertexJobs>,
     pub(crate) sessions: Arc<dyn Sessions>,

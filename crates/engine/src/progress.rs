@@ -166,6 +166,8 @@ impl StatusBatch {
 #[derive(Clone, Debug)]
 enum Entry {
     Vertex(Digest),
+    /// An earlier time of a vertex whose work was taken up again.
+    Ended(Box<Vertex>),
     Status(Digest, String),
     Log(VertexLog),
     Warning(Box<VertexWarning>),
@@ -196,9 +198,13 @@ impl Board {
 
     fn vertex(&mut self, vertex: Vertex) {
         let digest = vertex.digest;
-        if let Some((number, _)) = self.vertices.get(&digest) {
-            let number = *number;
-            self.order.remove(&number);
+        if let Some((number, old)) = self.vertices.remove(&digest) {
+            // Readers add up the times of a vertex: one that never ended for them would be shown as running for ever.
+            if old.completed.is_some() && !old.cached && old.started != vertex.started {
+                self.order.insert(number, Entry::Ended(Box::new(old)));
+            } else {
+                self.order.remove(&number);
+            }
         }
         let number = self.push(Entry::Vertex(digest));
         self.vertices.insert(digest, (number, vertex));
@@ -250,6 +256,7 @@ impl Board {
                 Entry::Vertex(digest) => batch
                     .vertices
                     .extend(self.vertices.get(digest).map(|(_, v)| v.clone())),
+                Entry::Ended(vertex) => batch.vertices.push(vertex.as_ref().clone()),
                 Entry::Status(vertex, id) => {
                     let key = (*vertex, id.clone());
                     batch
@@ -407,7 +414,7 @@ fn mark_inputs_cached(board: &mut Board, inputs: &[Digest], at: SystemTime) {
         let Some((_, input)) = board.vertices.get(&digest) else {
             continue;
         };
-        if input.cached || input.completed.is_some() {
+        if input.started.is_some() {
             continue;
         }
         let mut input = input.clone();
@@ -453,6 +460,8 @@ struct VertexBoard {
     board: Board,
     vertex: Vertex,
     jobs: Vec<JobProgress>,
+    /// How many guards of [`VertexProgress::resume`] there are.
+    resumed: usize,
 }
 
 /// A vertex's progress, shared by all jobs that wait for it. Cheap to clone; clones are the same vertex.
@@ -476,6 +485,7 @@ impl VertexProgress {
             board: Board::default(),
             vertex,
             jobs: Vec::new(),
+            resumed: 0,
         })))
     }
 
@@ -492,7 +502,7 @@ impl VertexProgress {
         job.vertex(this.vertex.clone());
         for entry in this.board.order.values() {
             match entry {
-                Entry::Vertex(_) => {}
+                Entry::Vertex(_) | Entry::Ended(_) => {}
                 Entry::Status(vertex, id) => {
                     if let Some((_, status)) = this.board.statuses.get(&(*vertex, id.clone())) {
                         job.status(status.clone());
@@ -508,6 +518,11 @@ impl VertexProgress {
     /// No longer shows the vertex in a job.
     pub fn detach(&self, job: &JobProgress) {
         self.lock().jobs.retain(|known| !Arc::ptr_eq(&known.0, &job.0));
+    }
+
+    /// Returns whether both are the same vertex's.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Returns the vertex's digest.
@@ -535,11 +550,22 @@ impl VertexProgress {
     }
 
     fn change(&self, change: impl FnOnce(&mut Vertex)) {
+        self.lock().change(change);
+    }
+
+    /// Shows that work on a vertex that has ended is taken up again, until the guard is dropped; what overlaps is shown
+    /// as one.
+    pub fn resume(&self) -> Resumed {
         let mut this = self.lock();
-        change(&mut this.vertex);
-        for job in &this.jobs {
-            job.vertex(this.vertex.clone());
+        this.resumed += 1;
+        if this.vertex.completed.is_some() || this.vertex.started.is_none() {
+            this.change(|vertex| {
+                vertex.started = Some(SystemTime::now());
+                vertex.completed = None;
+                vertex.cached = false;
+            });
         }
+        Resumed(self.clone())
     }
 
     /// Writes to the vertex's log. Never waits.
@@ -608,6 +634,29 @@ impl VertexProgress {
             job.status(status.clone());
         }
         this.board.status(status);
+    }
+}
+
+impl VertexBoard {
+    fn change(&mut self, change: impl FnOnce(&mut Vertex)) {
+        change(&mut self.vertex);
+        for job in &self.jobs {
+            job.vertex(self.vertex.clone());
+        }
+    }
+}
+
+/// Work on a vertex that was taken up again; dropping it shows its end.
+#[derive(Debug)]
+pub struct Resumed(VertexProgress);
+
+impl Drop for Resumed {
+    fn drop(&mut self) {
+        let mut this = self.0.lock();
+        this.resumed -= 1;
+        if this.resumed == 0 && this.vertex.completed.is_none() {
+            this.change(|vertex| vertex.completed = Some(SystemTime::now()));
+        }
     }
 }
 
@@ -725,6 +774,44 @@ mod tests {
             (Some(false), Some(true), Some(true))
         );
         assert!(states.iter().all(|vertex| vertex.completed.is_some()));
+    }
+
+    #[test]
+    fn inputs_that_run_are_not_cached() {
+        let job = JobProgress::new();
+        let (base, run) = (vertex("base", &[]), vertex("run", &["base"]));
+        base.attach(&job);
+        run.attach(&job);
+        base.started(false);
+        run.started(false);
+        run.completed(false, Some("failed".to_owned()));
+        let base = &job.vertices()[usize::from(job.vertices()[0].name != "base")];
+        assert!(!base.cached && base.completed.is_none(), "{base:?}");
+    }
+
+    #[test]
+    fn every_time_a_vertex_worked_ends_for_readers() {
+        let job = JobProgress::new();
+        let base = vertex("base", &[]);
+        base.attach(&job);
+        base.started(false);
+        let mut early = job.subscribe();
+        assert!(take(&mut early).vertices[0].completed.is_none());
+        base.completed(false, None);
+        let (one, two) = (base.resume(), base.resume());
+        drop(one);
+        let running = take(&mut early).vertices;
+        assert_eq!(
+            running
+                .iter()
+                .map(|vertex| vertex.completed.is_some())
+                .collect::<Vec<_>>(),
+            [true, false]
+        );
+        drop(two);
+        let ended = take(&mut early).vertices;
+        assert!(ended.len() == 1 && ended[0].completed.is_some());
+        assert_eq!(ended[0].started, running[1].started);
     }
 
     #[test]

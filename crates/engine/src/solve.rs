@@ -21,6 +21,7 @@ use crate::op::ResultRef;
 use crate::progress::VertexProgress;
 use crate::session::SessionGroup;
 
+pub use crate::export::image::WrittenImage;
 pub use run::{ExporterRequest, SolveRequest, SolveResponse, parse_entitlement};
 
 /// What an exporter is given: the build's refs, evaluated.
@@ -85,6 +86,8 @@ pub struct Exported {
     pub finalize: Option<Box<dyn Finalize>>,
     /// The exported image, for the build history.
     pub descriptor: Option<Descriptor>,
+    /// Holds the exported image's blobs.
+    pub held: Option<WrittenImage>,
 }
 
 impl fmt::Debug for Exported {
@@ -226,4 +229,26 @@ pub trait ResultProcessor: Send + Sync + fmt::Debug {
         request: &SolveRequest,
         result: BuildResult,
     ) -> Result<BuildResult, BuildError>;
+
+    /// Returns what is to be remembered of the result rather than attached to it.
+    async fn remember(
+        &self,
+        bridge: &Bridge,
+        request: &SolveRequest,
+        result: &BuildResult,
+    ) -> Result<Vec<Statement>, BuildError> {
+        let _ = (bridge, request, result);
+        Ok(Vec::new())
+    }
+}
+
+/// What is stated about a part of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statement {
+    /// The part: a platform's key; empty for a result that is a single ref.
+    pub key: String,
+    /// The type of the predicate, a URL.
+    pub predicate_type: String,
+    /// The predicate as JSON.
+    pub predicate: Bytes,
 }

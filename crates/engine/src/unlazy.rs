@@ -20,6 +20,18 @@ pub struct FetchContext {
     pub sessions: SessionGroup,
     /// Fires when the bytes are not wanted any more.
     pub cancel: CancellationToken,
+    /// The sources behind the inputs of a step, in the order of the inputs: what is fetched of theirs is shown there.
+    pub sources: Vec<Option<VertexProgress>>,
+}
+
+impl FetchContext {
+    /// Returns the context for one input of a step alone.
+    pub fn for_input(ctx: &OpContext, input: usize) -> Self {
+        Self {
+            sources: ctx.sources.get(input).cloned().into_iter().collect(),
+            ..Self::from(ctx)
+        }
+    }
 }
 
 impl From<&OpContext> for FetchContext {
@@ -28,6 +40,7 @@ impl From<&OpContext> for FetchContext {
             progress: ctx.progress().clone(),
             sessions: ctx.sessions(),
             cancel: ctx.cancel().clone(),
+            sources: ctx.sources.clone(),
         }
     }
 }
@@ -38,6 +51,7 @@ impl From<&ExportContext> for FetchContext {
             progress: ctx.progress.clone(),
             sessions: ctx.sessions.clone(),
             cancel: ctx.cancel.clone(),
+            sources: Vec::new(),
         }
     }
 }
@@ -69,8 +83,15 @@ pub async fn unpack_all(
     let unpacked = lazy
         .filter(|(_, reference)| reference.is_lazy())
         .map(|(index, reference)| async move {
+            let source = ctx.sources.get(index).and_then(Option::as_ref);
+            let _shown = source.map(VertexProgress::resume);
+            let ctx = FetchContext {
+                progress: source.unwrap_or(&ctx.progress).clone(),
+                sources: Vec::new(),
+                ..ctx.clone()
+            };
             unlazy
-                .unpack(ctx, reference)
+                .unpack(&ctx, reference)
                 .await
                 .map_err(|error| match error.kind() {
                     ErrorKind::NotFound => error.with_lost_input(index),

@@ -98,8 +98,19 @@ pub enum DebugCommand {
     Monitor(MonitorArgs),
     /// control build records
     Ctl(CtlArgs),
+    /// retrieve a blob from contentstore
+    Get {
+        /// Digest of the blob
+        digest: Option<String>,
+    },
     /// dump LLB in human-readable format
     DumpLlb(DumpLlbArgs),
+    /// dump the meta in human-readable format. This command requires the daemon NOT to be running
+    DumpMetadata {
+        /// Path to state directory
+        #[arg(long, default_value = "/var/lib/buildkit")]
+        root: std::path::PathBuf,
+    },
 }
 
 /// `--format`

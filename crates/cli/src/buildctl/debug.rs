@@ -1,10 +1,11 @@
 //! The commands below `debug`, and those about the build history.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 
+use api::pb::content::content_client::ContentClient;
 use api::pb::control::control_client::ControlClient;
-use api::pb::{control, pb};
+use api::pb::{content, control, pb};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -246,6 +247,30 @@ pub(super) async fn ctl(connection: &ConnectionArgs, args: CtlArgs) -> Result<()
         .await
         .map_err(|status| Failure::of_call("failed to update history", &status))?;
     Ok(())
+}
+
+/// Writes a blob of the daemon's to standard output.
+pub(super) async fn get(connection: &ConnectionArgs, digest: Option<String>) -> Result<(), Failure> {
+    let digest = digest.ok_or_else(|| Failure::new("blob digest must be specified"))?;
+    digest
+        .parse::<oci::Digest>()
+        .map_err(|error| Failure::new(format!("{digest}: {error}")))?;
+    let failed = |status: tonic::Status| Failure::of_call("failed to read blob", &status);
+    let request = content::ReadContentRequest {
+        digest,
+        ..Default::default()
+    };
+    let mut pieces = ContentClient::new(open(connection).await?)
+        .max_decoding_message_size(api::transport::MAX_MESSAGE_BYTES)
+        .read(request)
+        .await
+        .map_err(failed)?
+        .into_inner();
+    let mut stdout = std::io::stdout().lock();
+    while let Some(piece) = pieces.message().await.map_err(failed)? {
+        stdout.write_all(&piece.data)?;
+    }
+    Ok(stdout.flush()?)
 }
 
 /// Prints a definition, one operation a line of JSON.

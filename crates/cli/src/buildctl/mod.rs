@@ -9,8 +9,10 @@ mod metrics;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use tonic::transport::Channel;
 
@@ -22,10 +24,19 @@ use args::{Buildctl, Command, ConnectionArgs, DebugCommand};
 pub use cache::{du, prune};
 pub use debug::{histories, workers};
 
+/// Exit code for a command that there is not.
+const UNKNOWN_COMMAND: u8 = 3;
+
+/// Writes what the metadata of a state directory says, for `debug dump-metadata`.
+pub type DumpMetadata = dyn Fn(&Path, &mut dyn std::io::Write) -> Result<(), Failure>;
+
 /// Runs `buildctl`; `args` start with the program's name.
-pub fn run(args: Vec<OsString>, version: &Version) -> ExitCode {
+pub fn run(args: Vec<OsString>, version: &Version, dump_metadata: &DumpMetadata) -> ExitCode {
     let parsed = match Buildctl::try_parse_from(args) {
         Ok(parsed) => parsed,
+        Err(error) if error.kind() == ErrorKind::InvalidSubcommand => {
+            return crate::usage_error(&error, UNKNOWN_COMMAND);
+        }
         Err(error) => return crate::usage_error(&error, 1),
     };
     if let Err(failure) = crate::log::start(&parsed.log_format, parsed.debug) {
@@ -37,6 +48,15 @@ pub fn run(args: Vec<OsString>, version: &Version) -> ExitCode {
     let Some(command) = parsed.command else {
         return crate::print(&Buildctl::command().render_help().to_string());
     };
+    if let Command::Debug {
+        command: DebugCommand::DumpMetadata { root },
+    } = &command
+    {
+        return match dump_metadata(root, &mut std::io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => fail(&failure),
+        };
+    }
     let runtime = match crate::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
@@ -91,7 +111,10 @@ async fn dispatch(command: Command, connection: &ConnectionArgs) -> Result<(), F
             DebugCommand::Histories(format) => histories(open(connection).await?, format).await,
             DebugCommand::Monitor(args) => debug::monitor(open(connection).await?, args).await,
             DebugCommand::Ctl(args) => debug::ctl(connection, args).await,
+            DebugCommand::Get { digest } => debug::get(connection, digest).await,
             DebugCommand::DumpLlb(args) => debug::dump_llb(&args),
+            // Needs no daemon, and was run before.
+            DebugCommand::DumpMetadata { .. } => Ok(()),
         },
     }
 }

@@ -32,27 +32,27 @@ pub enum Command {
     },
     /// Show how much disk space the cache takes
     Du {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// What to show
         #[command(flatten)]
         args: DuArgs,
     },
     /// Remove what builds left in the cache
     Prune {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// What to remove
         #[command(flatten)]
         args: PruneArgs,
     },
     /// Show the daemon's workers
     Workers {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// What to show
         #[command(flatten)]
         args: WorkersArgs,
@@ -68,33 +68,47 @@ pub enum Command {
     },
 }
 
+/// Which engine: a daemon's, or one in this process.
+#[derive(Clone, Debug, Default, Args)]
+#[command(mut_arg("addr", |arg| arg.help(
+    "Address of the daemon [default: $COOPER_HOST, $BUILDKIT_HOST, or else none: the engine runs in this process]"
+)))]
+pub struct EngineArgs {
+    /// Which daemon
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+    /// State directory of the engine in this process [default: $COOPER_STATE, or the user's data directory]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+}
+
 /// A command below `cache`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum CacheCommand {
     /// Show how much disk space the cache takes
     #[command(visible_alias = "ls")]
     Du {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// What to show
         #[command(flatten)]
         args: DuArgs,
     },
     /// Remove what builds left in the cache
     Prune {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// What to remove
         #[command(flatten)]
         args: PruneArgs,
     },
     /// Show the builds that the daemon remembers
     History {
-        /// Which daemon
+        /// Which engine
         #[command(flatten)]
-        connection: ConnectionArgs,
+        engine: EngineArgs,
         /// How to print
         #[command(flatten)]
         format: FormatArgs,
@@ -108,12 +122,9 @@ pub struct BuildArgs {
     /// Directory, git or http address of the context; "-" reads a Dockerfile or a tarball from standard input
     #[arg(default_value = ".")]
     pub context: String,
-    /// Which daemon; without one, the build runs in this process
+    /// Which engine
     #[command(flatten)]
-    pub connection: ConnectionArgs,
-    /// Directory of the state of builds that run in this process
-    #[arg(long, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    pub engine: EngineArgs,
     /// Name of the Dockerfile [default: CONTEXT/Dockerfile]
     #[arg(long, short = 'f', value_name = "FILE")]
     pub file: Option<String>,

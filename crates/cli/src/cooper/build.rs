@@ -220,7 +220,8 @@ fn outputs(args: &BuildArgs) -> Result<Vec<Output>, Failure> {
     Ok(outputs)
 }
 
-pub(super) async fn build(channel: Channel, args: &BuildArgs, prepared: Prepared) -> Result<(), Failure> {
+/// Builds; returns the exit code, which is not 0 when a check found something.
+pub(super) async fn build(channel: Channel, args: &BuildArgs, prepared: Prepared) -> Result<u8, Failure> {
     let Prepared {
         build,
         mode,
@@ -240,7 +241,7 @@ pub(super) async fn build(channel: Channel, args: &BuildArgs, prepared: Prepared
     }
     let mut notes = String::new();
     if mode != Mode::Quiet && mode != Mode::RawJson {
-        if goes_nowhere && !args.tag.is_empty() {
+        if goes_nowhere {
             notes.push_str(
                 "\nWARNING: No output specified. The result only remains in the build cache. To push it to a registry \
                  use --push, to write it to a file use --output.\n",
@@ -255,7 +256,10 @@ pub(super) async fn build(channel: Channel, args: &BuildArgs, prepared: Prepared
             .unwrap_or_default();
         crate::buildctl::write_stdout(&id)?;
     }
-    crate::buildctl::write_stdout(&metadata::answer_text(&ended.outcome.metadata))
+    let answer = &ended.outcome.metadata;
+    crate::buildctl::write_stdout(&metadata::check_text(answer))?;
+    crate::buildctl::write_stdout(&metadata::answer_text(answer))?;
+    Ok(metadata::status_code(answer))
 }
 
 /// Formats what frontends and steps warn of, each with its line.
@@ -275,6 +279,12 @@ fn warning_text(warnings: &[VertexWarning]) -> String {
             .filter(|line| *line > 0)
             .map(|line| format!(" (line {line})"))
             .unwrap_or_default();
+        // Some frontends name the line themselves.
+        let place = if warning.short.ends_with(&place) {
+            ""
+        } else {
+            place.as_str()
+        };
         text.push_str(&format!(" - {}{place}\n", warning.short));
     }
     text
@@ -359,7 +369,15 @@ mod tests {
             }],
             ..VertexWarning::default()
         };
-        assert_eq!(warning_text(&[warning]), "\n 1 warning found:\n - x (line 3)\n");
+        assert_eq!(
+            warning_text(std::slice::from_ref(&warning)),
+            "\n 1 warning found:\n - x (line 3)\n"
+        );
+        let named = VertexWarning {
+            short: "x (line 3)".to_owned(),
+            ..warning
+        };
+        assert_eq!(warning_text(&[named]), "\n 1 warning found:\n - x (line 3)\n");
         assert_eq!(warning_text(&[]), "");
     }
 }

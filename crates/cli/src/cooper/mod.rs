@@ -3,6 +3,7 @@
 pub mod args;
 mod build;
 mod context;
+mod hints;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -18,7 +19,7 @@ use crate::buildctl::{du, histories, prune, workers};
 use crate::connect::connect;
 use crate::failure::Failure;
 use crate::version::Version;
-use args::{CacheCommand, Command, Cooper};
+use args::{CacheCommand, Command, Cooper, EngineArgs};
 
 /// Starts an engine for commands that name no daemon.
 pub trait LocalEngine {
@@ -65,10 +66,7 @@ pub fn run(
         Err(error) => return Ok(fail(&error.into())),
     };
     let ended = runtime.block_on(dispatch(command, engine));
-    Ok(match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure),
-    })
+    Ok(ended.unwrap_or_else(|failure| fail(&failure)))
 }
 
 /// Shows a failure; a build that the user cancelled has an exit code of its own.
@@ -82,6 +80,9 @@ fn fail(failure: &Failure) -> ExitCode {
         let _ = writeln!(stderr, "policy deny: {message}");
     }
     let _ = writeln!(stderr, "ERROR: {failure}");
+    if let Some(hint) = hints::hint(&failure.to_string()) {
+        let _ = writeln!(stderr, "HINT: {hint}");
+    }
     if failure.is_canceled() {
         ExitCode::from(130)
     } else {
@@ -106,9 +107,8 @@ struct Open {
 }
 
 async fn open(
-    connection: &ConnectionArgs,
-    root: Option<PathBuf>,
-    engine: &dyn LocalEngine,
+    EngineArgs { connection, root }: &EngineArgs,
+    local: &dyn LocalEngine,
 ) -> Result<Open, Failure> {
     if let Some(address) = named_address(connection) {
         return Ok(Open {
@@ -116,7 +116,7 @@ async fn open(
             stop: None,
         });
     }
-    let endpoint = engine.start(root).await?;
+    let endpoint = local.start(root.clone()).await?;
     match connect(&endpoint.address, connection).await {
         Ok(channel) => Ok(Open {
             channel,
@@ -129,49 +129,54 @@ async fn open(
     }
 }
 
-async fn dispatch(command: Command, engine: &dyn LocalEngine) -> Result<(), Failure> {
+async fn dispatch(command: Command, local: &dyn LocalEngine) -> Result<ExitCode, Failure> {
+    let Command::Build(args) = command else {
+        return manage(command, local).await.map(|()| ExitCode::SUCCESS);
+    };
+    let prepared = build::prepare(&args)?;
+    let Open { channel, stop } = open(&args.engine, local).await?;
+    let built = build::build(channel, &args, prepared).await;
+    end(stop).await;
+    built
+        .map(ExitCode::from)
+        .map_err(|failure| failure.context("failed to build"))
+}
+
+async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure> {
     match command {
-        Command::Build(args) => {
-            let root = args.root.clone();
-            let prepared = build::prepare(&args)?;
-            let Open { channel, stop } = open(&args.connection, root, engine).await?;
-            let built = build::build(channel, &args, prepared).await;
-            end(stop).await;
-            built.map_err(|failure| failure.context("failed to build"))
-        }
-        Command::Du { connection, args }
+        Command::Du { engine, args }
         | Command::Cache {
-            command: CacheCommand::Du { connection, args },
+            command: CacheCommand::Du { engine, args },
         } => {
-            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let Open { channel, stop } = open(&engine, local).await?;
             let result = du(channel, args).await;
             end(stop).await;
             result
         }
-        Command::Prune { connection, args }
+        Command::Prune { engine, args }
         | Command::Cache {
-            command: CacheCommand::Prune { connection, args },
+            command: CacheCommand::Prune { engine, args },
         } => {
-            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let Open { channel, stop } = open(&engine, local).await?;
             let result = prune(channel, args).await;
             end(stop).await;
             result
         }
-        Command::Workers { connection, args } => {
-            let Open { channel, stop } = open(&connection, None, engine).await?;
+        Command::Workers { engine, args } => {
+            let Open { channel, stop } = open(&engine, local).await?;
             let result = workers(channel, args).await;
             end(stop).await;
             result
         }
         Command::Cache {
-            command: CacheCommand::History { connection, format },
+            command: CacheCommand::History { engine, format },
         } => {
-            let Open { channel, stop } = open(&connection, None, engine).await?;
+            let Open { channel, stop } = open(&engine, local).await?;
             let result = histories(channel, format).await;
             end(stop).await;
             result
         }
-        Command::Version | Command::Daemon { .. } => Ok(()),
+        Command::Build(_) | Command::Version | Command::Daemon { .. } => Ok(()),
     }
 }
 

@@ -14,8 +14,8 @@ use oci::Digest;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::failure::{failure_with_refs, from_failure, status};
-use super::{Answers, caps, containers, results};
+use super::failure::{failure_with_refs, from_failure, lookup_status, status};
+use super::{Answers, caps, containers, progress, results};
 use crate::meta::{meta_request, meta_response, platform};
 use crate::sessions::stat_to_wire;
 
@@ -57,7 +57,7 @@ impl BridgeService {
             )));
         }
         let found = self.engine.bridge(&JobId(id.to_owned())).await;
-        found.map_err(|error| status(&error.context(format!("forwarding {method}"))))
+        found.map_err(|error| lookup_status(&error.context(format!("forwarding {method}"))))
     }
 
     async fn reference(

@@ -25,8 +25,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
-use super::failure::{failure, status};
+use super::failure::{failure, lookup_status};
 use super::history::{Finished, History};
+use super::history_filter::HistoryFilter;
 use super::progress::{response, timestamp};
 use crate::collector::Collector;
 use crate::sessions::SessionTable;
@@ -96,7 +97,7 @@ impl ControlService {
         let job = JobId(id.to_owned());
         tokio::select! {
             biased;
-            found = self.engine.status(&job) => found.map(Some).map_err(|error| status(&error)),
+            found = self.engine.status(&job) => found.map(Some).map_err(|error| lookup_status(&error)),
             () = refused => Ok(None),
         }
     }
@@ -236,7 +237,7 @@ fn history_record(request: &pb::SolveRequest) -> pb::BuildHistoryRecord {
     }
 }
 
-fn finished(done: &SolveResponse) -> Finished {
+fn finished(done: SolveResponse) -> Finished {
     let descriptor = |descriptor: &oci::Descriptor| pb::Descriptor {
         media_type: descriptor.media_type.clone(),
         digest: descriptor.digest.to_string(),
@@ -248,8 +249,10 @@ fn finished(done: &SolveResponse) -> Finished {
         .filter_map(|(index, made)| Some((i64::try_from(index).ok()?, descriptor(made.as_ref()?))))
         .collect();
     Finished {
-        response: done.exporter_response.clone(),
+        response: done.exporter_response,
         results,
+        statements: done.statements,
+        held: done.held,
     }
 }
 
@@ -340,18 +343,17 @@ impl Control for ControlService {
         };
         match work.await {
             Ok(done) => {
+                let exporter_response = done.exporter_response.clone();
                 if let Some(running) = running {
-                    running.finish(Ok(finished(&done)));
+                    running.finish(Ok(finished(done))).await;
                 }
-                Ok(Response::new(pb::SolveResponse {
-                    exporter_response: done.exporter_response,
-                }))
+                Ok(Response::new(pb::SolveResponse { exporter_response }))
             }
             Err(error) => {
                 tracing::error!(build = %id, "solve returned error: {error}");
                 let failed = failure(&error);
                 if let Some(running) = running {
-                    running.finish(Err(failed.to_rpc()));
+                    running.finish(Err(failed.to_rpc())).await;
                 }
                 Err(failed.to_status())
             }
@@ -362,6 +364,12 @@ impl Control for ControlService {
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<Self::StatusStream> {
         let id = request.into_inner().r#ref;
+        let (history, ended) = (self.history.clone(), id.clone());
+        let kept = blocking(move || history.logs(&ended)).await?;
+        if let Some(messages) = kept.map_err(|error| Status::unknown(engine::error::chain_text(&error)))? {
+            let answers: Self::StatusStream = Box::pin(stream::iter(messages.into_iter().map(Ok)));
+            return Ok(with_timestamp(answers));
+        }
         let subscription = match self.history.progress(&id) {
             Some(subscription) => Some(subscription),
             None => self.follow(&id).await?,
@@ -440,12 +448,10 @@ impl Control for ControlService {
         request: Request<pb::BuildHistoryRequest>,
     ) -> Answer<Self::ListenBuildHistoryStream> {
         let request = request.into_inner();
-        if !request.filter.is_empty() {
-            return Err(Status::unimplemented(
-                "filters of the build history are not supported",
-            ));
-        }
+        let filter = HistoryFilter::parse(&request.filter, SystemTime::now())
+            .map_err(|error| Status::unknown(error.to_string()))?;
         let (mut known, receiver) = self.history.listen(&request.r#ref, request.active_only);
+        known.retain(|event| event.record.as_ref().is_some_and(|record| filter.matches(record)));
         if let Ok(limit) = usize::try_from(request.limit)
             && limit > 0
         {
@@ -484,17 +490,19 @@ impl Control for ControlService {
         request: Request<pb::UpdateBuildHistoryRequest>,
     ) -> Answer<pb::UpdateBuildHistoryResponse> {
         let request = request.into_inner();
-        let id = &request.r#ref;
-        let found = if request.delete {
-            self.history.delete(id)
-        } else if request.finalize {
-            self.history.knows(id)
-        } else {
-            self.history.pin(id, request.pinned)
-        };
-        if !found {
-            let missing = BuildError::new(ErrorKind::NotFound, format!("no such ref {id}"));
-            return Err(status(&missing));
+        let (history, id) = (self.history.clone(), request.r#ref.clone());
+        let found = blocking(move || {
+            if request.delete {
+                history.delete(&id)
+            } else if request.finalize {
+                history.knows(&id)
+            } else {
+                history.pin(&id, request.pinned)
+            }
+        });
+        if !found.await? {
+            let missing = BuildError::new(ErrorKind::NotFound, format!("no such ref {}", request.r#ref));
+            return Err(lookup_status(&missing));
         }
         Ok(Response::new(pb::UpdateBuildHistoryResponse {}))
     }

@@ -11,15 +11,22 @@ pub fn status(error: &BuildError) -> Status {
     failure(error).to_status()
 }
 
+/// As [`status`], for a request that names a build or container: whether that is there shows in the code.
+pub fn lookup_status(error: &BuildError) -> Status {
+    let mut failure = failure(error);
+    if error.kind() == ErrorKind::NotFound {
+        failure.code = Code::NotFound;
+    }
+    failure.to_status()
+}
+
 /// Turns an engine's error into one that travels.
 pub fn failure(error: &BuildError) -> Failure {
     let code = match error.kind() {
-        // What a build's own steps and requests do wrong has no code of its own, as clients expect.
-        ErrorKind::User => Code::Unknown,
-        ErrorKind::NotFound => Code::NotFound,
-        ErrorKind::Denied => Code::PermissionDenied,
+        // What a build fails with has no code of its own: clients print codes in front of messages, and take some of them
+        // for the daemon's own state.
+        ErrorKind::User | ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Unavailable => Code::Unknown,
         ErrorKind::Conflict => Code::AlreadyExists,
-        ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::Canceled => Code::Cancelled,
         ErrorKind::Internal => Code::Internal,
     };
@@ -175,7 +182,7 @@ mod tests {
     fn kinds_have_codes() {
         for (kind, code) in [
             (ErrorKind::User, Code::Unknown),
-            (ErrorKind::NotFound, Code::NotFound),
+            (ErrorKind::Conflict, Code::AlreadyExists),
             (ErrorKind::Canceled, Code::Cancelled),
             (ErrorKind::Internal, Code::Internal),
         ] {
@@ -183,6 +190,9 @@ mod tests {
             assert_eq!(status(&error).code(), code);
             assert_eq!(from_failure(&failure(&error)).kind(), kind);
         }
+        let missing = BuildError::new(ErrorKind::NotFound, "text");
+        assert_eq!(status(&missing).code(), Code::Unknown);
+        assert_eq!(lookup_status(&missing).code(), Code::NotFound);
     }
 
     #[test]

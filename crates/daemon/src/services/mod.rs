@@ -1,5 +1,6 @@
 //! The gRPC services of the daemon.
 
+pub mod archive;
 pub mod bridge;
 pub mod caps;
 mod containers;
@@ -7,6 +8,7 @@ pub mod content;
 pub mod control;
 pub mod failure;
 pub mod history;
+mod history_filter;
 mod progress;
 mod results;
 pub mod traces;

@@ -325,7 +325,7 @@ impl Session for Connection {
         let method = methods::SSH_CHECK_AGENT;
         if !self.inner.supports(method) {
             return Err(SessionError::NotFound {
-                what: format!("ssh agent {id}"),
+                what: format!("ssh agent {id:?} of the client"),
             });
         }
         let request = ssh::CheckAgentRequest { id: id.to_owned() };

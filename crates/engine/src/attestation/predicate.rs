@@ -457,7 +457,7 @@ struct RunDetailsV1<'a> {
 
 #[derive(Serialize)]
 struct MetadataV1<'a> {
-    #[serde(rename = "invocationID")]
+    #[serde(rename = "invocationId")]
     invocation_id: &'a str,
     #[serde(rename = "startedOn")]
     started_on: &'a str,

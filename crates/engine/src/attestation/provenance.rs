@@ -15,7 +15,7 @@ use crate::bridge::{Attestation, AttestationKind, Bridge, BuildRef, BuildRefId, 
 use crate::error::BuildError;
 use crate::export::platforms::platforms;
 use crate::op::ResultRef;
-use crate::solve::{ResultProcessor, SolveRequest};
+use crate::solve::{ResultProcessor, SolveRequest, Statement};
 
 const PREDICATE_V1: &str = "https://slsa.dev/provenance/v1";
 const PREDICATE_V02: &str = "https://slsa.dev/provenance/v0.2";
@@ -44,6 +44,41 @@ impl ResultProcessor for ProvenanceProcessor {
         let Some(attrs) = wanted(&request.frontend_opts)?.provenance else {
             return Ok(result);
         };
+        for (id, statement) in self.state_all(bridge, &result, &attrs).await? {
+            result.attestations.entry(id).or_default().push(statement);
+        }
+        Ok(result)
+    }
+
+    async fn remember(
+        &self,
+        bridge: &Bridge,
+        request: &SolveRequest,
+        result: &BuildResult,
+    ) -> Result<Vec<Statement>, BuildError> {
+        let mut attrs = wanted(&request.frontend_opts)?.provenance.unwrap_or_default();
+        attrs.retain(|key, _| key == "builder-id");
+        attrs.insert("mode".to_owned(), "max".to_owned());
+        let stated = self.state_all(bridge, result, &attrs).await?.into_iter();
+        let is_single = result.refs.is_empty();
+        Ok(stated
+            .map(|(id, statement)| Statement {
+                key: if is_single { String::new() } else { id },
+                predicate_type: statement.predicate_type,
+                predicate: statement.content.unwrap_or_default(),
+            })
+            .collect())
+    }
+}
+
+impl ProvenanceProcessor {
+    /// States where each part of a result comes from, by the part's key.
+    async fn state_all(
+        &self,
+        bridge: &Bridge,
+        result: &BuildResult,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Vec<(String, Attestation<BuildRef>)>, BuildError> {
         let trail = bridge.trail();
         let all = platforms(&result.metadata)?;
         let all_platforms: Vec<Platform> = all.iter().map(|entry| entry.platform.clone()).collect();
@@ -51,6 +86,7 @@ impl ResultProcessor for ProvenanceProcessor {
             .all_refs()
             .map(|reference| reference.id().clone())
             .collect();
+        let mut statements = Vec::new();
         for entry in &all {
             let Some(reference) = result.find(&entry.id).cloned() else {
                 continue;
@@ -69,17 +105,12 @@ impl ResultProcessor for ProvenanceProcessor {
                 &reference,
                 &capture,
                 &trail,
-                &attrs,
+                attrs,
                 &self.environment,
-            ))
-            .await?;
-            result
-                .attestations
-                .entry(entry.id.clone())
-                .or_default()
-                .push(statement);
+            ));
+            statements.push((entry.id.clone(), statement.await?));
         }
-        Ok(result)
+        Ok(statements)
     }
 }
 

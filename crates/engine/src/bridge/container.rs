@@ -125,6 +125,7 @@ impl Bridge {
             progress: VertexProgress::new(id, "unpack".to_owned(), Vec::new(), None),
             sessions: self.sessions(),
             cancel: released.clone(),
+            sources: Vec::new(),
         };
         unpack_all(&*parts.unlazy, &fetch, &inputs).await?;
         let ctx = MountContext {

@@ -57,6 +57,7 @@ impl FileReader {
                 progress,
                 sessions: bridge.sessions(),
                 cancel,
+                sources: Vec::new(),
             };
             bridge.engine().services.unlazy.unpack(&ctx, reference).await?;
         }

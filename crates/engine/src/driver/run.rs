@@ -56,6 +56,8 @@ struct DriverTask {
     limit: Option<Arc<Semaphore>>,
     solver: Solver<BuildError>,
     vertices: BTreeMap<VertexId, Active>,
+    /// Progress of the vertices without inputs.
+    sources: BTreeMap<Digest, VertexProgress>,
     /// Specs of the graph that is being loaded.
     incoming: BTreeMap<Digest, Arc<VertexSpec>>,
     jobs: BTreeMap<JobId, Arc<Job>>,
@@ -82,6 +84,7 @@ pub(crate) fn spawn(parts: DriverParts) -> Driver {
         limit,
         solver: Solver::new(),
         vertices: BTreeMap::new(),
+        sources: BTreeMap::new(),
         incoming: BTreeMap::new(),
         jobs: BTreeMap::new(),
         results: BTreeMap::new(),
@@ -216,9 +219,13 @@ impl DriverTask {
         match event {
             Event::Added { vertex, digest } => {
                 let spec = self.incoming.get(&digest).cloned().unwrap_or_default();
-                let inputs = spec.inputs.iter().map(|(digest, _)| *digest).collect();
+                let inputs: Vec<Digest> = spec.inputs.iter().map(|(digest, _)| *digest).collect();
+                let is_source = inputs.is_empty();
                 let group = spec.metadata.progress_group.clone();
                 let progress = VertexProgress::new(digest, spec.name.clone(), inputs, group);
+                if is_source {
+                    self.sources.insert(digest, progress.clone());
+                }
                 self.vertices.insert(
                     vertex,
                     Active {
@@ -242,7 +249,14 @@ impl DriverTask {
                 }
             }
             Event::Removed { vertex } => {
-                self.vertices.remove(&vertex);
+                let removed = self.vertices.remove(&vertex);
+                // Another vertex may have the digest by now.
+                if let Some(removed) = removed.map(|active| active.progress)
+                    && let Some(source) = self.sources.get(&removed.digest())
+                    && source.is(&removed)
+                {
+                    self.sources.remove(&removed.digest());
+                }
             }
         }
     }
@@ -383,6 +397,12 @@ impl DriverTask {
         Some(OpContext {
             vertex: Arc::clone(&active.spec),
             progress: active.progress.clone(),
+            sources: active
+                .spec
+                .inputs
+                .iter()
+                .map(|(digest, _)| self.sources.get(digest).cloned())
+                .collect(),
             cancel: CancellationToken::new(),
             jobs: Arc::clone(&active.jobs),
             sessions: Arc::clone(&self.parts.sessions),

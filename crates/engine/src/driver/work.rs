@@ -53,9 +53,9 @@ fn failed(error: BuildError, cancel: &CancellationToken) -> Answer {
     }
 }
 
-/// Asks the op how it is identified. Shown only for sources: there it can take long.
+/// Asks the op how it is identified. Shown only for sources, where it can take long.
 pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> Answer {
-    let shown = ctx.vertex.inputs.is_empty();
+    let shown = ctx.vertex.inputs.is_empty() && op.shows_cache_map();
     if shown {
         ctx.progress.started(false);
     }

@@ -151,7 +151,7 @@ impl ExporterInstance for ImageInstance {
             response.insert(NAME_KEY.to_owned(), names.clone());
         }
         let descriptor = image.root.clone();
-        // Held in any case: the blobs must outlive the export until the build history has recorded them.
+        let held = image.clone();
         let mut finish = Finish {
             images: Arc::clone(&self.images),
             layers: self.layers.clone(),
@@ -173,6 +173,7 @@ impl ExporterInstance for ImageInstance {
             response,
             finalize: Some(Box::new(finish)),
             descriptor: Some(descriptor),
+            held: Some(held),
         })
     }
 }

@@ -147,6 +147,7 @@ impl ExporterInstance for ArchiveInstance {
             response,
             finalize: None,
             descriptor,
+            held: Some(image),
         })
     }
 }

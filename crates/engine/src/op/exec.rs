@@ -139,7 +139,7 @@ impl Op for ExecOp {
         };
         unpack_all(
             &*self.parts.unlazy,
-            &FetchContext::from(ctx),
+            &FetchContext::for_input(ctx, input),
             std::slice::from_ref(reference),
         )
         .await?;

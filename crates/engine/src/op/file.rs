@@ -88,7 +88,7 @@ impl Op for FileOp {
         };
         unpack_all(
             &*self.unlazy,
-            &FetchContext::from(ctx),
+            &FetchContext::for_input(ctx, input),
             std::slice::from_ref(reference),
         )
         .await?;

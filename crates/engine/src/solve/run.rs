@@ -15,13 +15,14 @@ use crate::bridge::{
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
 use crate::error::{BuildError, ErrorKind};
+use crate::export::image::WrittenImage;
 use crate::job::{DeviceGrant, Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::{SessionGroup, SessionId};
 use crate::solve::{
     CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext,
-    ExportSource, Exported, ExporterInstance, InlineCache, StoredResults, verify,
+    ExportSource, Exported, ExporterInstance, InlineCache, Statement, StoredResults, verify,
 };
 
 /// The attribute by which the frontend's build argument reaches exporters.
@@ -81,6 +82,10 @@ pub struct SolveResponse {
     pub descriptors: Vec<Option<Descriptor>>,
     /// The result's metadata.
     pub metadata: BTreeMap<String, bytes::Bytes>,
+    /// What is to be remembered of the result.
+    pub statements: Vec<Statement>,
+    /// Holds the blobs of what was exported.
+    pub held: Vec<WrittenImage>,
 }
 
 /// What is known before anything runs.
@@ -117,11 +122,32 @@ impl Engine {
             plan.exporters
                 .extend(self.exporters(plan.exporters.len(), &chosen)?);
         }
-        let response = Box::pin(self.export(&open.job, &plan, result)).await?;
+        let statements = Box::pin(self.remember(&bridge, &request, &result)).await;
+        let mut response = Box::pin(self.export(&open.job, &plan, result)).await?;
+        response.statements = statements;
         if request.wants_session_exporters {
             self.tell_exported(&open.job, &response.exporter_response).await?;
         }
         Ok(response)
+    }
+
+    /// Collects what is to be remembered of a result. A build does not fail for want of it.
+    async fn remember(
+        &self,
+        bridge: &Bridge,
+        request: &SolveRequest,
+        result: &BuildResult,
+    ) -> Vec<Statement> {
+        let mut statements = Vec::new();
+        for processor in self.0.services.processors.iter().filter(|_| !request.is_internal) {
+            match processor.remember(bridge, request, result).await {
+                Ok(more) => statements.extend(more),
+                Err(error) => {
+                    tracing::warn!(%error, build = %request.id, "a statement about the result is not remembered");
+                }
+            }
+        }
+        statements
     }
 
     async fn plan(&self, request: &SolveRequest) -> Result<Plan, BuildError> {
@@ -210,10 +236,12 @@ impl Engine {
         let exported = run.exporters(plan, &source).await?;
         let mut response = BTreeMap::new();
         let mut descriptors = Vec::new();
+        let mut held = Vec::new();
         let mut rests = Vec::new();
         for (exporter, exported) in plan.exporters.iter().zip(exported) {
             response.extend(exported.response);
             descriptors.push(exported.descriptor);
+            held.extend(exported.held);
             rests.push((exporter.name().to_owned(), exported.finalize));
         }
         // The exporters made the layers; pushing them and exporting caches of them can go side by side.
@@ -236,6 +264,8 @@ impl Engine {
             exporter_response: response,
             descriptors,
             metadata: source.metadata,
+            statements: Vec::new(),
+            held,
         })
     }
 

@@ -307,6 +307,10 @@ fn number(key: &str, value: &str) -> Result<i64, BuildError> {
 
 #[async_trait]
 impl Op for BlobOp {
+    fn shows_cache_map(&self) -> bool {
+        false
+    }
+
     async fn cache_map(&self, _: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
         let digests = vec![super::key_digest(&self.key()?.to_string())];
         Ok(CacheMap {

@@ -186,6 +186,10 @@ fn take(store: &Store, shared_key: &str, name: &str) -> Result<MutableRef, Build
 
 #[async_trait]
 impl Op for LocalOp {
+    fn shows_cache_map(&self) -> bool {
+        false
+    }
+
     async fn cache_map(&self, ctx: &OpContext, _: u32) -> Result<CacheMap, BuildError> {
         let key = self.attributes.key(&self.session_id(ctx)?)?;
         Ok(CacheMap {

@@ -49,6 +49,8 @@ pub(crate) struct Binary {
 #[derive(Debug)]
 struct Shared {
     program: PathBuf,
+    /// Whether the program can be told to keep a container that has ended: its control group says what ended it.
+    keeps: bool,
     bundles: PathBuf,
     jobs: Mutex<BTreeMap<u64, Job>>,
 }
@@ -82,6 +84,7 @@ impl Binary {
             std::fs::remove_dir_all(&bundle).map_err(failed)?;
         }
         let shared = Shared {
+            keeps: has_keep(&program),
             program,
             bundles: bundles.to_owned(),
             jobs: Mutex::default(),
@@ -102,6 +105,15 @@ fn find(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
+}
+
+/// Asks the program whether `run` knows `--keep`; older releases of crun do not.
+fn has_keep(program: &Path) -> bool {
+    let asked = std::process::Command::new(program)
+        .args(["run", "--help"])
+        .stdin(ChildStdio::null())
+        .output();
+    asked.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--keep"))
 }
 
 /// What a child is started with.
@@ -129,12 +141,9 @@ impl Runtime for Binary {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let running = Arc::new(Running::new(number));
         let files = bundle.path.clone();
-        let arguments = vec![
-            "run".into(),
-            "--keep".into(),
-            "--bundle".into(),
-            files.clone().into(),
-        ];
+        let mut arguments = vec![OsString::from("run")];
+        arguments.extend(self.shared.keeps.then(|| "--keep".into()));
+        arguments.extend(["--bundle".into(), files.clone().into()]);
         let job = Job {
             running: Arc::clone(&running),
             container: Arc::new(bundle),

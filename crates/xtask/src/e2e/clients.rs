@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::fixture::{Daemon, Lab, cached_steps, expect, succeed};
+use super::fixture::{Daemon, Lab, cached_steps, expect, fail, succeed};
 use super::{Need, Scenario};
 use crate::base_image::RealRegistry;
 use crate::setup;
@@ -23,6 +23,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "buildx-bake",
         needs: &[Need::Root, Need::Buildx],
         run: buildx_bake,
+    },
+    Scenario {
+        name: "buildx-history",
+        needs: &[Need::Root, Need::Buildx],
+        run: buildx_history,
     },
     Scenario {
         name: "push-and-consume",
@@ -114,6 +119,59 @@ fn buildx_bake(lab: &Lab) -> Result<()> {
     expect(&fs::read_to_string(context.join("out-b/b"))?, "shared")
 }
 
+/// What buildx tells of builds that have ended, also after the daemon was started again.
+fn buildx_history(lab: &Lab) -> Result<()> {
+    let mut daemon = lab.daemon()?;
+    let fine = lab.context(
+        "fine",
+        &[("Dockerfile", "FROM @BASE@\nRUN echo to be remembered\n")],
+    )?;
+    let bad = lab.context("bad", &[("Dockerfile", "FROM @BASE@\nRUN exit 3\n")])?;
+    let metadata = lab.dir().join("metadata.json");
+    let mut build = buildx(lab, &daemon)?;
+    build
+        .args([
+            "build",
+            "--progress=plain",
+            "--output=type=image,name=x",
+            "--metadata-file",
+        ])
+        .arg(&metadata);
+    succeed(build.arg(&fine))?;
+    expect(&fs::read_to_string(&metadata)?, "\"buildx.build.provenance\"")?;
+    let mut build = buildx(lab, &daemon)?;
+    fail(build.args(["build", "--progress=plain"]).arg(&bad))?;
+    for round in ["at once", "after a restart"] {
+        let history = |arguments: &[&str]| -> Result<String> {
+            let mut command = buildx(lab, &daemon)?;
+            succeed(command.arg("history").args(arguments)).context(round)
+        };
+        let listed = history(&["ls", "--format={{.Name}} {{.Status}}"])?;
+        expect(&listed, "fine Completed")?;
+        expect(&listed, "bad Error")?;
+        let wrong = history(&["ls", "--filter=status=error", "--format={{.Name}}"])?;
+        ensure!(wrong.trim() == "bad", "{wrong}");
+        let id = history(&["ls", "--filter=status=completed", "--format={{.Ref}}"])?;
+        let id = id.trim().rsplit('/').next().unwrap_or_default().to_owned();
+        expect(&history(&["logs", &id])?, "to be remembered")?;
+        let inspected = history(&["inspect", &id])?;
+        expect(&inspected, "pkg:docker/")?;
+        expect(&inspected, "https://slsa.dev/provenance/v1")?;
+        let provenance = history(&[
+            "inspect",
+            "attachment",
+            "--type=https://slsa.dev/provenance/v1",
+            &id,
+        ])?;
+        expect(&provenance, "resolvedDependencies")?;
+        let out = lab.dir().join("exported.tar");
+        history(&["export", "--output", &out.display().to_string(), &id])?;
+        ensure!(fs::metadata(&out)?.len() > 0, "nothing was exported");
+        daemon.restart()?;
+    }
+    Ok(())
+}
+
 fn push_and_consume(lab: &Lab) -> Result<()> {
     let registry = RealRegistry::start(&lab.dir().join("registry"))?;
     let daemon = lab.daemon()?;
@@ -126,7 +184,10 @@ fn push_and_consume(lab: &Lab) -> Result<()> {
     let mut build = daemon.buildctl_build(&example);
     build.arg(format!("--opt=context:busybox=docker-image://{}", lab.busybox()));
     let progress = succeed(build.arg(format!("--output=type=image,name={name},push=true")))?;
-    expect(&progress, "pushing manifest for")
+    expect(&progress, "pushing manifest for")?;
+    let last = progress.trim_end().lines().last().unwrap_or_default();
+    ensure!(last.contains(" DONE "), "the export does not end: {last}");
+    Ok(())
 }
 
 fn inspect_unpack_run(lab: &Lab, name: &str) -> Result<()> {
