@@ -1,3 +1,5 @@
+//! Specifications: what they say, and what of them is refused.
+
 use super::*;
 
 fn write(dir: &Path, name: &str, text: &str) {
