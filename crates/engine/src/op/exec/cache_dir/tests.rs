@@ -1,5 +1,4 @@
 //! Many builds on few directories: nobody waits for ever, nobody has what another has, nobody finds nothing.
-#![expect(clippy::unwrap_used, reason = "a failing test says where")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
