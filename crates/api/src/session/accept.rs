@@ -158,10 +158,11 @@ impl SessionConn {
                 () = self.closed.cancelled() => return "connection closed",
                 _ = ticks.tick() => {}
             }
-            // Ends with the connection. Giving the call up instead could take its beginning back after the client was told
-            // of its end, which servers complain about.
             let check = timeout(self.health.timeout, client.check(HealthCheckRequest::default()));
-            let answer = check.await;
+            let answer = tokio::select! {
+                () = self.closed.cancelled() => return "connection closed",
+                answer = check => answer,
+            };
             match answer {
                 Ok(Err(status)) if status.code() != tonic::Code::Unimplemented => failures += 1,
                 Ok(_) => failures = 0,

@@ -323,11 +323,7 @@ impl Session for Connection {
 
     async fn check_agent(&self, id: &str) -> Result<(), SessionError> {
         let method = methods::SSH_CHECK_AGENT;
-        if !self.inner.supports(method) {
-            return Err(SessionError::NotFound {
-                what: format!("ssh agent {id:?} of the client"),
-            });
-        }
+        self.require(method)?;
         let request = ssh::CheckAgentRequest { id: id.to_owned() };
         let mut client = SshClient::new(self.inner.channel.clone());
         self.call(method, "", client.check_agent(request)).await?;
