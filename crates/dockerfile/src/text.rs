@@ -1,60 +1,29 @@
 //! Small facts about text that error messages and history depend on.
 
-use std::fmt::Write as _;
-
-/// Quotes a text as Go's `%q` does.
-pub(crate) fn quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            c if is_printable(c) => out.push(c),
-            c => push_escape(&mut out, u32::from(c)),
-        }
-    }
-    out.push('"');
-    out
-}
-
-fn push_escape(out: &mut String, code: u32) {
-    let written = match code {
-        0..=0x1f | 0x7f => write!(out, "\\x{code:02x}"),
-        0x80..=0xffff => write!(out, "\\u{code:04x}"),
-        _ => write!(out, "\\U{code:08x}"),
-    };
-    written.expect("writing to a string cannot fail");
-}
-
-/// Tells whether Go prints the character as it is: everything but controls, spaces other than U+0020 and what has no
-/// glyph of its own.
-fn is_printable(c: char) -> bool {
-    match c {
-        ' ' => true,
-        c if c.is_ascii() => c.is_ascii_graphic(),
-        '\u{ad}'
-        | '\u{200b}'..='\u{200f}'
-        | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}'
-        | '\u{feff}' => false,
-        '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' => false,
-        '\u{e0000}'.. => false,
-        c => !c.is_control() && !c.is_whitespace(),
-    }
-}
+pub(crate) use llb::quote;
 
 /// Quotes each text and puts the list in brackets, as Go's `%q` does with a slice.
 pub(crate) fn quote_list(texts: &[String]) -> String {
     let quoted: Vec<String> = texts.iter().map(|text| quote(text)).collect();
     format!("[{}]", quoted.join(" "))
+}
+
+/// Tells whether writing a text in lower case leaves it as it is.
+pub(crate) fn is_lower(text: &str) -> bool {
+    if text.is_ascii() {
+        !text.bytes().any(|byte| byte.is_ascii_uppercase())
+    } else {
+        text == text.to_lowercase()
+    }
+}
+
+/// Tells whether writing a text in upper case leaves it as it is.
+pub(crate) fn is_upper(text: &str) -> bool {
+    if text.is_ascii() {
+        !text.bytes().any(|byte| byte.is_ascii_lowercase())
+    } else {
+        text == text.to_uppercase()
+    }
 }
 
 /// Joins with spaces in brackets, as Go's `%v` does with a slice.
@@ -149,18 +118,6 @@ pub(crate) fn uppercase_first_word(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quotes_like_go() {
-        assert_eq!(
-            quote("a\"b\\c\n\u{1}\u{7f}é\u{a0}\u{feff}"),
-            r#""a\"b\\c\n\x01\x7fé\u00a0\ufeff""#
-        );
-        assert_eq!(
-            quote_list(&["/bin/sh".into(), "-c".into()]),
-            r#"["/bin/sh" "-c"]"#
-        );
-    }
 
     #[test]
     fn splits_at_runs() {

@@ -7,8 +7,8 @@ use oci::{Digest, json};
 use prost::Message as _;
 use serde::Serialize;
 
-use crate::GraphError;
 use crate::pb::{Definition, ExecOp, FileAction, Op, OpMetadata, file_action::Action, op};
+use crate::{GraphError, quote};
 
 /// One operation of a definition, as `buildctl debug dump-llb` prints it.
 #[derive(Clone, Debug, Serialize)]
@@ -56,17 +56,18 @@ pub fn to_dot(ops: &[DumpedOp]) -> String {
     let mut out = String::from("digraph {\n");
     for dumped in ops {
         let (label, shape) = label(dumped);
-        let digest = dumped.digest.to_string();
-        let _ = writeln!(out, "  {digest:?} [label={label:?} shape={shape:?}];");
+        let digest = dumped.digest;
+        let _ = writeln!(out, "  \"{digest}\" [label={} shape=\"{shape}\"];", quote(&label));
     }
     for dumped in ops {
-        let digest = dumped.digest.to_string();
+        let digest = dumped.digest;
         for (at, input) in dumped.op.inputs.iter().enumerate() {
             let label = match &dumped.op.op {
                 Some(op::Op::Exec(exec)) => mount_of(exec, at),
                 _ => "",
             };
-            let _ = writeln!(out, "  {:?} -> {digest:?} [label={label:?}];", input.digest);
+            let (input, label) = (quote(&input.digest), quote(label));
+            let _ = writeln!(out, "  {input} -> \"{digest}\" [label={label}];");
         }
     }
     out.push_str("}\n");

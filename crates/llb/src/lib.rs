@@ -23,6 +23,7 @@ mod graph;
 pub mod json;
 mod name;
 pub mod pb;
+mod quote;
 pub mod sourcepolicy;
 mod state;
 mod validate;
@@ -31,6 +32,7 @@ pub use encode::{encode_op, op_digest};
 pub use git_url::{GitUrl, GitUrlError};
 pub use graph::{Edge, Graph, GraphError, MAX_INPUTS, MAX_OP_BYTES, MAX_OPS, MAX_TOTAL_BYTES, Vertex};
 pub use name::op_name;
+pub use quote::quote;
 pub use state::{
     CacheSharing, Chown, Constraints, CopyOptions, DEFAULT_PATH_UNIX, DEFAULT_PATH_WINDOWS, Deferred,
     ExecState, FileActions, FileSource, GitOptions, HttpOptions, ImageBlobOptions, ImageOptions,

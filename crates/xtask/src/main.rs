@@ -25,6 +25,7 @@ usage: cargo xtask COMMAND
   tidy      check the rules that no compiler checks: imports, file sizes, markers of unfinished work
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
+  bench     measure a part alone, optimised: bench dockerfile
   demo      build and run the example with an embedded engine";
 
 fn main() -> Result<()> {
@@ -38,9 +39,30 @@ fn main() -> Result<()> {
         "tidy" => tidy::run(),
         "test" => test::run(),
         "e2e" => e2e::command(rest),
+        "bench" => bench(rest),
         "demo" => demo::command(),
         _ => bail!("unknown command {command:?}\n{USAGE}"),
     }
+}
+
+/// Runs the benchmark of a part.
+fn bench(parts: &[String]) -> Result<()> {
+    let arguments = match parts {
+        [part] if part == "dockerfile" => [
+            "bench",
+            "--quiet",
+            "--package",
+            "dockerfile",
+            "--bench",
+            "convert",
+        ],
+        _ => bail!("bench wants the name of a part: dockerfile"),
+    };
+    shell::run(
+        std::process::Command::new(env!("CARGO"))
+            .args(arguments)
+            .current_dir(shell::root()),
+    )
 }
 
 #[cfg(feature = "codegen")]

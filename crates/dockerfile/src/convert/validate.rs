@@ -10,6 +10,7 @@ use crate::instruction::{Parsed, Stage};
 use crate::lint::{Linter, rules};
 use crate::position::Range;
 use crate::suggest;
+use crate::text::{is_lower, is_upper};
 use crate::word::{Expanded, Lexer, Variables};
 
 pub(super) fn stage_names(stages: &[Stage], linter: &Linter) {
@@ -40,15 +41,15 @@ pub(super) fn command_casing(stages: &[Stage], linter: &Linter) {
             std::iter::once((stage.keyword.as_str(), &stage.location)).chain(instructions)
         })
     };
-    let lower = names().filter(|(name, _)| *name == name.to_lowercase()).count();
+    let lower = names().filter(|(name, _)| is_lower(name)).count();
     let upper = names()
-        .filter(|(name, _)| *name != name.to_lowercase() && *name == name.to_uppercase())
+        .filter(|(name, _)| !is_lower(name) && is_upper(name))
         .count();
     for (name, location) in names() {
         let wrong = if lower > upper {
-            (name.to_lowercase() != name).then_some("lowercase")
+            (!is_lower(name)).then_some("lowercase")
         } else {
-            (name.to_uppercase() != name).then_some("uppercase")
+            (!is_upper(name)).then_some("uppercase")
         };
         if let Some(casing) = wrong {
             let message = || rules::consistent_instruction_casing(name, casing);

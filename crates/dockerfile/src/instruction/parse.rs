@@ -9,6 +9,7 @@ use super::{
 use crate::lint::{Linter, rules};
 use crate::parser::{Node, parse_heredoc, trim_leading_tabs};
 use crate::suggest;
+use crate::text::{is_lower, is_upper};
 
 /// A Dockerfile's instructions.
 #[derive(Clone, Debug, Default)]
@@ -257,15 +258,15 @@ fn copy_of(
 fn parse_from(node: &Node, linter: &Linter) -> Result<Stage, InstructionError> {
     let location = node.location();
     if let [_, keyword, name] = node.args.as_slice() {
-        if *name != name.to_lowercase() {
+        if !is_lower(name) {
             linter.run(&rules::STAGE_NAME_CASING, &location, || {
                 rules::stage_name_casing(name)
             });
         }
-        let follows = if node.name == node.name.to_lowercase() {
-            *keyword == keyword.to_lowercase()
+        let follows = if is_lower(&node.name) {
+            is_lower(keyword)
         } else {
-            node.name != node.name.to_uppercase() || *keyword == keyword.to_uppercase()
+            !is_upper(&node.name) || is_upper(keyword)
         };
         if !follows {
             linter.run(&rules::FROM_AS_CASING, &location, || {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dockerfile::{Failure, Outcome};
 use proptest::prelude::*;
@@ -154,27 +154,109 @@ fn long_lines(bytes: usize) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Makes the next piece of a text; it is handed a source of numbers below a bound.
+type Piece<'a> = dyn FnMut(&mut dyn FnMut(usize) -> usize) -> String + 'a;
+
+/// Text without a meaning as a whole: noise, and pieces of what has one. The same each time.
+fn noise(bytes: usize) -> Vec<(&'static str, String)> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % u64::try_from(below).unwrap()).unwrap()
+    };
+    let mut fill = |start: &str, piece: &mut Piece<'_>| {
+        let mut text = start.to_owned();
+        while text.len() < bytes {
+            text.push_str(&piece(&mut next));
+        }
+        text
+    };
+    let corpus = corpus();
+    let lines: Vec<&str> = corpus.iter().flat_map(|text| text.lines()).collect();
+    vec![
+        (
+            "any characters",
+            fill("", &mut |next| {
+                char::from_u32(u32::try_from(next(0x3000)).unwrap())
+                    .into_iter()
+                    .collect()
+            }),
+        ),
+        (
+            "printable characters",
+            fill("FROM alpine\n", &mut |next| {
+                char::from(u8::try_from(usize::from(b' ') + next(95)).unwrap()).to_string()
+            }),
+        ),
+        (
+            "pieces",
+            fill("FROM alpine\n", &mut |next| PIECES[next(PIECES.len())].to_owned()),
+        ),
+        (
+            "pieces of words",
+            fill("FROM alpine\nENV A=", &mut |next| {
+                [
+                    "${A", ":-", "}", "\"", "'", "/", "//", "#", "%%", "*", "a", "\\", "\\\n",
+                ][next(13)]
+                .to_owned()
+            }),
+        ),
+        (
+            "lines",
+            fill("FROM alpine\n", &mut |next| {
+                format!("{}\n", lines[next(lines.len())])
+            }),
+        ),
+        (
+            "whole files",
+            fill("", &mut |next| format!("{}\n", corpus[next(corpus.len())])),
+        ),
+    ]
+}
+
+/// How long the thread has run so far. The load of the machine does not count.
+fn time_run() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// A megabyte of anything is converted or refused within a second. Without optimisation less of it has more time.
 #[test]
 fn monsters_are_survived() {
-    // A megabyte of each takes long without optimisation; a bit of each shows the same.
     let bytes = std::env::var("HOSTILE_BYTES")
         .ok()
         .and_then(|text| text.parse().ok());
     let only = std::env::var("HOSTILE").ok();
-    let size = bytes.unwrap_or(4 << 10);
-    for (name, dockerfile) in many_lines(size).into_iter().chain(long_lines(size)) {
+    let (size, limit_s) = if cfg!(debug_assertions) {
+        (32 << 10, 10)
+    } else {
+        (1 << 20, 1)
+    };
+    let size = bytes.unwrap_or(size);
+    let monsters = many_lines(size)
+        .into_iter()
+        .chain(long_lines(size))
+        .chain(noise(size));
+    let mut slow = Vec::new();
+    for (name, dockerfile) in monsters {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }
-        let started = Instant::now();
+        let started = time_run();
         let result = convert(&dockerfile, BTreeMap::new());
+        let took = time_run() - started;
         if bytes.is_some() {
             let shown = result
                 .map(|_| "converted".to_owned())
                 .unwrap_or_else(|failure| failure.message.chars().take(90).collect());
-            eprintln!("{:>6} ms  {name}: {shown}", started.elapsed().as_millis());
+            eprintln!("{:>6} ms  {name}: {shown}", took.as_millis());
+        } else if took > Duration::from_secs(limit_s) {
+            slow.push(format!("{name}: {took:?}"));
         }
     }
+    assert!(slow.is_empty(), "{slow:#?}");
 }
 
 #[test]
