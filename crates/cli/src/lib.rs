@@ -12,6 +12,7 @@
 pub mod buildctl;
 pub mod connect;
 pub mod cooper;
+pub mod definition;
 pub mod docker_config;
 pub mod failure;
 pub mod format;

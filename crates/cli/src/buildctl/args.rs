@@ -281,6 +281,9 @@ pub struct CtlArgs {
 /// `debug dump-llb`
 #[derive(Clone, Debug, Default, Args)]
 pub struct DumpLlbArgs {
+    /// Output dot format
+    #[arg(long)]
+    pub dot: bool,
     /// The file; standard input without
     pub file: Option<PathBuf>,
 }

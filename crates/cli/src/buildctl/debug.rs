@@ -1,16 +1,15 @@
 //! The commands below `debug`, and those about the build history.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::Write as _;
 
 use api::pb::content::content_client::ContentClient;
 use api::pb::control::control_client::ControlClient;
-use api::pb::{content, control, pb};
-use prost::Message as _;
+use api::pb::{content, control};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
-use super::args::{ConnectionArgs, CtlArgs, DumpLlbArgs, FormatArgs, LogsArgs, MonitorArgs, WorkersArgs};
+use super::args::{ConnectionArgs, CtlArgs, FormatArgs, LogsArgs, MonitorArgs, WorkersArgs};
 use super::{open, write_stdout};
 use crate::failure::Failure;
 use crate::format::table::{Padding, Table};
@@ -271,30 +270,4 @@ pub(super) async fn get(connection: &ConnectionArgs, digest: Option<String>) -> 
         stdout.write_all(&piece.data)?;
     }
     Ok(stdout.flush()?)
-}
-
-/// Prints a definition, one operation a line of JSON.
-pub(super) fn dump_llb(args: &DumpLlbArgs) -> Result<(), Failure> {
-    let mut bytes = Vec::new();
-    match &args.file {
-        Some(path) if path.as_os_str() != "-" => bytes = std::fs::read(path)?,
-        _ if std::io::stdin().is_terminal() => {
-            return Err(Failure::new("please pipe LLB definition to stdin"));
-        }
-        _ => {
-            std::io::stdin().lock().read_to_end(&mut bytes)?;
-        }
-    }
-    let definition = pb::Definition::decode(bytes.as_slice())
-        .map_err(|error| Failure::new(format!("failed to parse input: {error}")))?;
-    let mut out = String::new();
-    for encoded in &definition.def {
-        let op = pb::Op::decode(encoded.clone())
-            .map_err(|error| Failure::new(format!("failed to parse op: {error}")))?;
-        let digest = oci::Digest::sha256(encoded).to_string();
-        let metadata = definition.metadata.get(&digest).cloned().unwrap_or_default();
-        let line = serde_json::json!({"Op": op, "Digest": digest, "OpMetadata": metadata});
-        let _ = writeln!(out, "{line}");
-    }
-    write_stdout(&out)
 }

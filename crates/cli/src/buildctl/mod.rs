@@ -112,9 +112,9 @@ async fn dispatch(command: Command, connection: &ConnectionArgs) -> Result<(), F
             DebugCommand::Monitor(args) => debug::monitor(open(connection).await?, args).await,
             DebugCommand::Ctl(args) => debug::ctl(connection, args).await,
             DebugCommand::Get { digest } => debug::get(connection, digest).await,
-            DebugCommand::DumpLlb(args) => debug::dump_llb(&args),
             // Needs no daemon, and was run before.
             DebugCommand::DumpMetadata { .. } => Ok(()),
+            DebugCommand::DumpLlb(args) => crate::definition::dump(&args),
         },
     }
 }

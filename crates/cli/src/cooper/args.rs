@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::buildctl::args::{ConnectionArgs, DuArgs, FormatArgs, PruneArgs, WorkersArgs};
+use crate::buildctl::args::{ConnectionArgs, DuArgs, DumpLlbArgs, FormatArgs, PruneArgs, WorkersArgs};
 
 /// Builds container images.
 #[derive(Clone, Debug, Parser)]
@@ -57,6 +57,12 @@ pub enum Command {
         #[command(flatten)]
         args: WorkersArgs,
     },
+    /// Look at LLB definitions; needs no daemon
+    Debug {
+        /// What to do
+        #[command(subcommand)]
+        command: DebugCommand,
+    },
     /// Show the version
     Version,
     /// Run the daemon, as `cooperd` does
@@ -80,6 +86,24 @@ pub struct EngineArgs {
     /// State directory of the engine in this process [default: $COOPER_STATE, or the user's data directory]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
+}
+
+/// A command below `debug`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DebugCommand {
+    /// Print a definition, one operation a line of JSON or as a graph
+    DumpLlb(DumpLlbArgs),
+    /// Show what differs between two definitions
+    DiffLlb(DiffLlbArgs),
+}
+
+/// `debug diff-llb`
+#[derive(Clone, Debug, Args)]
+pub struct DiffLlbArgs {
+    /// File with the first definition; "-" for standard input
+    pub before: PathBuf,
+    /// File with the second definition; "-" for standard input
+    pub after: PathBuf,
 }
 
 /// A command below `cache`.
@@ -258,5 +282,29 @@ mod tests {
             panic!("not a daemon")
         };
         assert_eq!(args, ["--root", "/x", "--debug"]);
+    }
+
+    #[test]
+    fn reads_debug_commands() {
+        let args = Cooper::parse_from(["cooper", "debug", "dump-llb", "--dot", "x"]);
+        let Some(Command::Debug {
+            command: DebugCommand::DumpLlb(args),
+        }) = args.command
+        else {
+            panic!("not a dump")
+        };
+        assert_eq!((args.dot, args.file), (true, Some(PathBuf::from("x"))));
+        let args = Cooper::parse_from(["cooper", "debug", "diff-llb", "a", "-"]);
+        let Some(Command::Debug {
+            command: DebugCommand::DiffLlb(args),
+        }) = args.command
+        else {
+            panic!("not a diff")
+        };
+        assert_eq!(
+            (args.before, args.after),
+            (PathBuf::from("a"), PathBuf::from("-"))
+        );
+        assert!(Cooper::try_parse_from(["cooper", "debug", "diff-llb", "a"]).is_err());
     }
 }

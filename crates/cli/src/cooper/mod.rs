@@ -17,9 +17,10 @@ use tonic::transport::Channel;
 use crate::buildctl::args::ConnectionArgs;
 use crate::buildctl::{du, histories, prune, workers};
 use crate::connect::connect;
+use crate::definition;
 use crate::failure::Failure;
 use crate::version::Version;
-use args::{CacheCommand, Command, Cooper, EngineArgs};
+use args::{CacheCommand, Command, Cooper, DebugCommand, EngineArgs};
 
 /// Starts an engine for commands that name no daemon.
 pub trait LocalEngine {
@@ -176,6 +177,12 @@ async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure
             end(stop).await;
             result
         }
+        Command::Debug {
+            command: DebugCommand::DumpLlb(args),
+        } => definition::dump(&args),
+        Command::Debug {
+            command: DebugCommand::DiffLlb(args),
+        } => definition::diff(&args.before, &args.after),
         Command::Build(_) | Command::Version | Command::Daemon { .. } => Ok(()),
     }
 }
