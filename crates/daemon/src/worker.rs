@@ -13,8 +13,6 @@ use oci::Platform;
 pub const VERSION: &str = concat!("v0.31.0+cooper.", env!("CARGO_PKG_VERSION"));
 /// Whose program it is.
 pub const PACKAGE: &str = "cooper";
-/// The version of the Dockerfile syntax that the built-in frontend speaks.
-const DOCKERFILE_VERSION: &str = "1.26.0";
 /// Where the state directory keeps the worker's id.
 const ID_FILE: &str = "workerid";
 
@@ -52,7 +50,7 @@ pub fn version() -> worker::BuildkitVersion {
         package: PACKAGE.to_owned(),
         version: VERSION.to_owned(),
         revision: revision().to_owned(),
-        dockerfile_version: DOCKERFILE_VERSION.to_owned(),
+        dockerfile_version: engine::DOCKERFILE_VERSION.to_owned(),
     }
 }
 

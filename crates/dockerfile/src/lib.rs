@@ -42,6 +42,9 @@ mod table;
 mod text;
 mod word;
 
+/// The version of the Dockerfile syntax that is spoken, as `docker/dockerfile` counts its releases.
+pub const SYNTAX_VERSION: &str = "1.26.0";
+
 pub use conversion::Conversion;
 pub use position::{Position, Range};
 pub use request::{

@@ -32,5 +32,6 @@ pub mod unlazy;
 pub mod worker;
 
 pub use ::{cache, content, executor, registry};
+pub use ::dockerfile::SYNTAX_VERSION as DOCKERFILE_VERSION;
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -93,6 +93,8 @@ pub(super) struct Predicate {
     config_source: ConfigSource,
     parameters: Parameters,
     platform: String,
+    /// Version of the Dockerfile syntax, if the built-in frontend made the result.
+    dockerfile_version: &'static str,
     known: Known,
     pub reproducible: bool,
     pub builder_id: String,
@@ -278,7 +280,12 @@ impl Predicate {
                 .collect()
         };
         let incomplete = capture.is_incomplete || !capture.locals.is_empty();
+        let dockerfile_version = match frontend.as_str() {
+            "dockerfile.v0" => crate::DOCKERFILE_VERSION,
+            _ => "",
+        };
         Self {
+            dockerfile_version,
             materials: materials(capture),
             config_source,
             known: Known {
@@ -342,6 +349,7 @@ impl Predicate {
                 internal_parameters: InternalV1 {
                     build_config: self.config.as_ref(),
                     builder_platform: &self.platform,
+                    dockerfile_version: self.dockerfile_version,
                     environment: &self.environment,
                 },
             },
@@ -378,6 +386,7 @@ impl Predicate {
                 parameters: &self.parameters,
                 environment: EnvironmentV02 {
                     platform: &self.platform,
+                    dockerfile_version: self.dockerfile_version,
                     environment: &self.environment,
                 },
             },
@@ -445,6 +454,8 @@ struct InternalV1<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     build_config: Option<&'a BuildConfig>,
     builder_platform: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    dockerfile_version: &'static str,
     #[serde(flatten)]
     environment: &'a BTreeMap<String, serde_json::Value>,
 }
@@ -514,6 +525,8 @@ struct ConfigSourceV02<'a> {
 #[derive(Serialize)]
 struct EnvironmentV02<'a> {
     platform: &'a str,
+    #[serde(rename = "dockerfileVersion", skip_serializing_if = "str::is_empty")]
+    dockerfile_version: &'static str,
     #[serde(flatten)]
     environment: &'a BTreeMap<String, serde_json::Value>,
 }
@@ -584,6 +597,13 @@ mod tests {
             external["request"]["secrets"],
             serde_json::json!([{"id": "token"}])
         );
+        let version = &json["buildDefinition"]["internalParameters"]["dockerfileVersion"];
+        assert_eq!(version, crate::DOCKERFILE_VERSION);
+        let old = serde_json::to_value(predicate.to_v02()).unwrap();
+        assert_eq!(&old["invocation"]["environment"]["dockerfileVersion"], version);
+        let other = serde_json::to_value(Predicate::new(&capture, None).to_v1()).unwrap();
+        let internal = &other["buildDefinition"]["internalParameters"];
+        assert!(internal.get("dockerfileVersion").is_none());
         assert_eq!(
             json["runDetails"]["metadata"]["buildkit_metadata"]["vcs"]["source"],
             "https://github.com/a/b.git"
