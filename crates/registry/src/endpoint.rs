@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{ClientOptions, HostConfig, HostsConfig};
 use crate::error::{ConfigError, RegistryError};
-use crate::tls;
+use crate::{resolve, tls};
 
 /// One host that can answer for a domain.
 #[derive(Debug)]
@@ -215,6 +215,7 @@ pub(crate) fn http_client(
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(host, config)?)
         .user_agent(&options.user_agent)
+        .dns_resolver(Arc::new(resolve::SystemResolver))
         .referer(false)
         .redirect(reqwest::redirect::Policy::limited(10))
         // Attempts are counted in one place only, with Retry-After.

@@ -233,7 +233,9 @@ impl RegistryError {
     /// Whether the same request may succeed a little later: connection trouble, 408, 429, 5xx.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Transport { source, .. } => !source.is_builder() && !source.is_redirect(),
+            Self::Transport { source, .. } => {
+                !source.is_builder() && !source.is_redirect() && !crate::is_unknown_host(source)
+            }
             Self::Timeout { .. } => true,
             Self::Status { status, .. } => {
                 status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED

@@ -24,6 +24,7 @@ mod fetch;
 mod push;
 mod referrers;
 mod request;
+mod resolve;
 mod scope;
 mod tls;
 mod upload;
@@ -35,4 +36,5 @@ pub use credentials::{Anonymous, BasicCredentials, Credentials, CredentialsError
 pub use error::{ConfigError, RegistryError, ServerMessage};
 pub use fetch::BlobStream;
 pub use push::{BlobSource, ByteStream, BytesSource, PushBlob, PushOutcome};
+pub use resolve::is_unknown_host;
 pub use web::web_client;

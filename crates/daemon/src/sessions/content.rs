@@ -48,8 +48,13 @@ impl ContentStore {
     }
 
     fn request<T>(&self, message: T) -> Result<Request<T>, SessionError> {
-        let name = MetadataValue::try_from(self.store.as_str()).map_err(|_| SessionError::Refused {
-            message: format!("invalid store {:?}", self.store),
+        // The type takes bytes that other implementations of HTTP/2 refuse, and with them the whole connection.
+        let printable = self.store.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let name = MetadataValue::try_from(self.store.as_str()).ok();
+        let name = name.filter(|_| printable).ok_or_else(|| SessionError::Refused {
+            message: format!(
+                "header key {STORE_HEADER:?} contains value with non-printable ASCII characters"
+            ),
         })?;
         let mut request = Request::new(message);
         request.metadata_mut().insert(STORE_HEADER, name);
