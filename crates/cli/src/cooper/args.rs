@@ -128,6 +128,14 @@ pub enum CacheCommand {
         #[command(flatten)]
         args: PruneArgs,
     },
+    /// Show what a cache that was exported to a directory holds, and what of it cannot be restored
+    Inspect {
+        /// The directory
+        dir: PathBuf,
+        /// Which of the directory's caches
+        #[arg(long, default_value = "latest")]
+        tag: String,
+    },
     /// Show the builds that the daemon remembers
     History {
         /// Which engine

@@ -4,6 +4,7 @@ pub mod args;
 mod build;
 mod context;
 mod hints;
+mod inspect;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -183,6 +184,13 @@ async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure
         Command::Debug {
             command: DebugCommand::DiffLlb(args),
         } => definition::diff(&args.before, &args.after),
+        Command::Cache {
+            command: CacheCommand::Inspect { dir, tag },
+        } => {
+            let text = tokio::task::spawn_blocking(move || inspect::inspect(&dir, &tag)).await;
+            crate::print(&text.map_err(|error| Failure::new(error.to_string()))??);
+            Ok(())
+        }
         Command::Build(_) | Command::Version | Command::Daemon { .. } => Ok(()),
     }
 }
