@@ -112,6 +112,7 @@ impl Engine {
             ops: Arc::clone(&services.ops),
             sessions: Arc::clone(&services.sessions),
             records: LocalRecords::new(services.store.clone()),
+            unlazy: Arc::clone(&services.unlazy),
             bridges: Arc::new(VertexBridges(Arc::downgrade(&shared))),
             max_parallelism: services.max_parallelism,
         });

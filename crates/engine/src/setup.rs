@@ -23,7 +23,7 @@ use crate::export::oci::{ArchiveExporter, Variant};
 use crate::export::tar::TarExporter;
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
 use crate::job::Entitlement;
-use crate::remotecache::{self, RemoteCaches};
+use crate::remotecache::{self, ObjectAccess, RemoteCaches};
 use crate::session::Sessions;
 use crate::solve::Exporter;
 use crate::source::http::HttpFiles;
@@ -102,10 +102,15 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     let client = registry::Client::new(config.registries.clone());
     let images = Images::new(client, store.clone());
     let mut places = providers(&images);
-    places.extend(remotecache::providers(&images));
+    let web = registry::web_client(&config.web_user_agent).map_err(internal)?;
+    let access = ObjectAccess {
+        client: web.clone(),
+        variable: |name| std::env::var(name).ok(),
+        connections: Arc::default(),
+    };
+    places.extend(remotecache::providers(&images, &access.connections));
     let fetcher = BlobFetcher::new(store.clone(), places);
     let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher.clone());
-    let web = registry::web_client(&config.web_user_agent).map_err(internal)?;
     let worker = Worker::new(WorkerParts {
         store: store.clone(),
         images: Arc::clone(&images),
@@ -117,7 +122,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     })?;
     let worker = Arc::new(worker);
     let layers = LayerExporter::new(store.clone(), fetcher);
-    let caches = RemoteCaches::new(&images, &layers);
+    let caches = RemoteCaches::new(&images, &layers, &access);
     let engine = Engine::start(Services {
         store,
         sessions: config.sessions,

@@ -46,8 +46,13 @@ pub struct ExportContext {
 #[async_trait]
 pub trait InlineCache: Send + Sync + fmt::Debug {
     /// Returns the value of `moby.buildkit.cache.v0` for a platform's key (empty for the only ref), given the layers
-    /// that the image will have; `None` when nothing can be cached.
-    async fn records(&self, key: &str, layers: &[Descriptor]) -> Result<Option<Bytes>, BuildError>;
+    /// that the image will have; `None`, with a warning, when nothing can be cached.
+    async fn records(
+        &self,
+        progress: &VertexProgress,
+        key: &str,
+        layers: &[Descriptor],
+    ) -> Result<Option<Bytes>, BuildError>;
 }
 
 /// Makes instances of one kind of exporter.

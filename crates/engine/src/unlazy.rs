@@ -5,6 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::driver::ImportContext;
 use crate::error::{BuildError, ErrorKind};
 use crate::op::{OpContext, ResultRef};
 use crate::progress::VertexProgress;
@@ -45,6 +46,16 @@ impl From<&OpContext> for FetchContext {
     }
 }
 
+impl From<&ImportContext> for FetchContext {
+    fn from(ctx: &ImportContext) -> Self {
+        Self {
+            progress: ctx.progress.clone(),
+            sessions: ctx.sessions.clone(),
+            cancel: ctx.cancel.clone(),
+        }
+    }
+}
+
 impl From<&ExportContext> for FetchContext {
     fn from(ctx: &ExportContext) -> Self {
         Self {
@@ -64,6 +75,13 @@ pub trait Unlazy: Send + Sync + fmt::Debug {
 
     /// Makes the ref's snapshot: fetches what is missing and unpacks it.
     async fn unpack(&self, ctx: &FetchContext, reference: &cache::ImmutableRef) -> Result<(), BuildError>;
+
+    /// Whether all that the ref lacks can be had, as far as that can be told without fetching it.
+    async fn is_reachable(
+        &self,
+        ctx: &FetchContext,
+        reference: &cache::ImmutableRef,
+    ) -> Result<bool, BuildError>;
 }
 
 /// Makes the snapshots of all inputs of a step, at once.

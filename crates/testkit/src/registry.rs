@@ -2,7 +2,7 @@
 //! faults on request.
 
 mod api;
-mod http;
+pub(crate) mod http;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -93,6 +93,36 @@ pub fn find(program: &str) -> Option<PathBuf> {
     })
 }
 
+/// A program of a package from npm's registry, installed below `target/tools` when it is first asked for.
+///
+/// # Errors
+/// With why it cannot be had.
+pub fn node_program(package: &str, program: &str) -> Result<PathBuf, String> {
+    if let Some(found) = which(program) {
+        return Ok(found);
+    }
+    let dir = root().join("target/tools/node");
+    let path = dir.join("node_modules/.bin").join(program);
+    if path.exists() {
+        return Ok(path);
+    }
+    let npm = which("npm").ok_or_else(|| format!("{program} is not installed, and neither is npm"))?;
+    std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let installed = Command::new(npm)
+        .args(["install", "--no-audit", "--no-fund", "--prefix"])
+        .arg(&dir)
+        .arg(package)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match installed {
+        Ok(status) if status.success() && path.exists() => Ok(path),
+        Ok(_) => Err(format!("npm cannot install {package}")),
+        Err(error) => Err(format!("npm: {error}")),
+    }
+}
+
 /// `PATH` with the unpacked tools behind the system's.
 pub fn path_with_tools() -> OsString {
     let system = std::env::var_os("PATH").unwrap_or_default();

@@ -26,6 +26,7 @@ use crate::job::Job;
 use crate::op::{Op, OpContext, OpFactory, ResultRef, VertexJobs, VertexSpec};
 use crate::progress::VertexProgress;
 use crate::session::{SessionGroup, Sessions};
+use crate::unlazy::{FetchContext, Unlazy};
 
 /// An active vertex as the driver knows it.
 struct Active {
@@ -43,6 +44,7 @@ struct Held {
 
 /// What the driver works with.
 pub(crate) struct DriverParts {
+    pub unlazy: Arc<dyn Unlazy>,
     pub ops: Arc<dyn OpFactory>,
     pub sessions: Arc<dyn Sessions>,
     pub records: LocalRecords,
@@ -469,12 +471,18 @@ impl DriverTask {
         progress: &VertexProgress,
         cancel: CancellationToken,
     ) -> Option<LoadFrom> {
-        if stored.key.store == StoreId::LOCAL {
-            return Some(LoadFrom::Local(self.parts.records.clone()));
-        }
-        let slot = self.imports.get(&stored.key.store)?.clone();
         let ids: Vec<_> = jobs.iter().filter_map(|job| job.session().cloned()).collect();
         let sessions = SessionGroup::new(Arc::clone(&self.parts.sessions), ids);
+        if stored.key.store == StoreId::LOCAL {
+            let ctx = FetchContext {
+                progress: progress.clone(),
+                sessions,
+                cancel,
+            };
+            let unlazy = Arc::clone(&self.parts.unlazy);
+            return Some(LoadFrom::Local(self.parts.records.clone(), unlazy, ctx));
+        }
+        let slot = self.imports.get(&stored.key.store)?.clone();
         Some(LoadFrom::Imported(
             slot,
             ImportContext {

@@ -14,6 +14,7 @@ use crate::driver::records::{LocalRecords, from_nanoseconds};
 use crate::error::{BuildError, FailedOp, Subject};
 use crate::op::{self, Op, OpContext, ResultRef};
 use crate::progress::LogStream;
+use crate::unlazy::{FetchContext, Unlazy};
 
 /// How long cancelled work may take to end cleanly.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
@@ -151,17 +152,23 @@ fn name_op(error: BuildError, ctx: &OpContext, inputs: &[ResultRef], subject: Op
 
 /// Where a stored result is loaded from.
 pub(crate) enum LoadFrom {
-    Local(LocalRecords),
+    Local(LocalRecords, Arc<dyn Unlazy>, FetchContext),
     Imported(ImportSlot, ImportContext),
 }
 
 /// Loads a stored result; whatever goes wrong, it is as good as gone.
 pub(crate) async fn load_stored(from: LoadFrom, stored: StoredResult) -> Option<ResultRef> {
     match from {
-        LoadFrom::Local(records) => tokio::task::spawn_blocking(move || records.load(&stored))
-            .await
-            .ok()
-            .flatten(),
+        LoadFrom::Local(records, unlazy, ctx) => {
+            let loaded = tokio::task::spawn_blocking(move || records.load(&stored));
+            let loaded = loaded.await.ok().flatten()?;
+            // A lazy result of an earlier build may be where this one does not get to.
+            let is_reachable = match loaded.get() {
+                Some(reference) => unlazy.is_reachable(&ctx, reference).await.unwrap_or(false),
+                None => true,
+            };
+            is_reachable.then_some(loaded)
+        }
         LoadFrom::Imported(mut slot, ctx) => {
             let cache = arrived(&mut slot).await?;
             let loaded = cache.load(&ctx, &stored).await;

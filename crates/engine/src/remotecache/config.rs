@@ -25,6 +25,27 @@ pub struct ConfigLayer {
     /// Index of the layer below; -1: none. Zero is not written.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub parent: i64,
+    /// What is known of the blob; only where nothing else tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<LayerAnnotations>,
+}
+
+/// What manifests tell of layers, for caches without one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerAnnotations {
+    /// The blob's media type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub media_type: String,
+    /// Digest of the uncompressed layer.
+    #[serde(default, rename = "diffID", skip_serializing_if = "String::is_empty")]
+    pub diff_id: String,
+    /// The blob's size in bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub size: i64,
+    /// When the layer was made.
+    #[serde(default)]
+    pub created_at: String,
 }
 
 /// One output of one step, as identified by its inputs.

@@ -1,17 +1,19 @@
-//! Exports of caches as manifests of their own: into registries, and into directories at the client.
+//! Exports of caches as manifests of their own: into registries, into directories at the client, into object stores.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
+use serde::Serialize;
 
 use super::chains::{Chains, ItemResult};
 use super::collect::{Visit, Walk, add_graph, add_known, candidate, takes_result};
-use super::config::{CacheConfig, ConfigLayer, ConfigResult, wire_index};
+use super::config::{CacheConfig, ConfigLayer, ConfigResult, LayerAnnotations, wire_index};
 use super::inline::UNCOMPRESSED;
+use super::objects::{Connected, ObjectKind, Variable};
 use super::options::{ExportOptions, ManifestForm, read_export};
 use super::place::Place;
 use super::records::Imports;
@@ -29,7 +31,9 @@ use crate::unlazy::FetchContext;
 
 /// The response: the manifest's descriptor.
 const MANIFEST_KEY: &str = "cache.manifest";
-/// Results whose layers are worked out at once, and layers that are sent at once.
+/// The response: what was left out, as a JSON list of [`Omitted`].
+const OMITTED_KEY: &str = "cooper.cache.omitted";
+/// Results whose layers are worked out at once.
 const PARALLEL: usize = 4;
 
 /// What exporters of manifests share.
@@ -51,11 +55,25 @@ pub struct RegistryFactory(pub ExportParts);
 #[derive(Debug)]
 pub struct LocalFactory(pub ExportParts);
 
+/// Makes exporters into object stores.
+#[derive(Debug)]
+pub struct ObjectFactory {
+    /// Which kind.
+    pub kind: ObjectKind,
+    /// What all exporters share.
+    pub parts: ExportParts,
+    /// The daemon's environment.
+    pub variable: Variable,
+    /// Sends requests.
+    pub client: reqwest::Client,
+}
+
 /// Where an exporter writes to.
 #[derive(Clone, Debug)]
 enum Target {
     Registry(Reference),
     Directory(String),
+    Objects(ObjectKind, Connected),
 }
 
 #[async_trait]
@@ -95,6 +113,23 @@ impl CacheExporterFactory for LocalFactory {
     }
 }
 
+#[async_trait]
+impl CacheExporterFactory for ObjectFactory {
+    async fn resolve(
+        &self,
+        _: &SessionGroup,
+        attrs: &BTreeMap<String, String>,
+    ) -> Result<Option<Arc<dyn CacheExporter>>, BuildError> {
+        let options = read_export(self.kind.name(), attrs, self.kind.attributes())?;
+        let connected = self.kind.connect(attrs, self.variable, &self.client)?;
+        Ok(Some(Arc::new(ManifestExporter {
+            parts: self.parts.clone(),
+            options,
+            target: Target::Objects(self.kind, connected),
+        })))
+    }
+}
+
 /// Reads the name of a cache in a registry.
 pub(super) fn reference(attrs: &BTreeMap<String, String>) -> Result<Reference, BuildError> {
     let text = attrs
@@ -118,9 +153,10 @@ type Layers = Arc<[ExportLayer]>;
 #[async_trait]
 impl CacheExporter for ManifestExporter {
     fn name(&self) -> &str {
-        match self.target {
+        match &self.target {
             Target::Registry(_) => "exporting cache to registry",
             Target::Directory(_) => "exporting cache to client directory",
+            Target::Objects(kind, _) => kind.exporting(),
         }
     }
 
@@ -138,12 +174,27 @@ impl CacheExporter for ManifestExporter {
             ctx,
             source,
             fetch: FetchContext::from(ctx),
+            omitted: Mutex::default(),
         };
         tokio::select! {
-            exported = Box::pin(run.run()) => exported,
+            exported = Box::pin(run.run()) => {
+                let mut response = exported?;
+                response.extend(run.omitted()?);
+                Ok(response)
+            }
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
+}
+
+/// Something that an export left out although its mode asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Omitted {
+    /// The step's vertex or record; absent: many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<Digest>,
+    /// Why.
+    reason: String,
 }
 
 /// One export.
@@ -152,6 +203,7 @@ struct Run<'a> {
     ctx: &'a ExportContext,
     source: &'a CacheExportSource,
     fetch: FetchContext,
+    omitted: Mutex<BTreeSet<Omitted>>,
 }
 
 impl Run<'_> {
@@ -162,19 +214,9 @@ impl Run<'_> {
             self.chains(&pin).await?
         };
         let _step = self.ctx.progress.step("sending cache export", "");
-        let place = match &self.exporter.target {
-            Target::Registry(reference) => {
-                let insecure = self.exporter.options.insecure;
-                Place::registry(
-                    &self.exporter.parts.images,
-                    &self.ctx.sessions,
-                    reference.clone(),
-                    insecure,
-                )
-            }
-            Target::Directory(dir) => Place::client(&self.ctx.sessions, dir).await?,
-        };
+        let place = self.place().await?;
         let missing = self.send_layers(&place, &chains).await?;
+        self.omit_results(&chains, &missing);
         let (config, layers) = write_config(&chains, |layer| !missing.contains_key(&layer.descriptor.digest));
         if config.layers.is_empty() {
             let _step = self
@@ -183,14 +225,78 @@ impl Run<'_> {
                 .step("skipping cache export for empty result", "");
             return Ok(BTreeMap::new());
         }
+        if let Place::Objects(_) = &place {
+            let bytes = oci::json::to_vec(&described(config, layers)).map_err(internal)?;
+            let descriptor = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, &bytes);
+            let name = format!("writing cache manifest {}", descriptor.digest);
+            let _step = self.ctx.progress.step(name, "");
+            place.put_manifest(&descriptor, bytes.into()).await?;
+            return Ok(BTreeMap::new());
+        }
         let descriptor = self.send_manifest(&place, &config, layers).await?;
         let json = oci::json::to_string(&descriptor).map_err(internal)?;
         Ok(BTreeMap::from([(MANIFEST_KEY.to_owned(), json)]))
     }
 
-    fn warn(&self, text: impl Into<String>) {
+    async fn place(&self) -> Result<Place, BuildError> {
+        match &self.exporter.target {
+            Target::Registry(reference) => {
+                let insecure = self.exporter.options.insecure;
+                Ok(Place::registry(
+                    &self.exporter.parts.images,
+                    &self.ctx.sessions,
+                    reference.clone(),
+                    insecure,
+                ))
+            }
+            Target::Directory(dir) => Place::client(&self.ctx.sessions, dir).await,
+            Target::Objects(_, connected) => {
+                connected.cache.prepare().await?;
+                Ok(Place::Objects(connected.clone()))
+            }
+        }
+    }
+
+    /// Notes what is left out: on the vertex, in the log and in the response.
+    fn omit(&self, record: Option<Digest>, reason: String) {
         let vertex = self.ctx.progress.digest();
+        let text = match &record {
+            Some(record) => format!("result of step {record} is not exported: {reason}"),
+            None => reason.clone(),
+        };
+        tracing::warn!(exporter = self.exporter.name(), "{text}");
         self.ctx.progress.warn(VertexWarning::short(vertex, text));
+        let mut omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
+        omitted.insert(Omitted { record, reason });
+    }
+
+    fn omitted(&self) -> Result<Option<(String, String)>, BuildError> {
+        let omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
+        if omitted.is_empty() {
+            return Ok(None);
+        }
+        let json = oci::json::to_string(&*omitted).map_err(internal)?;
+        Ok(Some((OMITTED_KEY.to_owned(), json)))
+    }
+
+    /// Notes the records all of whose results lack a layer.
+    fn omit_results(&self, chains: &Chains<Layers>, missing: &BTreeMap<Digest, String>) {
+        if missing.is_empty() {
+            return;
+        }
+        for (item, record) in chains.records() {
+            let lacking = |result: &&ItemResult<Layers>| {
+                let mut digests = result.value.iter().map(|layer| layer.descriptor.digest);
+                digests.find_map(|digest| Some((digest, missing.get(&digest)?)))
+            };
+            let results = chains.results(item);
+            let lost: Vec<_> = results.iter().filter_map(lacking).collect();
+            if let Some((layer, why)) = lost.first()
+                && lost.len() == results.len()
+            {
+                self.omit(record.digest.parse().ok(), format!("layer {layer}: {why}"));
+            }
+        }
     }
 
     async fn chains(&self, pin: &Arc<Mutex<cache::Pin>>) -> Result<Chains<Layers>, BuildError> {
@@ -229,7 +335,7 @@ impl Run<'_> {
         })
         .await?;
         if let Some(omitted) = omitted {
-            self.warn(omitted);
+            self.omit(None, omitted);
         }
         Ok(chains)
     }
@@ -245,12 +351,22 @@ impl Run<'_> {
             return Ok(None);
         }
         let options = self.exporter.options.layers;
-        let accept = |result: &ResultRef| match result.get() {
-            // An empty tree has no layers that could be exported.
-            None => false,
-            Some(reference) => visit.mode != CacheMode::RemoteOnly || has_blobs(reference, options),
+        let mut offered = entry.stored.is_empty();
+        let accept = |result: &ResultRef| {
+            offered = true;
+            match result.get() {
+                // An empty tree has no layers that could be exported.
+                None => false,
+                Some(reference) => visit.mode != CacheMode::RemoteOnly || has_blobs(reference, options),
+            }
         };
         let Some(found) = candidate(self.source, entry, accept).await? else {
+            if !offered && visit.mode == CacheMode::Max {
+                self.omit(
+                    Some(entry.vertex),
+                    "what was cached of it is not there any more".to_owned(),
+                );
+            }
             return Ok(None);
         };
         let Some(reference) = found.value.get() else {
@@ -269,10 +385,7 @@ impl Run<'_> {
                 value: layers.into(),
             })),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) => {
-                self.warn(format!(
-                    "result of step {} is not exported: {error}",
-                    entry.vertex
-                ));
+                self.omit(Some(entry.vertex), error.to_string());
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -298,12 +411,11 @@ impl Run<'_> {
                 .await?;
             Ok::<_, BuildError>(missing.map(|why| (digest, why)))
         });
-        let missing: Vec<_> = iter(sending).buffer_unordered(PARALLEL).try_collect().await?;
-        let missing: BTreeMap<Digest, String> = missing.into_iter().flatten().collect();
-        for (digest, why) in &missing {
-            self.warn(format!("results with layer {digest} are not exported: {why}"));
-        }
-        Ok(missing)
+        let missing: Vec<_> = iter(sending)
+            .buffer_unordered(place.parallel())
+            .try_collect()
+            .await?;
+        Ok(missing.into_iter().flatten().collect())
     }
 
     async fn send_manifest(
@@ -332,6 +444,19 @@ impl Run<'_> {
         place.put_manifest(&descriptor, bytes).await?;
         Ok(descriptor)
     }
+}
+
+/// A configuration that stands alone: with what importers need to know of the layers.
+fn described(mut config: CacheConfig, layers: Vec<ExportLayer>) -> CacheConfig {
+    for (written, layer) in config.layers.iter_mut().zip(layers) {
+        written.annotations = Some(LayerAnnotations {
+            created_at: layer.created_text(),
+            media_type: layer.descriptor.media_type,
+            diff_id: layer.diff_id.to_string(),
+            size: i64::try_from(layer.descriptor.size).unwrap_or(i64::MAX),
+        });
+    }
+    config
 }
 
 /// A layer's descriptor with what importers need to know of it.
@@ -438,6 +563,7 @@ impl LayerWriter {
             ConfigLayer {
                 blob: layer.descriptor.digest.to_string(),
                 parent,
+                annotations: None,
             }
         };
         let written = order.iter().map(write).collect();

@@ -118,7 +118,16 @@ async fn import(
         found: Vec::new(),
     };
     importing.root(&root).await?;
-    let records: Vec<Arc<ImportedRecords>> = importing.found.into_iter().map(Arc::new).collect();
+    Ok(finish(ctx, parts, importing.found))
+}
+
+/// Puts together what an import found.
+pub(super) fn finish(
+    ctx: &ImportContext,
+    parts: &ExportParts,
+    found: Vec<ImportedRecords>,
+) -> Arc<dyn ImportedCache> {
+    let records: Vec<Arc<ImportedRecords>> = found.into_iter().map(Arc::new).collect();
     if records.iter().all(|records| records.results() == 0) {
         warn(ctx, "no results were found in this cache");
     }
@@ -127,10 +136,10 @@ async fn import(
             parts.imports.add(job.number(), records);
         }
     }
-    Ok(Arc::new(Imported::new(records, parts.layers.store().clone())))
+    Arc::new(Imported::new(records, &parts.layers))
 }
 
-fn warn(ctx: &ImportContext, text: impl Into<String>) {
+pub(super) fn warn(ctx: &ImportContext, text: impl Into<String>) {
     ctx.progress
         .warn(VertexWarning::short(ctx.progress.digest(), text));
 }
@@ -306,6 +315,7 @@ impl Importing<'_> {
             layers.push(ConfigLayer {
                 blob: layer.digest.to_string(),
                 parent: wire_index(index) - 1,
+                annotations: None,
             });
         }
         (layers, blobs)

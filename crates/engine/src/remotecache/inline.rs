@@ -15,6 +15,7 @@ use super::options;
 use super::records::Imports;
 use crate::error::BuildError;
 use crate::op::ResultRef;
+use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::SessionGroup;
 use crate::solve::{
     CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode, ExportContext, InlineCache,
@@ -94,11 +95,22 @@ struct InlineRecords {
 
 #[async_trait]
 impl InlineCache for InlineRecords {
-    async fn records(&self, key: &str, layers: &[Descriptor]) -> Result<Option<Bytes>, BuildError> {
+    async fn records(
+        &self,
+        progress: &VertexProgress,
+        key: &str,
+        layers: &[Descriptor],
+    ) -> Result<Option<Bytes>, BuildError> {
+        let warn = |text: &str| {
+            tracing::warn!("{text}");
+            progress.warn(VertexWarning::short(progress.digest(), text));
+        };
         let Some((_, root)) = self.source.results.get(key) else {
+            warn("the image has no inline cache: no step made it");
             return Ok(None);
         };
         let Some(image) = diff_ids(layers) else {
+            warn("the image has no inline cache: it has layers whose uncompressed digest is not known");
             return Ok(None);
         };
         let graph = &self.source.graph;
@@ -129,13 +141,14 @@ impl InlineCache for InlineRecords {
             let mut chains = Chains::default();
             add_graph(&mut chains, &graph, &visited, results);
             let omitted = add_known(&mut chains, &graph, &visited, &records, &imported)?;
-            if let Some(omitted) = omitted {
-                tracing::warn!("{omitted}");
-            }
-            Ok(inline_records(&chains, &image))
+            Ok((inline_records(&chains, &image), omitted))
         });
-        let Some(records) = written.await? else {
-            tracing::warn!("no step's result consists of the image's layers: it has no inline cache");
+        let (records, omitted) = written.await?;
+        if let Some(omitted) = omitted {
+            warn(&omitted);
+        }
+        let Some(records) = records else {
+            warn("the image has no inline cache: no step's result consists of its layers");
             return Ok(None);
         };
         Ok(Some(serde_json::to_vec(&records).map_err(internal)?.into()))

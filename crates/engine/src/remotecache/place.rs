@@ -1,7 +1,7 @@
-//! Where caches are: in registries, reached securely or not, and in directories at the client.
+//! Where caches are: in registries, reached securely or not, in directories at the client, and in object stores.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -10,10 +10,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
 use registry::{BlobSource, BytesSource, Client, PushBlob, RegistryError};
 
+use super::objects::{Connected, Connections, OBJECT_PROVIDER, ObjectError, ObjectProvider};
 use crate::error::BuildError;
 use crate::export::image::{ExportLayer, LayerExporter};
 use crate::export::push::{layer_source, mount_candidates};
-use crate::session::{ClientContent, SessionGroup};
+use crate::session::{ClientContent, SessionGroup, SessionId};
 use crate::solve::ExportContext;
 use crate::source::image::fetch::{BlobBytes, BlobProvider};
 use crate::source::image::{Images, REGISTRY_PROVIDER, internal, registry_error};
@@ -23,16 +24,25 @@ use crate::unlazy::FetchContext;
 const INSECURE_PROVIDER: &str = "registry-insecure";
 /// Scheme of providers whose blobs are in a client's content store; the locator is the store's name.
 const CLIENT_PROVIDER: &str = "client-content";
+/// Blobs that are remembered to be at clients.
+const MAX_PROVEN: usize = 4096;
+/// Layers that are written at once where nothing else is asked for.
+const PARALLEL: usize = 4;
 /// Documents larger than this are refused.
 const MAX_DOCUMENT_BYTES: u64 = 32 << 20;
 
 /// Blob providers by scheme that imported caches need beside those of images.
-pub fn providers(images: &Arc<Images>) -> BTreeMap<String, Arc<dyn BlobProvider>> {
+pub fn providers(
+    images: &Arc<Images>,
+    connections: &Arc<Connections>,
+) -> BTreeMap<String, Arc<dyn BlobProvider>> {
+    let objects: Arc<dyn BlobProvider> = Arc::new(ObjectProvider(Arc::clone(connections)));
     let insecure: Arc<dyn BlobProvider> = Arc::new(InsecureProvider(Arc::clone(images)));
-    let client: Arc<dyn BlobProvider> = Arc::new(ClientProvider);
+    let client: Arc<dyn BlobProvider> = Arc::new(ClientProvider::default());
     BTreeMap::from([
         (INSECURE_PROVIDER.to_owned(), insecure),
         (CLIENT_PROVIDER.to_owned(), client),
+        (OBJECT_PROVIDER.to_owned(), objects),
     ])
 }
 
@@ -58,8 +68,13 @@ impl BlobProvider for InsecureProvider {
     }
 }
 
-#[derive(Debug)]
-struct ClientProvider;
+/// Blobs that were seen at clients: sessions, store, digest.
+type Proven = BTreeSet<(Vec<SessionId>, String, Digest)>;
+
+#[derive(Debug, Default)]
+struct ClientProvider {
+    proven: Mutex<Proven>,
+}
 
 #[async_trait]
 impl BlobProvider for ClientProvider {
@@ -80,6 +95,28 @@ impl BlobProvider for ClientProvider {
             Some((chunk.map_err(BuildError::from), chunks))
         });
         Ok(stream.boxed())
+    }
+
+    async fn has(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
+        let digest = &descriptor.digest;
+        let known = (ctx.sessions.ids().to_vec(), locator.to_owned(), *digest);
+        let proven = || self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        if proven().contains(&known) {
+            return true;
+        }
+        let found = ctx
+            .sessions
+            .any(|session| async move { session.content_store(locator).await?.info(digest).await });
+        let is_there = found.await.is_ok();
+        if is_there {
+            let mut proven = proven();
+            // Sessions end, and with them what is known of their stores.
+            if proven.len() >= MAX_PROVEN {
+                proven.clear();
+            }
+            proven.insert(known);
+        }
+        is_there
     }
 }
 
@@ -102,6 +139,8 @@ pub enum Place {
         /// Its name in the session.
         store: String,
     },
+    /// An object store.
+    Objects(Connected),
 }
 
 impl Place {
@@ -151,6 +190,10 @@ impl Place {
                 scheme: CLIENT_PROVIDER.to_owned(),
                 locator: store.clone(),
             },
+            Self::Objects(connected) => Provider {
+                scheme: OBJECT_PROVIDER.to_owned(),
+                locator: connected.locator.clone(),
+            },
         }
     }
 
@@ -173,6 +216,10 @@ impl Place {
                 .await
                 .map_err(registry_error),
             Self::Client { content, .. } => read_client(&**content, &descriptor.digest).await,
+            Self::Objects(connected) => {
+                let chunks = connected.cache.open(descriptor, 0).await?;
+                read_verified(chunks, &descriptor.digest).await
+            }
         }
     }
 
@@ -205,6 +252,11 @@ impl Place {
                 }
             }
             Self::Client { content, .. } => write_client(&**content, &descriptor, &*source).await,
+            Self::Objects(connected) => match connected.cache.put(&descriptor, &*source).await {
+                Ok(()) => Ok(None),
+                Err(ObjectError::Source { source, .. }) => Ok(Some(source.to_string())),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 
@@ -231,6 +283,7 @@ impl Place {
                     .map_err(registry_error)
             }
             Self::Client { content, .. } => write_client(&**content, descriptor, &source).await.map(drop),
+            Self::Objects(connected) => Ok(connected.cache.put(descriptor, &source).await?),
         }
     }
 
@@ -247,14 +300,31 @@ impl Place {
                 pushed.await.map_err(registry_error)
             }
             Self::Client { .. } => self.put_bytes(descriptor, bytes).await,
+            Self::Objects(connected) => Ok(connected.cache.put_manifest(bytes).await?),
+        }
+    }
+
+    /// Layers that are written at once.
+    pub fn parallel(&self) -> usize {
+        match self {
+            Self::Objects(connected) => connected.cache.parallel(),
+            _ => PARALLEL,
         }
     }
 }
 
 async fn read_client(content: &dyn ClientContent, digest: &Digest) -> Result<Bytes, BuildError> {
-    let mut chunks = content.read(digest, 0).await?;
+    let chunks = content.read(digest, 0).await?;
+    let chunks = stream::unfold(chunks, |mut chunks| async move {
+        let chunk = chunks.recv().await?;
+        Some((chunk.map_err(BuildError::from), chunks))
+    });
+    read_verified(chunks.boxed(), digest).await
+}
+
+async fn read_verified(mut chunks: BlobBytes, digest: &Digest) -> Result<Bytes, BuildError> {
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = chunks.recv().await {
+    while let Some(chunk) = chunks.next().await {
         bytes.extend_from_slice(&chunk?);
         if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_DOCUMENT_BYTES) {
             return Err(BuildError::user(format!(

@@ -14,8 +14,11 @@ use super::chains::{Chains, ItemId, ItemLink};
 use super::config::{CacheConfig, ConfigRecord, nanoseconds, parse_time};
 use crate::driver::{ImportContext, ImportedCache};
 use crate::error::BuildError;
+use crate::export::image::LayerExporter;
 use crate::op::ResultRef;
+use crate::source::image::fetch::BlobFetcher;
 use crate::source::image::{blocking, internal};
+use crate::unlazy::{FetchContext, Unlazy};
 
 /// Layers that one result may have.
 const MAX_LAYERS: usize = 10_000;
@@ -374,12 +377,17 @@ fn read_record(
 pub struct Imported {
     parts: Vec<Arc<ImportedRecords>>,
     store: Store,
+    fetcher: BlobFetcher,
 }
 
 impl Imported {
-    /// Puts a cache together.
-    pub fn new(parts: Vec<Arc<ImportedRecords>>, store: Store) -> Self {
-        Self { parts, store }
+    /// Puts a cache together, whose results go into the store of `layers`.
+    pub fn new(parts: Vec<Arc<ImportedRecords>>, layers: &LayerExporter) -> Self {
+        Self {
+            parts,
+            store: layers.store().clone(),
+            fetcher: layers.fetcher().clone(),
+        }
     }
 
     fn result(&self, name: &str) -> Option<(&ImportedRecords, &ImportedResult)> {
@@ -421,7 +429,11 @@ impl ImportedCache for Imported {
             .collect()
     }
 
-    async fn load(&self, _: &ImportContext, stored: &StoredResult) -> Result<Option<ResultRef>, BuildError> {
+    async fn load(
+        &self,
+        ctx: &ImportContext,
+        stored: &StoredResult,
+    ) -> Result<Option<ResultRef>, BuildError> {
         let Some((part, result)) = self.result(&stored.result) else {
             return Ok(None);
         };
@@ -434,7 +446,12 @@ impl ImportedCache for Imported {
                 .from_blob_chain(&layers, &RefOptions::default())
                 .map_err(internal)
         });
-        Ok(made.await?.map(ResultRef::new))
+        let Some(made) = made.await? else {
+            return Ok(None);
+        };
+        // What the cache promises may have expired since; a step is not cached before its bytes are proven.
+        let is_there = self.fetcher.is_reachable(&FetchContext::from(ctx), &made).await?;
+        Ok(is_there.then(|| ResultRef::new(made)))
     }
 }
 

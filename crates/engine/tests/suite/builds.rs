@@ -191,6 +191,10 @@ impl Unlazy for Nothing {
     async fn unpack(&self, _: &FetchContext, _: &cache::ImmutableRef) -> Result<(), BuildError> {
         Ok(())
     }
+
+    async fn is_reachable(&self, _: &FetchContext, _: &cache::ImmutableRef) -> Result<bool, BuildError> {
+        Ok(true)
+    }
 }
 
 /// A frontend that warns, builds a fixed step lazily and adds metadata.

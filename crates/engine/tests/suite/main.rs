@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod builds;
+mod cache_shapes;
 mod decisions;
 mod image_export;
 mod image_source;
+mod object_cache;
 mod remote_cache;
 mod world;

@@ -12,7 +12,7 @@ use testkit::registry::Registry;
 
 use super::world::{World, image, request, with_file};
 
-fn option(kind: &str, attrs: &[(&str, &str)]) -> CacheOption {
+pub fn option(kind: &str, attrs: &[(&str, &str)]) -> CacheOption {
     let attrs = attrs
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -22,16 +22,16 @@ fn option(kind: &str, attrs: &[(&str, &str)]) -> CacheOption {
     }
 }
 
-struct Build<'a> {
-    state: &'a State,
-    name: Option<&'a str>,
-    exports: Vec<CacheOption>,
-    imports: Vec<CacheOption>,
+pub struct Build<'a> {
+    pub state: &'a State,
+    pub name: Option<&'a str>,
+    pub exports: Vec<CacheOption>,
+    pub imports: Vec<CacheOption>,
 }
 
 impl Build<'_> {
     /// Builds; returns the response, and per step whether it was cached.
-    async fn run(self, world: &World) -> (SolveResponse, BTreeMap<String, bool>) {
+    pub async fn run(self, world: &World) -> (SolveResponse, BTreeMap<String, bool>) {
         let mut wanted = match self.name {
             Some(name) => request("image", &[("name", name), ("push", "true")]),
             None => SolveRequest::default(),
@@ -75,7 +75,7 @@ fn steps(server: &Registry) -> State {
     with_file(&with_file(&state, "/one", "1"), "/two", "2")
 }
 
-fn cached_files(vertices: &BTreeMap<String, bool>) -> Vec<bool> {
+pub fn cached_files(vertices: &BTreeMap<String, bool>) -> Vec<bool> {
     let files = vertices.iter().filter(|(name, _)| name.starts_with("mkfile"));
     files.map(|(_, cached)| *cached).collect()
 }

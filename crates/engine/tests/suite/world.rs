@@ -15,10 +15,10 @@ use engine::engine::Services;
 use engine::export::image::{ImageExporter, LayerExporter};
 use engine::export::oci::{ArchiveExporter, Variant};
 use engine::export::tar::TarExporter;
-use engine::op::compose::DiffOp;
+use engine::op::compose::{DiffOp, MergeOp};
 use engine::op::file::FileOp;
 use engine::op::{Op, OpFactory, VertexSpec};
-use engine::remotecache::{self, RemoteCaches};
+use engine::remotecache::{self, ObjectAccess, RemoteCaches};
 use engine::session::{
     ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError,
     SessionId, Sessions, SyncRequest, Token, TokenRequest,
@@ -67,10 +67,15 @@ impl World {
             store.clone(),
         );
         let mut places = providers(&images);
-        places.extend(remotecache::providers(&images));
+        let access = ObjectAccess {
+            client: registry::web_client().unwrap(),
+            variable: |_| None,
+            connections: Arc::default(),
+        };
+        places.extend(remotecache::providers(&images, &access.connections));
         let fetcher = BlobFetcher::new(store.clone(), places);
         let layers = LayerExporter::new(store.clone(), fetcher.clone());
-        let caches = RemoteCaches::new(&images, &layers);
+        let caches = RemoteCaches::new(&images, &layers, &access);
         let unlazy: Arc<dyn Unlazy> = Arc::new(fetcher);
         let client = Arc::new(TestClient::new());
         let exporters: BTreeMap<String, Arc<dyn Exporter>> = BTreeMap::from([
@@ -116,6 +121,32 @@ impl World {
             next: AtomicU64::new(0),
             _dir: dir,
         }
+    }
+
+    /// The files of the engine's state, blobs and trees apart, that contain a text.
+    pub fn files_with(&self, text: &str) -> Vec<std::path::PathBuf> {
+        let mut found = Vec::new();
+        let mut open = vec![self._dir.path().to_owned()];
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                let kind = entry.file_type().unwrap();
+                if ["content", "snapshots"]
+                    .iter()
+                    .any(|name| entry.file_name() == *name)
+                {
+                    continue;
+                }
+                if kind.is_dir() {
+                    open.push(entry.path());
+                } else if kind.is_file() {
+                    let bytes = std::fs::read(entry.path()).unwrap();
+                    let has = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+                    found.extend(has.then(|| entry.path()));
+                }
+            }
+        }
+        found
     }
 
     /// Builds a definition and exports it.
@@ -193,6 +224,7 @@ impl OpFactory for Ops {
                 Ok(Arc::new(BlobOp::new(vertex, Arc::clone(&self.images))?))
             }
             Some(pb::op::Op::Source(_)) => Ok(Arc::new(ImageOp::new(vertex, Arc::clone(&self.images))?)),
+            Some(pb::op::Op::Merge(_)) => Ok(Arc::new(MergeOp::new(vertex, self.store.clone())?)),
             Some(pb::op::Op::Diff(_)) => Ok(Arc::new(DiffOp::new(
                 vertex,
                 self.store.clone(),

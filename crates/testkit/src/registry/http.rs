@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::{Action, Contents, Seen, Shared, api};
 
 /// A request with its body.
-pub(super) struct Request {
+pub(crate) struct Request {
     pub method: String,
     pub path: String,
     pub query: BTreeMap<String, String>,
@@ -25,7 +25,7 @@ impl Request {
 }
 
 /// An answer.
-pub(super) struct Response {
+pub(crate) struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
@@ -130,7 +130,7 @@ async fn serve_requests(shared: &Shared, stream: TcpStream) -> std::io::Result<(
     Ok(())
 }
 
-async fn read_head(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
+pub(crate) async fn read_head(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
     let mut line = String::new();
     if stream.read_line(&mut line).await? == 0 {
         return Ok(None);
@@ -162,7 +162,7 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<
     }))
 }
 
-async fn read_body(
+pub(crate) async fn read_body(
     stream: &mut BufReader<TcpStream>,
     request: &Request,
     length: usize,
@@ -240,7 +240,7 @@ fn note(contents: &mut Contents, request: &Request) -> Option<Action> {
 }
 
 /// Writes an answer; true when the connection must end after it.
-async fn write_response(
+pub(crate) async fn write_response(
     stream: &mut BufReader<TcpStream>,
     request: &Request,
     response: Response,

@@ -9,6 +9,7 @@ mod clients;
 mod errors;
 mod exporters;
 pub mod fixture;
+mod object_caches;
 mod steps;
 
 use std::time::Instant;
@@ -26,6 +27,8 @@ pub enum Need {
     Root,
     /// A program on `PATH` or among the unpacked tools.
     Program(&'static str),
+    /// A program of a package that npm installs below `target/tools`: the package, the program.
+    Node(&'static str, &'static str),
     /// The docker client together with its buildx plugin.
     Buildx,
 }
@@ -49,6 +52,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         clients::SCENARIOS,
         errors::SCENARIOS,
         exporters::SCENARIOS,
+        object_caches::SCENARIOS,
         steps::SCENARIOS,
     ]
     .into_iter()
@@ -115,6 +119,7 @@ fn missing(need: Need) -> Option<String> {
         Need::Program(program) if setup::find(program).is_none() => {
             Some(format!("{program} is not installed"))
         }
+        Need::Node(package, program) => setup::node_program(package, program).err(),
         Need::Buildx if setup::find("docker").is_none() => Some("docker is not installed".to_owned()),
         Need::Buildx if setup::buildx().is_none() => Some("docker-buildx is not installed".to_owned()),
         _ => None,

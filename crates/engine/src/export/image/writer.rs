@@ -391,7 +391,7 @@ impl<'a> ImageWriter<'a> {
                     id.as_str()
                 };
                 let layers: Vec<_> = part.layers.iter().map(described).collect();
-                inline.records(key, &layers).await?
+                inline.records(&self.ctx.progress, key, &layers).await?
             }
             None => None,
         };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cache::{ImmutableRef, MissingBlob, Provider, RefId, Store};
 use content::{Durability, WriteError, Writer};
 use futures_util::future::{BoxFuture, FutureExt, Shared, try_join_all};
-use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
 use tokio::sync::mpsc;
 
@@ -21,6 +21,9 @@ use crate::unlazy::{FetchContext, Unlazy};
 
 /// Chunks on their way from the network to the thread that hashes and writes them.
 const QUEUED_CHUNKS: usize = 64;
+
+/// Blobs that are asked for at once whether they are there.
+const ASKED_AT_ONCE: usize = 8;
 
 /// A blob's bytes in order.
 pub type BlobBytes = BoxStream<'static, Result<Bytes, BuildError>>;
@@ -36,6 +39,12 @@ pub trait BlobProvider: Send + Sync + fmt::Debug {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<BlobBytes, BuildError>;
+
+    /// Whether the blob can be had there, if that is cheap to tell; else it is assumed.
+    async fn has(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
+        let _ = (ctx, locator, descriptor);
+        true
+    }
 }
 
 /// Blobs in registries; the locator is a reference into the repository.
@@ -285,6 +294,19 @@ impl BlobFetcher {
         blocking(move || reference.unpack().map_err(unpack_error)).await
     }
 
+    /// Whether one of its places has a blob.
+    async fn is_at_hand(&self, ctx: &FetchContext, blob: &MissingBlob) -> bool {
+        for provider in &blob.providers {
+            if let Some(place) = self.providers.get(&provider.scheme)
+                && place.has(ctx, &provider.locator, &blob.descriptor).await
+            {
+                return true;
+            }
+        }
+        tracing::info!(digest = %blob.descriptor.digest, "a cached layer is in none of its places any more");
+        false
+    }
+
     async fn missing(&self, reference: &ImmutableRef) -> Result<Vec<MissingBlob>, BuildError> {
         let reference = reference.clone();
         blocking(move || reference.missing_blobs().map_err(internal)).await
@@ -314,6 +336,21 @@ impl Unlazy for BlobFetcher {
         let unpacked = self.unpack_layers(ctx, reference, &fetches);
         tokio::try_join!(all, unpacked)?;
         Ok(())
+    }
+
+    async fn is_reachable(&self, ctx: &FetchContext, reference: &ImmutableRef) -> Result<bool, BuildError> {
+        if !reference.is_lazy() {
+            return Ok(true);
+        }
+        let missing = self.missing(reference).await?;
+        let asked = stream::iter(missing)
+            .map(|blob| async move { self.is_at_hand(ctx, &blob).await })
+            .buffer_unordered(ASKED_AT_ONCE)
+            .all(|is_there| async move { is_there });
+        tokio::select! {
+            all = asked => Ok(all),
+            () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
+        }
     }
 }
 

@@ -1,0 +1,145 @@
+//! Caches in object stores that others wrote: s3rver for S3, Azurite for Azure.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::fixture::{Lab, cached_steps, eventually, expect_not, succeed};
+use super::{Need, Scenario};
+use crate::setup;
+
+/// This file's scenarios.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "cache-on-s3rver",
+        needs: &[Need::Root, Need::Node("s3rver", "s3rver")],
+        run: on_s3rver,
+    },
+    Scenario {
+        name: "cache-on-azurite",
+        needs: &[Need::Root, Need::Node("azurite", "azurite-blob")],
+        run: on_azurite,
+    },
+];
+
+/// The key that Azurite documents for its account.
+const AZURITE_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// A server of another project; it ends when dropped.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(
+        lab: &Lab,
+        package: &str,
+        program: &str,
+        flags: impl Fn(&str, &str) -> Vec<String>,
+    ) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let dir = lab.dir().join("objects");
+        std::fs::create_dir_all(&dir)?;
+        let path = setup::node_program(package, program).map_err(anyhow::Error::msg)?;
+        let child = std::process::Command::new(path)
+            .args(flags(&dir.display().to_string(), &port.to_string()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {program}"))?;
+        let server = Self { child, port };
+        eventually("the object store's port", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })?;
+        Ok(server)
+    }
+}
+
+fn on_s3rver(lab: &Lab) -> Result<()> {
+    let server = Server::start(lab, "s3rver", "s3rver", |dir, port| {
+        [
+            "-d",
+            dir,
+            "-a",
+            "127.0.0.1",
+            "-p",
+            port,
+            "--configure-bucket",
+            "cache",
+        ]
+        .map(ToOwned::to_owned)
+        .to_vec()
+    })?;
+    let options = format!(
+        "type=s3,bucket=cache,region=us-east-1,endpoint_url=http://127.0.0.1:{},use_path_style=true,\
+         access_key_id=S3RVER,secret_access_key=S3RVER,prefix=p/,name=app",
+        server.port
+    );
+    round_trip(lab, &options, "secret_access_key")
+}
+
+fn on_azurite(lab: &Lab) -> Result<()> {
+    let server = Server::start(lab, "azurite", "azurite-blob", |dir, port| {
+        let flags = [
+            "--silent",
+            "--skipApiVersionCheck",
+            "--location",
+            dir,
+            "--blobHost",
+            "127.0.0.1",
+            "--blobPort",
+            port,
+        ];
+        flags.map(ToOwned::to_owned).to_vec()
+    })?;
+    let options = format!(
+        "type=azblob,account_url=http://127.0.0.1:{}/devstoreaccount1,account_name=devstoreaccount1,\
+         secret_access_key={AZURITE_KEY},prefix=p",
+        server.port
+    );
+    round_trip(lab, &options, AZURITE_KEY)
+}
+
+/// Exports a cache, forgets everything, and builds from the cache.
+fn round_trip(lab: &Lab, options: &str, secret: &str) -> Result<()> {
+    // Larger than what is uploaded at once, and not to be packed smaller.
+    let dockerfile = "FROM @BASE@ AS one\nRUN head -c 40000000 /dev/urandom > /big && sha256sum /big > /sum\nFROM \
+                      @BASE@\nCOPY --from=one /sum /\nRUN cat /sum > /again\n";
+    let context = lab.context("c", &[("Dockerfile", dockerfile)])?;
+    let daemon = lab.daemon_with(&["--debug"])?;
+    succeed(
+        daemon
+            .buildctl_build(&context)
+            .arg(format!("--export-cache={options},mode=max")),
+    )?;
+    succeed(&mut daemon.buildctl(&["prune", "--all"]))?;
+    let out = lab.dir().join("out");
+    let again = succeed(
+        daemon
+            .buildctl_build(&context)
+            .arg(format!("--import-cache={options}"))
+            .arg(format!("--output=type=local,dest={}", out.display())),
+    )?;
+    ensure!(
+        cached_steps(&again) == 3,
+        "not all steps were in the cache:\n{again}"
+    );
+    ensure!(
+        std::fs::read(out.join("sum"))? == std::fs::read(out.join("again"))?,
+        "what came from the cache is something else"
+    );
+    expect_not(&daemon.log(), secret)?;
+    expect_not(&again, secret)
+}
