@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use oci::Digest;
+use oci::{Digest, Digester};
+
+use crate::error::VerifyError;
 
 /// An open blob. The bytes stay readable through this handle even when the blob is deleted meanwhile.
 #[derive(Debug)]
@@ -65,6 +67,15 @@ impl Blob {
         }
     }
 
+    /// Turns the blob into a reader from front to back that fails where it would end if its bytes are not the digest's. The
+    /// failure is [`VerifyError::Corrupt`](crate::VerifyError) in an [`io::Error`].
+    pub fn into_verified_reader(self) -> VerifiedReader {
+        VerifiedReader {
+            digester: Digester::new(self.digest.algorithm()),
+            reader: self.into_reader(),
+        }
+    }
+
     /// Hands out the file, positioned at its start, for `sendfile`, `copy_file_range` and the like. Never write to it.
     pub fn into_file(self) -> File {
         self.file
@@ -83,6 +94,32 @@ impl Read for BlobReader {
         let count = self.blob.read_at(buf, self.offset)?;
         self.offset += u64::try_from(count).map_err(io::Error::other)?;
         Ok(count)
+    }
+}
+
+/// Reads a [`Blob`] from front to back and checks its digest at the end.
+#[derive(Debug)]
+pub struct VerifiedReader {
+    reader: BlobReader,
+    digester: Digester,
+}
+
+impl Read for VerifiedReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buf)?;
+        self.digester.update(&buf[..count]);
+        if count > 0 || buf.is_empty() {
+            return Ok(count);
+        }
+        let (digest, actual) = (self.reader.blob.digest, self.digester.clone().finish());
+        if actual == digest {
+            return Ok(0);
+        }
+        let actual = actual.into();
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            VerifyError::Corrupt { digest, actual },
+        ))
     }
 }
 

@@ -19,7 +19,7 @@ mod error;
 mod ingest;
 mod store;
 
-pub use blob::{Blob, BlobReader};
+pub use blob::{Blob, BlobReader, VerifiedReader};
 pub use error::{StoreError, VerifyError, WriteError};
 pub use ingest::{IngestStat, Writer};
 pub use store::{BlobStat, Durability, STALE_INGEST, Store};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -160,6 +161,7 @@ impl Store {
     /// Opens the store in `dir`, creating what is missing; drops what a crash left half committed and ingests older
     /// than [`STALE_INGEST`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        private_dir(dir).at("create", dir)?;
         for sub in ["blobs/sha256", "ingest"] {
             fs::create_dir_all(dir.join(sub)).at("create", dir.join(sub))?;
         }
@@ -396,6 +398,15 @@ impl Store {
         }
         Ok(count)
     }
+}
+
+/// Makes a directory that only its owner may enter, whatever the umask; closes one that others may.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if fs::metadata(dir)?.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -94,6 +95,7 @@ impl State {
 impl Layout {
     /// Opens or creates the layout, drops what a crash left half made, and reads what there is.
     pub(crate) fn open(root: &Path) -> Result<Self, SnapshotError> {
+        private_dir(root).at("create", root)?;
         for sub in ["active", "view", "committed", "new", "trash", "empty"] {
             fs::create_dir_all(root.join(sub)).at("create", root.join(sub))?;
         }
@@ -234,6 +236,37 @@ impl Layout {
         Ok(dirs)
     }
 
+    /// Looks whether the directories of `key` and all below it are on disk.
+    pub(crate) fn check(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        let dirs: Vec<(SnapshotKey, PathBuf)> = {
+            let state = self.state();
+            let mut dirs = Vec::new();
+            let mut next = Some(key);
+            while let Some(key) = next {
+                let known = state.get(key)?;
+                let own = self.dir(known.kind, key);
+                // A view has no files of its own.
+                let path = if known.kind == Kind::View {
+                    own
+                } else {
+                    own.join("fs")
+                };
+                dirs.push((key.clone(), path));
+                next = known.parent.as_ref();
+            }
+            dirs
+        };
+        for (key, path) in dirs {
+            match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(SnapshotError::NotFound { key });
+                }
+                done => done.map(drop).at("stat", &path)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the snapshot `key`; `fill` puts into a new directory what the backend needs there. Nothing of it is seen
     /// until it is complete.
     pub(crate) fn create(
@@ -344,7 +377,11 @@ impl Layout {
             }
             let from = self.dir(known.kind, key);
             let trash = self.fresh("trash");
-            fs::rename(&from, &trash).at("rename to", &trash)?;
+            match fs::rename(&from, &trash) {
+                // Someone was quicker, by hand.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done.at("rename to", &trash)?,
+            }
             let parent = state.known.remove(key).and_then(|known| known.parent);
             state.release(parent.as_ref());
             trash
@@ -431,6 +468,15 @@ impl Layout {
             }
         }
     }
+}
+
+/// Makes a directory that only its owner may enter, whatever the umask; closes one that others may.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if fs::metadata(dir)?.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 /// Remembers what a snapshot takes, for those whose files other snapshots share.

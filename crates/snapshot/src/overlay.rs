@@ -201,6 +201,10 @@ impl Snapshotter for Overlay {
         Ok(self.layout.find(key)?.1)
     }
 
+    fn check(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        self.layout.check(key)
+    }
+
     fn usage(&self, key: &SnapshotKey) -> Result<Usage, SnapshotError> {
         layout::usage(&self.layout.find(key)?.0)
     }

@@ -114,6 +114,10 @@ pub trait Snapshotter: Send + Sync {
     /// Tells what `key` is. Errors: `NotFound`.
     fn stat(&self, key: &SnapshotKey) -> Result<SnapshotStat, SnapshotError>;
 
+    /// Looks on disk whether the files of `key` and of all it stands on are there, as someone may have removed them by hand.
+    /// Errors: `NotFound` of the snapshot whose files are gone.
+    fn check(&self, key: &SnapshotKey) -> Result<(), SnapshotError>;
+
     /// Measures what `key` takes on top of its parent. Walks its files; callers remember the answer for committed ones.
     fn usage(&self, key: &SnapshotKey) -> Result<Usage, SnapshotError>;
 

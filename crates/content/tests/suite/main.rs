@@ -250,3 +250,18 @@ fn many_threads_may_put_the_same_bytes() {
     let pending = Path::new("pending");
     assert!(fs::read_dir(_dir.path().join(pending)).unwrap().next().is_none());
 }
+
+#[test]
+fn a_verified_reader_ends_only_with_the_right_bytes() {
+    let (dir, store) = store();
+    let digest = store.put(b"right", Durability::Immediate).unwrap();
+    let mut bytes = Vec::new();
+    let open = || store.reader(&digest).unwrap().into_verified_reader();
+    assert_eq!(open().read_to_end(&mut bytes).unwrap(), 5);
+    fs::write(dir.path().join("blobs/sha256").join(digest.hex()), "wrong").unwrap();
+    let error = open().read_to_end(&mut bytes).unwrap_err();
+    let source = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<VerifyError>());
+    assert!(matches!(source, Some(VerifyError::Corrupt { .. })), "{error}");
+}

@@ -245,3 +245,29 @@ pub fn the_tree_looks_the_same_through_many_parents(bench: &mut Bench) {
     let tree = bench.tree(&format!("layer-{}", count - 1));
     assert_eq!(tree.len(), if count == 200 { 11 } else { 2 });
 }
+
+pub fn files_removed_by_hand_are_missed(bench: &mut Bench) {
+    bench.commit("one", None, |root| write(root.join("a"), "1"));
+    bench.commit("two", Some("one"), |root| write(root.join("b"), "2"));
+    let s = &bench.snapshotter;
+    s.view(&key("view"), Some(&key("two"))).unwrap();
+    for name in ["one", "two", "view"] {
+        s.check(&key(name)).unwrap();
+    }
+    fs::remove_dir_all(bench.root.join("committed/one")).unwrap();
+    for name in ["one", "two", "view"] {
+        let gone = s.check(&key(name)).unwrap_err();
+        assert!(
+            matches!(&gone, SnapshotError::NotFound { key } if key.as_str() == "one"),
+            "{gone}"
+        );
+    }
+    assert!(s.check(&key("none")).unwrap_err().is_not_found());
+    // What is left can be removed as ever.
+    for name in ["view", "two", "one"] {
+        s.remove(&key(name)).unwrap();
+    }
+    assert!(bench.keys().is_empty());
+    bench.reopen();
+    assert!(bench.keys().is_empty());
+}

@@ -18,7 +18,7 @@ macro_rules! snapshotter_suite {
             snapshotter_suite!(@tests $open, contract,
                 life_of_a_snapshot keys_and_kinds_are_checked parents_are_held views_are_read_only
                 parallel_steps_on_one_parent survives_reopening sweeps_what_nobody_keeps a_crash_leaves_nothing_behind
-                usage_counts_own_files_once the_tree_looks_the_same_through_many_parents);
+                usage_counts_own_files_once files_removed_by_hand_are_missed the_tree_looks_the_same_through_many_parents);
             snapshotter_suite!(@tests $open, layers, layers_go_in_and_out a_layer_deletes_what_is_below
                 differences_of_strangers_are_worked_out a_diff_is_what_was_applied);
             snapshotter_suite!(@tests $open, merging, merging_looks_like_unpacking_layers merging_keeps_whole_chains
