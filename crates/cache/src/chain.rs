@@ -1,9 +1,10 @@
 //! Immutable refs from blobs and from other refs; finding and describing them.
 
 use oci::{Descriptor, Digest};
+use snapshot::SnapshotKey;
 
 use crate::clock;
-use crate::db::Transaction;
+use crate::db::{After, Transaction};
 use crate::error::StoreError;
 use crate::handle::{Hold, ImmutableRef};
 use crate::state::{Row, State, next_chain};
@@ -38,9 +39,17 @@ impl Store {
         };
         if !self.is_loadable(&state, &id)? {
             let mut transaction = Transaction::default();
-            if state.remove_with_twin(&id, &mut transaction).is_some() {
+            self.forget_lost_trees(&mut state, &id, &mut transaction)?;
+            if self.is_loadable(&state, &id)? {
                 self.shared.submit(&mut state, transaction)?;
+                return Hold::new(self, &mut state, &id, is_use)
+                    .map(ImmutableRef::new)
+                    .ok_or_else(not_found);
             }
+            if state.remove_with_twin(&id, &mut transaction).is_none() {
+                tracing::warn!(ref_id = %id, "a ref in use can be neither read nor made again");
+            }
+            self.shared.submit(&mut state, transaction)?;
             return Err(not_found());
         }
         Hold::new(self, &mut state, &id, is_use)
@@ -61,11 +70,10 @@ impl Store {
                 None => row.snapshot_key(),
             };
             if let Some(key) = key {
-                match self.shared.snapshotter.stat(&key) {
-                    Ok(_) => continue,
-                    Err(error) if error.is_not_found() => return Ok(false),
-                    Err(error) => return Err(error.into()),
+                if self.is_whole(&key)? {
+                    continue;
                 }
+                return Ok(false);
             }
             let is_layer = matches!(row.parents, Parents::Layer { .. });
             if is_layer && !self.has_blob(row)? {
@@ -82,6 +90,50 @@ impl Store {
         Ok(true)
     }
 
+    /// Reports whether the files of a snapshot and all it stands on are on disk.
+    pub(crate) fn is_whole(&self, key: &SnapshotKey) -> Result<bool, StoreError> {
+        match self.shared.snapshotter.check(key) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, snapshot = %key, "files are gone from disk");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Forgets trees whose files someone removed from disk, from `id` downwards, so that they are made again from their
+    /// blobs where there are some. A ref that is held keeps what it has: its holder may have it mounted.
+    fn forget_lost_trees(
+        &self,
+        state: &mut State,
+        id: &RefId,
+        transaction: &mut Transaction,
+    ) -> Result<(), StoreError> {
+        let mut pending = vec![id.clone()];
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(id) = pending.pop() {
+            let Some(entry) = state.get(&id) else { continue };
+            if !seen.insert(id.clone()) {
+                continue;
+            }
+            let lost = match entry.row.committed() {
+                Some(key) if self.is_whole(&key)? => continue,
+                Some(key) if entry.holds == 0 => Some(key),
+                _ => None,
+            };
+            pending.extend(entry.row.parents.ids().into_iter().cloned());
+            let Some(key) = lost else { continue };
+            state.update(&id, transaction, |row| {
+                (row.snapshot, row.size_bytes) = (None, None)
+            });
+            if !state.has_snapshot(key.as_str()) {
+                transaction.after.push(After::DeleteSnapshot(key));
+            }
+        }
+        Ok(())
+    }
+
     /// Reports whether one of a row's blobs is here or can be fetched.
     pub(crate) fn has_blob(&self, row: &Row) -> Result<bool, StoreError> {
         for blob in &row.blobs {
@@ -94,6 +146,18 @@ impl Store {
             }
         }
         Ok(false)
+    }
+
+    /// Lists a row's blobs that are neither here nor can be fetched.
+    pub(crate) fn lost_blobs(&self, row: &Row) -> Result<Vec<Digest>, StoreError> {
+        let mut lost = Vec::new();
+        for blob in &row.blobs {
+            let places = row.providers.get(&blob.digest);
+            if places.is_none_or(Vec::is_empty) && !self.shared.content.exists(&blob.digest)? {
+                lost.push(blob.digest);
+            }
+        }
+        Ok(lost)
     }
 
     /// Returns the ref for a stack of layers, bottom first, making the refs that do not exist yet. No layers, no ref.
@@ -111,7 +175,7 @@ impl Store {
         for layer in layers {
             let next = next_chain(chain, layer.diff_id, layer.descriptor.digest);
             chain = Some(next);
-            let id = match self.known_layer(&state, &next.1, parent.as_ref())? {
+            let id = match self.known_layer(&mut state, &next.1, parent.as_ref(), &mut transaction)? {
                 Some(id) => {
                     state.update(&id, &mut transaction, |row| {
                         add_providers(row, &layer.descriptor.digest, &layer.providers)
@@ -120,7 +184,12 @@ impl Store {
                 }
                 None => {
                     let id = new_id();
-                    let row = layer_row(&state, layer, parent.clone(), next, options);
+                    let mut row = layer_row(&state, layer, parent.clone(), next, options);
+                    if let Some(key) = row.snapshot_key()
+                        && !self.is_whole(&key)?
+                    {
+                        row.snapshot = None;
+                    }
                     state.insert(&id, row, &mut transaction);
                     id
                 }
@@ -136,20 +205,29 @@ impl Store {
     /// Finds a usable ref with this identity. It need not have the same parent: its own chain is equal.
     fn known_layer(
         &self,
-        state: &State,
+        state: &mut State,
         blob_chain: &Digest,
         parent: Option<&RefId>,
+        transaction: &mut Transaction,
     ) -> Result<Option<RefId>, StoreError> {
         let mut usable = None;
-        for id in state.by_blob_chain(blob_chain) {
-            let Some(entry) = state.get(id) else { continue };
+        let known: Vec<RefId> = state.by_blob_chain(blob_chain).cloned().collect();
+        for id in known {
+            let Some(entry) = state.get(&id) else { continue };
             let is_on_parent =
                 matches!(&entry.row.parents, Parents::Layer { parent: own } if own.as_ref() == parent);
-            if entry.row.twin.is_none() && self.is_loadable(state, id)? {
-                usable = Some(id.clone());
-                if is_on_parent {
-                    break;
+            if entry.row.twin.is_some() {
+                continue;
+            }
+            if !self.is_loadable(state, &id)? {
+                self.forget_lost_trees(state, &id, transaction)?;
+                if !self.is_loadable(state, &id)? {
+                    continue;
                 }
+            }
+            usable = Some(id);
+            if is_on_parent {
+                break;
             }
         }
         Ok(usable)
@@ -327,6 +405,22 @@ fn add_providers(row: &mut Row, blob: &Digest, providers: &[Provider]) {
     all.extend(known.into_iter().filter(|known| !providers.contains(known)));
     all.truncate(MAX_PROVIDERS);
     row.providers.insert(*blob, all);
+}
+
+/// Forgets blobs of a held ref's layer that are neither in the content store nor anywhere known, if the layer can be made
+/// from the tree again; returns those left.
+pub(crate) fn usable_blobs(hold: &Hold) -> Result<Vec<Descriptor>, StoreError> {
+    let row = hold.with_row(Clone::clone);
+    let lost = hold.store.lost_blobs(&row)?;
+    if lost.is_empty() || !row.has_tree() {
+        return Ok(row.blobs);
+    }
+    tracing::warn!(ref_id = %hold.id, ?lost, "layer blobs are gone from disk");
+    Ok(hold.update(|row| {
+        row.blobs.retain(|blob| !lost.contains(&blob.digest));
+        row.size_bytes = None;
+        row.blobs.clone()
+    }))
 }
 
 /// Records a blob of a held ref's layer.

@@ -3,14 +3,20 @@
 //! Callers hand in transactions and go on; a writer thread puts those that have piled up into one commit of redb, without
 //! flushing. From time to time, or when someone waits for it, a second thread first makes blobs and snapshots durable and
 //! then has the writer commit durably. What may only be deleted from disk after that, a third thread deletes.
+//!
+//! When writing fails, as on a full disk, callers are told so until it works again: the writer opens the database anew from
+//! time to time and writes down what is in memory. Records made meanwhile are lost, which makes misses of them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use snapshot::SnapshotKey;
 
 use crate::error::StoreError;
@@ -22,6 +28,8 @@ use crate::types::RefId;
 const QUEUE: usize = 1024;
 /// Transactions put into one commit.
 const GROUP: usize = 256;
+/// How long after a failure the database is opened again, and after a failure of that.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// A table of bytes by bytes.
 pub(crate) type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -44,8 +52,17 @@ pub(crate) enum Change {
     /// Deletes a ref with its values, the results it is part of, and records that lead nowhere without them.
     DeleteRef(RefId),
     Records(RecordChanges),
+    /// Makes refs and names what they are in memory.
+    Restate(Everything),
     /// Deletes a result, and records that lead nowhere without it.
     DeleteResult(String),
+}
+
+/// All refs and names as they are stored.
+#[derive(Default)]
+pub(crate) struct Everything {
+    pub refs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub names: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// What follows once a transaction is durable.
@@ -64,6 +81,8 @@ pub(crate) enum After {
 pub(crate) struct Transaction {
     pub changes: Vec<Change>,
     pub after: Vec<After>,
+    /// Follows at once: deletes what a crash would lose anyway. A full disk gets room by this.
+    pub now: Vec<After>,
 }
 
 impl Transaction {
@@ -77,9 +96,9 @@ impl Transaction {
 
 enum Command {
     Apply(Transaction),
-    /// Commit durably: everything a snapshot or blob of an epoch up to this needs is durable.
+    /// Commit durably: everything a snapshot or blob of an epoch up to this needs is durable, or could not be made so.
     Commit {
-        epoch: u64,
+        epoch: Result<u64, StoreError>,
     },
     /// Someone waits: wakes the writer.
     Hurry,
@@ -94,6 +113,8 @@ struct Progress {
     /// Someone waits for durability up to here.
     wanted: u64,
     failed: Option<String>,
+    /// What follows from transactions that were refused after a failure.
+    refused: Vec<After>,
 }
 
 /// The number of a transaction, in the order of submission.
@@ -101,7 +122,8 @@ pub(crate) type Sequence = u64;
 
 #[derive(Debug)]
 struct Shared {
-    database: Database,
+    /// `None` while it cannot be opened after a failure.
+    database: RwLock<Option<Database>>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -109,6 +131,15 @@ struct Shared {
 impl Shared {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, BoxError>) -> Result<T, BoxError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or("not open after a failure")?)
+    }
+
+    fn replace(&self, database: Option<Database>) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
     }
 
     fn fail(&self, error: &dyn std::error::Error) {
@@ -122,19 +153,39 @@ impl Shared {
 pub(crate) type Sync = Box<dyn FnMut() -> Result<u64, StoreError> + Send>;
 /// What the deleting thread does.
 pub(crate) type Reap = Box<dyn FnMut(After) + Send>;
+/// Opens the database again after it failed.
+pub(crate) type Reopen = Box<dyn FnMut() -> Result<Database, BoxError> + Send>;
+/// Calls back with everything in memory, holding the lock that orders transactions.
+pub(crate) type Restate = Arc<dyn Fn(&mut dyn FnMut(Everything)) + Send + std::marker::Sync>;
+
+/// What the threads do that the database itself does not know.
+pub(crate) struct Parts {
+    pub sync: Sync,
+    pub reap: Reap,
+    pub reopen: Reopen,
+    pub restate: Restate,
+}
 
 /// The open database with its threads.
 #[derive(Debug)]
 pub(crate) struct Db {
     shared: Arc<Shared>,
     queue: SyncSender<Command>,
+    /// To the deleting thread, which ends when this and the writer are gone.
+    dead: Option<Sender<After>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Db {
-    pub fn start(database: Database, interval: Duration, mut sync: Sync, mut reap: Reap) -> Self {
+    pub fn start(database: Database, interval: Duration, parts: Parts) -> Self {
+        let Parts {
+            mut sync,
+            mut reap,
+            reopen,
+            restate,
+        } = parts;
         let shared = Arc::new(Shared {
-            database,
+            database: RwLock::new(Some(database)),
             progress: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -142,20 +193,23 @@ impl Db {
         let (flush, flushes) = mpsc::sync_channel::<()>(1);
         // Unbounded, as the deleting thread may wait for whoever fills the bounded queue; one entry per thing deleted.
         let (dead, deaths) = mpsc::channel();
-        let mut writer = Writer::new(Arc::clone(&shared), interval, flush, dead);
-        let (from_flusher, failing) = (queue.clone(), Arc::clone(&shared));
+        let mut writer = Writer {
+            shared: Arc::clone(&shared),
+            interval,
+            flush,
+            dead: dead.clone(),
+            reopen,
+            restate,
+            due: None,
+            flushing: false,
+            after: Vec::new(),
+        };
+        let from_flusher = queue.clone();
         let threads = vec![
             std::thread::spawn(move || writer.run(&commands)),
             std::thread::spawn(move || {
                 while flushes.recv().is_ok() {
-                    let sent = match sync() {
-                        Ok(epoch) => from_flusher.send(Command::Commit { epoch }).is_ok(),
-                        Err(error) => {
-                            failing.fail(&error);
-                            false
-                        }
-                    };
-                    if !sent {
+                    if from_flusher.send(Command::Commit { epoch: sync() }).is_err() {
                         break;
                     }
                 }
@@ -165,32 +219,36 @@ impl Db {
         Self {
             shared,
             queue,
+            dead: Some(dead),
             threads,
         }
     }
 
     /// Queues a transaction. Callers that need a certain order hold a lock over this call.
-    pub fn submit(&self, transaction: Transaction) -> Result<Sequence, StoreError> {
+    pub fn submit(&self, mut transaction: Transaction) -> Result<Sequence, StoreError> {
+        for after in transaction.now.drain(..) {
+            // Without its thread the deletion is left to the next sweep.
+            let _ = self.dead.as_ref().map(|dead| dead.send(after));
+        }
         // The number and the place in the queue have to agree.
         let mut progress = self.shared.progress();
-        if let Some(message) = &progress.failed {
-            return Err(StoreError::Database {
-                message: message.clone(),
-            });
-        }
-        progress.submitted += 1;
-        let sequence = progress.submitted;
-        let mut command = Command::Apply(transaction);
         loop {
-            match self.queue.try_send(command) {
-                Ok(()) => return Ok(sequence),
-                Err(mpsc::TrySendError::Disconnected(_)) => return Err(StoreError::Closed),
-                Err(mpsc::TrySendError::Full(back)) => {
-                    command = back;
+            if let Some(message) = progress.failed.clone() {
+                progress.refused.append(&mut transaction.after);
+                return Err(StoreError::Database { message });
+            }
+            match self.queue.try_send(Command::Apply(transaction)) {
+                Ok(()) => {
+                    progress.submitted += 1;
+                    return Ok(progress.submitted);
+                }
+                Err(mpsc::TrySendError::Full(Command::Apply(back))) => {
+                    transaction = back;
                     // The writer needs the lock to get on.
                     let waited = self.shared.changed.wait(progress);
                     progress = waited.unwrap_or_else(PoisonError::into_inner);
                 }
+                Err(_) => return Err(StoreError::Closed),
             }
         }
     }
@@ -243,12 +301,10 @@ impl Db {
 
     /// Begins reading what is visible now.
     pub fn read(&self) -> Result<ReadTransaction, StoreError> {
-        self.shared
-            .database
-            .begin_read()
-            .map_err(|error| StoreError::Database {
-                message: error.to_string(),
-            })
+        let read = self.shared.with_database(|database| Ok(database.begin_read()?));
+        read.map_err(|error| StoreError::Database {
+            message: error.to_string(),
+        })
     }
 }
 
@@ -263,6 +319,7 @@ impl Drop for Db {
         }
         // Should the writer be gone, so is its queue.
         let _ = self.queue.send(Command::Close);
+        self.dead = None;
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the metadata database panicked");
@@ -276,6 +333,8 @@ struct Writer {
     interval: Duration,
     flush: SyncSender<()>,
     dead: Sender<After>,
+    reopen: Reopen,
+    restate: Restate,
     /// When the oldest commit that is not durable wants to be.
     due: Option<Instant>,
     /// A flush is under way.
@@ -285,18 +344,6 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(shared: Arc<Shared>, interval: Duration, flush: SyncSender<()>, dead: Sender<After>) -> Self {
-        Self {
-            shared,
-            interval,
-            flush,
-            dead,
-            due: None,
-            flushing: false,
-            after: Vec::new(),
-        }
-    }
-
     fn run(&mut self, commands: &Receiver<Command>) {
         loop {
             let first = match self.due.filter(|_| !self.flushing) {
@@ -330,23 +377,77 @@ impl Writer {
             }
             if let Err(error) = self.step(group, commit) {
                 self.shared.fail(&*error);
-                // Nothing is written any more; callers see the failure.
-                while !matches!(commands.recv(), Ok(Command::Close) | Err(_)) {}
-                return;
+                if !self.recover(commands) {
+                    return;
+                }
             }
         }
     }
 
-    /// Notes that nothing was left undone.
-    fn close(&self) -> Result<(), BoxError> {
-        let mut write = self.shared.database.begin_write()?;
-        write.set_quick_repair(true);
-        write.open_table(META)?.insert(&b"clean"[..], &[1][..])?;
-        write.commit()?;
+    /// Tries until the database can be written again; `false` when it is to be closed before that.
+    fn recover(&mut self, commands: &Receiver<Command>) -> bool {
+        loop {
+            let again = Instant::now() + RETRY;
+            loop {
+                match commands.recv_timeout(again.saturating_duration_since(Instant::now())) {
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return false,
+                    // What it changes is in memory.
+                    Ok(Command::Apply(transaction)) => self.after.extend(transaction.after),
+                    Ok(Command::Commit { .. }) => self.flushing = false,
+                    Ok(Command::Hurry) => {}
+                }
+            }
+            match self.restart() {
+                Ok(()) => {
+                    tracing::info!("the metadata database works again");
+                    return true;
+                }
+                Err(error) => tracing::debug!(error = &*error, "the metadata database fails still"),
+            }
+        }
+    }
+
+    /// Opens the database again and writes down what is in memory.
+    fn restart(&mut self) -> Result<(), BoxError> {
+        // The old one goes first, as it holds the lock of its file.
+        self.shared.replace(None);
+        self.shared.replace(Some((self.reopen)()?));
+        let restate = Arc::clone(&self.restate);
+        let mut outcome = Ok(());
+        restate(&mut |everything| outcome = self.resume(everything));
+        outcome
+    }
+
+    fn resume(&mut self, everything: Everything) -> Result<(), BoxError> {
+        self.after.append(&mut self.shared.progress().refused);
+        self.apply(vec![Transaction {
+            changes: vec![Change::Restate(everything)],
+            ..Transaction::default()
+        }])?;
+        self.due = Some(Instant::now());
+        let mut progress = self.shared.progress();
+        (progress.failed, progress.visible) = (None, progress.submitted);
+        self.shared.changed.notify_all();
         Ok(())
     }
 
-    fn step(&mut self, group: Vec<Transaction>, commit: Option<u64>) -> Result<(), BoxError> {
+    /// Notes that nothing was left undone.
+    fn close(&self) -> Result<(), BoxError> {
+        self.shared.with_database(|database| {
+            let mut write = database.begin_write()?;
+            write.set_quick_repair(true);
+            write.open_table(META)?.insert(&b"clean"[..], &[1][..])?;
+            write.commit()?;
+            Ok(())
+        })
+    }
+
+    fn step(
+        &mut self,
+        group: Vec<Transaction>,
+        commit: Option<Result<u64, StoreError>>,
+    ) -> Result<(), BoxError> {
         if !group.is_empty() {
             let count = u64::try_from(group.len())?;
             self.apply(group)?;
@@ -355,7 +456,8 @@ impl Writer {
             self.shared.changed.notify_all();
         }
         if let Some(epoch) = commit {
-            self.commit(epoch)?;
+            self.flushing = false;
+            self.commit(epoch?)?;
         }
         let hurried = {
             let progress = self.shared.progress();
@@ -368,27 +470,32 @@ impl Writer {
         Ok(())
     }
 
-    fn apply(&mut self, group: Vec<Transaction>) -> Result<(), BoxError> {
-        let mut write = self.shared.database.begin_write()?;
-        write.set_durability(Durability::None)?;
-        for transaction in group {
-            for change in transaction.changes {
+    fn apply(&mut self, mut group: Vec<Transaction>) -> Result<(), BoxError> {
+        for transaction in &mut group {
+            self.after.append(&mut transaction.after);
+        }
+        self.shared.with_database(|database| {
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::None)?;
+            for change in group.into_iter().flat_map(|transaction| transaction.changes) {
                 apply(&write, change)?;
             }
-            self.after.extend(transaction.after);
-        }
-        write.commit()?;
-        Ok(())
+            write.commit()?;
+            Ok(())
+        })
     }
 
     fn commit(&mut self, epoch: u64) -> Result<(), BoxError> {
-        let mut write = self.shared.database.begin_write()?;
-        write.set_quick_repair(true);
-        write
-            .open_table(META)?
-            .insert(&b"epoch"[..], &epoch.to_be_bytes()[..])?;
-        write.commit()?;
-        (self.flushing, self.due) = (false, None);
+        self.shared.with_database(|database| {
+            let mut write = database.begin_write()?;
+            write.set_quick_repair(true);
+            write
+                .open_table(META)?
+                .insert(&b"epoch"[..], &epoch.to_be_bytes()[..])?;
+            write.commit()?;
+            Ok(())
+        })?;
+        self.due = None;
         for after in self.after.drain(..) {
             // The deleting thread lives as long as this one.
             let _ = self.dead.send(after);
@@ -418,7 +525,31 @@ pub(crate) fn apply(write: &WriteTransaction, change: Change) -> Result<(), BoxE
             graph::delete_ref(write, &id)?;
         }
         Change::Records(changes) => graph::apply(write, changes)?,
+        Change::Restate(everything) => restate(write, everything)?,
         Change::DeleteResult(result) => graph::delete_result(write, result.as_bytes())?,
+    }
+    Ok(())
+}
+
+fn restate(write: &WriteTransaction, everything: Everything) -> Result<(), BoxError> {
+    let mut gone = Vec::new();
+    for row in write.open_table(REFS)?.iter()? {
+        let key = row?.0.value().to_vec();
+        if !everything.refs.contains_key(&key) {
+            gone.push(String::from_utf8_lossy(&key).parse()?);
+        }
+    }
+    for id in gone {
+        apply(write, Change::DeleteRef(id))?;
+    }
+    let mut refs = write.open_table(REFS)?;
+    for (id, row) in &everything.refs {
+        refs.insert(&id[..], &row[..])?;
+    }
+    let mut names = write.open_table(NAMES)?;
+    names.retain(|name, _| everything.names.contains_key(name))?;
+    for (name, digests) in &everything.names {
+        names.insert(&name[..], &digests[..])?;
     }
     Ok(())
 }
@@ -466,5 +597,6 @@ pub(crate) fn open_file(path: &Path) -> Result<Database, BoxError> {
     }
 }
 
-/// Memory redb may use to cache pages.
-pub(crate) const CACHE_BYTES: usize = 64 << 20;
+/// Memory redb may use to cache pages. The kernel caches the file too: this only spares calls, and a daemon shall not grow
+/// with its records.
+pub(crate) const CACHE_BYTES: usize = 2 << 20;

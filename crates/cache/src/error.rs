@@ -121,7 +121,7 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The database failed; nothing more is written until the store is opened again.
+    /// The database failed; nothing more is written until it works again, which is tried several times a second.
     #[error("metadata database: {message}")]
     Database {
         /// Why.

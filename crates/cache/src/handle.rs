@@ -69,7 +69,7 @@ impl Hold {
                 &mut state,
                 Transaction {
                     changes: vec![change],
-                    after: Vec::new(),
+                    ..Transaction::default()
                 },
             )?
         };
@@ -197,6 +197,12 @@ impl ImmutableRef {
     /// Returns this layer's blobs in all compressions; the first is the one it came as or was first exported as.
     pub fn blobs(&self) -> Vec<Descriptor> {
         self.hold.with_row(|row| row.blobs.clone())
+    }
+
+    /// Does what [`blobs`](Self::blobs) does after forgetting those that are neither in the content store nor can be
+    /// fetched, as long as the layer can be made from the tree again.
+    pub fn usable_blobs(&self) -> Result<Vec<Descriptor>, StoreError> {
+        crate::chain::usable_blobs(&self.hold)
     }
 
     /// Returns where a blob of this layer can be fetched.

@@ -31,6 +31,7 @@ mod open;
 mod pin;
 mod prune;
 mod record;
+mod reserve;
 mod space;
 mod state;
 mod store;
@@ -43,10 +44,10 @@ pub use dump::dump;
 pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 pub use handle::{ImmutableRef, MutableRef};
-pub use open::StateLock;
+pub use open::{Recovered, StateLock};
 pub use pin::Pin;
 pub use record::{Batch, CacheResult, Link, RecordDescription, Records};
-pub use store::{Backend, Store, StoreOptions, Ticket};
+pub use store::{Backend, StorageFactory, Store, StoreOptions, Ticket};
 pub use types::{
     LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefIdError, RefOptions, RefStat,
 };

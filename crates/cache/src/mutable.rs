@@ -52,13 +52,19 @@ impl Store {
             return Err(StoreError::NotMutable { id: id.clone() });
         }
         let twin = entry.row.twin.clone();
+        let key = snapshot_key(id);
         let is_free = |entry: &crate::state::Entry| entry.holds == 0 && entry.children == 0;
         let twin_is_free = twin.as_ref().and_then(|twin| state.get(twin)).is_none_or(is_free);
         if !is_free(entry) || !twin_is_free {
             return Err(StoreError::Locked { id: id.clone() });
         }
-        let mut checksums = None;
         let mut transaction = Transaction::default();
+        if !self.is_whole(&key)? {
+            state.remove_with_twin(id, &mut transaction);
+            self.shared.submit(&mut state, transaction)?;
+            return Err(StoreError::NotFound { id: id.clone() });
+        }
+        let mut checksums = None;
         self.mark_writing(&mut state, id)?;
         if let Some(twin) = &twin {
             checksums = read_value(self, twin, CHECKSUMS)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,9 +13,12 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 use rustix::fs::FlockOperation;
 use snapshot::{Kind, SnapshotKey, Snapshotter};
 
-use crate::db::{self, BoxError, CACHE_BYTES, Change, Db, META, NAMES, REFS, Transaction};
+use crate::db::{
+    self, BoxError, CACHE_BYTES, Change, Db, Everything, META, NAMES, Parts, REFS, Reopen, Transaction,
+};
 use crate::error::{OpenError, StoreError};
 use crate::graph;
+use crate::reserve::Reserve;
 use crate::state::{Row, State};
 use crate::store::{Backend, Shared, Store, StoreOptions};
 use crate::types::RefId;
@@ -37,7 +41,7 @@ pub(crate) fn open(
         move |source| OpenError::Io { action, path, source }
     };
     let markers = root.join("writing");
-    fs::create_dir_all(&markers).map_err(failed("create", &markers))?;
+    private_dir(&markers).map_err(failed("create", &markers))?;
     let StateLock(lock) = match options.lock {
         Some(lock) => lock,
         None => StateLock::acquire(root, options.lock_timeout)?,
@@ -46,20 +50,16 @@ pub(crate) fn open(
         root: root.to_owned(),
         source,
     };
-    let database = match options.backend {
-        Backend::File => db::open_file(&root.join("metadata.redb")).map_err(database_error)?,
-        Backend::Custom(backend) => {
-            let opened = redb::Builder::new()
-                .set_cache_size(CACHE_BYTES)
-                .create_with_backend(Boxed(backend));
-            opened.map_err(|error| database_error(error.into()))?
-        }
-    };
+    let reserve = Reserve::new(root);
+    // Opening may write; should there be no room, there is now. Taken again by the first flush that finds plenty.
+    reserve.give();
+    let mut reopen = opener(root, options.backend, reserve.clone());
+    let database = reopen().map_err(database_error)?;
     let boot_id = options.boot_id.unwrap_or_else(boot_id);
     let mut loaded = load(&database).map_err(database_error)?;
     let written = written(&markers).map_err(failed("list", &markers))?;
     let recovered = recover(&mut loaded, &written, &boot_id, &content, &*snapshotter);
-    let changes = recovered.map_err(|source| OpenError::Recover {
+    let (changes, mut report) = recovered.map_err(|source| OpenError::Recover {
         root: root.to_owned(),
         source: Box::new(source),
     })?;
@@ -68,19 +68,13 @@ pub(crate) fn open(
         fs::remove_file(marker).map_err(failed("remove", marker))?;
     }
     let state = Arc::new(Mutex::new(build_state(loaded)));
-    sweep(&state, &content, &*snapshotter).map_err(|source| OpenError::Recover {
-        root: root.to_owned(),
-        source: Box::new(source),
-    })?;
-    let sync = {
-        let (content, snapshotter, state) = (content.clone(), Arc::clone(&snapshotter), Arc::clone(&state));
-        Box::new(move || crate::store::sync(&content, &*snapshotter, &state))
-    };
-    let reap = {
-        let (content, snapshotter, state) = (content.clone(), Arc::clone(&snapshotter), Arc::clone(&state));
-        Box::new(move |after| crate::store::reap(&content, &*snapshotter, &state, after))
-    };
-    let db = Db::start(database, options.flush_interval, sync, reap);
+    (report.snapshots, report.blobs) =
+        sweep(&state, &content, &*snapshotter).map_err(|source| OpenError::Recover {
+            root: root.to_owned(),
+            source: Box::new(source),
+        })?;
+    let parts = parts(&content, &snapshotter, &state, reopen, reserve);
+    let db = Db::start(database, options.flush_interval, parts);
     let root = root.to_owned();
     let shared = Shared {
         root,
@@ -89,11 +83,82 @@ pub(crate) fn open(
         state,
         pruning: Mutex::default(),
         db,
+        recovered: report,
         _lock: lock,
     };
     Ok(Store {
         shared: Arc::new(shared),
     })
+}
+
+/// What opening a store had to put right. After `kill -9` some of it is usual; after a close in good order nothing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Refs forgotten: unfinished, not to be found again, or without their files.
+    pub refs: usize,
+    /// Snapshots removed that nothing referred to.
+    pub snapshots: usize,
+    /// Blobs removed that nothing referred to.
+    pub blobs: usize,
+}
+
+/// Returns what opens the database, and opens it again after a failure.
+fn opener(root: &Path, backend: Backend, reserve: Reserve) -> Reopen {
+    match backend {
+        Backend::File => {
+            let path = root.join("metadata.redb");
+            Box::new(move || {
+                reserve.give();
+                // The database's own way of making it would let everyone write where the umask does.
+                let mut options = OpenOptions::new();
+                options.append(true).create(true).mode(0o600).open(&path)?;
+                db::open_file(&path)
+            })
+        }
+        Backend::Custom(mut make) => Box::new(move || {
+            let mut builder = redb::Builder::new();
+            let builder = builder.set_cache_size(CACHE_BYTES);
+            Ok(builder.create_with_backend(Boxed(make()))?)
+        }),
+    }
+}
+
+/// Puts together what the database's threads do.
+fn parts(
+    content: &content::Store,
+    snapshotter: &Arc<dyn Snapshotter>,
+    state: &Arc<Mutex<State>>,
+    reopen: Reopen,
+    reserve: Reserve,
+) -> Parts {
+    let shared = || (content.clone(), Arc::clone(snapshotter), Arc::clone(state));
+    let (content, snapshotter, state) = shared();
+    let sync = Box::new(move || {
+        reserve.take();
+        crate::store::sync(&content, &*snapshotter, &state)
+    });
+    let (content, snapshotter, state) = shared();
+    let reap = Box::new(move |after| crate::store::reap(&content, &*snapshotter, &state, after));
+    let (_, _, state) = shared();
+    let restate = Arc::new(move |write: &mut dyn FnMut(Everything)| {
+        let state = crate::store::locked(&state);
+        write(state.everything());
+    });
+    Parts {
+        sync,
+        reap,
+        reopen,
+        restate,
+    }
+}
+
+/// Makes a directory that only its owner may enter, whatever the umask; closes one that others may.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if fs::metadata(dir)?.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 /// The right to use a state directory, held against other processes until it is dropped. Whoever opens a content store or
@@ -123,6 +188,7 @@ fn lock(root: &Path, timeout: Option<Duration>) -> Result<File, OpenError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path);
     let mut file = open.map_err(failed("open"))?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
@@ -176,7 +242,9 @@ fn check_version(root: &Path) -> Result<(), OpenError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let new = root.join("version.new");
-            let written = File::create(&new).and_then(|mut file| {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o644);
+            let written = options.open(&new).and_then(|mut file| {
                 file.write_all(format!("{VERSION}\n").as_bytes())?;
                 file.sync_all()
             });
@@ -265,7 +333,7 @@ fn recover(
     boot_id: &str,
     content: &content::Store,
     snapshotter: &dyn Snapshotter,
-) -> Result<Vec<Change>, StoreError> {
+) -> Result<(Vec<Change>, Recovered), StoreError> {
     let mut blobs = BTreeSet::new();
     content.walk(|blob| -> Result<(), content::StoreError> {
         blobs.insert(blob.digest);
@@ -278,6 +346,7 @@ fn recover(
         .collect();
     let before = loaded.refs.clone();
     let mut changes = Vec::new();
+    let mut report = Recovered::default();
     let refs = &mut loaded.refs;
     let mut doubtful: BTreeSet<RefId> = written
         .keys()
@@ -309,7 +378,10 @@ fn recover(
     drop_unfindable(refs);
     for (id, row) in &before {
         match refs.get(id) {
-            None => changes.push(Change::DeleteRef(id.clone())),
+            None => {
+                report.refs += 1;
+                changes.push(Change::DeleteRef(id.clone()));
+            }
             Some(now) if now != row => {
                 let mut transaction = Transaction::default();
                 transaction.put_json(REFS, id.as_str(), now);
@@ -318,8 +390,9 @@ fn recover(
             Some(_) => {}
         }
     }
+    report.refs += loaded.damaged.len();
     changes.extend(loaded.damaged.drain(..).map(Change::DeleteRef));
-    Ok(changes)
+    Ok((changes, report))
 }
 
 /// What is on disk.
@@ -459,12 +532,12 @@ fn build_state(loaded: Loaded) -> State {
     state
 }
 
-/// Removes from disk what nothing refers to.
+/// Removes from disk what nothing refers to; returns how many snapshots and blobs.
 fn sweep(
     state: &Mutex<State>,
     content: &content::Store,
     snapshotter: &dyn Snapshotter,
-) -> Result<(), StoreError> {
+) -> Result<(usize, usize), StoreError> {
     let state = crate::store::locked(state);
     let swept = snapshotter.sweep(&|key| state.has_snapshot(key.as_str()))?;
     let mut garbage = Vec::new();
@@ -478,7 +551,7 @@ fn sweep(
         content.delete(digest)?;
     }
     tracing::debug!(snapshots = swept.removed.len(), blobs = garbage.len(), "swept");
-    Ok(())
+    Ok((swept.removed.len(), garbage.len()))
 }
 
 /// redb takes backends by value.

@@ -24,15 +24,40 @@ impl Store {
         removed: &mut dyn FnMut(UsageRecord) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let _alone = locked(&self.shared.pruning);
-        let mut outcome = Ok(ControlFlow::Continue(()));
+        let outcome = self.prune_steps(steps, removed);
+        self.wait_for_space()?;
+        outcome
+    }
+
+    /// Does what [`prune`](Self::prune) does, without any cost to the disk when there is nothing to remove.
+    pub fn collect(
+        &self,
+        steps: &[PruneOptions],
+        removed: &mut dyn FnMut(UsageRecord) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let _alone = locked(&self.shared.pruning);
+        let mut is_removing = false;
+        let outcome = self.prune_steps(steps, &mut |record| {
+            is_removing = true;
+            removed(record)
+        });
+        if is_removing {
+            self.wait_for_space()?;
+        }
+        outcome
+    }
+
+    fn prune_steps(
+        &self,
+        steps: &[PruneOptions],
+        removed: &mut dyn FnMut(UsageRecord) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         for step in steps {
-            outcome = self.prune_step(step, removed);
-            if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
+            if self.prune_step(step, removed)?.is_break() {
                 break;
             }
         }
-        self.wait_for_space()?;
-        outcome.map(|_| ())
+        Ok(())
     }
 
     /// Waits until everything removed so far is deleted from disk.
@@ -43,8 +68,8 @@ impl Store {
             self.shared.submit(
                 &mut state,
                 Transaction {
-                    changes: Vec::new(),
                     after: vec![After::Notify(done)],
+                    ..Transaction::default()
                 },
             )?
         };
@@ -105,7 +130,8 @@ impl Store {
 
     /// Returns the size of the metadata on disk.
     fn metadata_bytes(&self) -> u64 {
-        std::fs::metadata(self.shared.root.join("metadata.redb")).map_or(0, |metadata| metadata.len())
+        let size = |name| std::fs::metadata(self.shared.root.join(name)).map_or(0, |metadata| metadata.len());
+        size("metadata.redb").saturating_add(size("reserve"))
     }
 
     fn candidates(&self, step: &PruneOptions, filters: &Filters) -> Vec<Candidate<RefId>> {

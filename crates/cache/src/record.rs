@@ -291,7 +291,7 @@ impl Records {
                 &mut state,
                 Transaction {
                     changes,
-                    after: Vec::new(),
+                    ..Transaction::default()
                 },
             )?
         };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::SnapshotKey;
 
 use crate::clock;
-use crate::db::{After, Change, REFS, Transaction};
+use crate::db::{After, Change, Everything, REFS, Transaction};
 use crate::types::{Parents, Provider, RecordType, RefId, RefOptions, RefStat};
 
 /// A ref as it is stored.
@@ -314,12 +314,69 @@ impl State {
                 parent.children = parent.children.saturating_sub(1);
             }
         }
-        self.forget(id, &row, &mut transaction.after);
+        // Nobody could come back to it, not even after a crash.
+        let is_scrap = row.mutable && !row.retain && row.twin.is_none();
+        let after = if is_scrap {
+            &mut transaction.now
+        } else {
+            &mut transaction.after
+        };
+        self.forget(id, &row, after);
+        self.unmeasure_sharers(&row, transaction);
         if let Some(marker) = self.writing.remove(id) {
             transaction.after.push(After::DeleteFile(marker));
         }
         transaction.changes.push(Change::DeleteRef(id.clone()));
         Some(row)
+    }
+
+    /// Has refs that share a tree or a blob with one that is gone measured again: it may have been the one it counted for.
+    fn unmeasure_sharers(&mut self, gone: &Row, transaction: &mut Transaction) {
+        let chain_id = gone.chain_id.as_ref();
+        let mut sharers: Vec<RefId> = chain_id
+            .into_iter()
+            .flat_map(|id| self.by_chain(id))
+            .cloned()
+            .collect();
+        let left: Vec<Digest> = gone.blobs.iter().map(|blob| blob.digest).collect();
+        let left: Vec<Digest> = left
+            .into_iter()
+            .filter(|digest| self.blobs.contains_key(digest))
+            .collect();
+        if !left.is_empty() {
+            let shares = |row: &Row| row.blobs.iter().any(|blob| left.contains(&blob.digest));
+            let all = self.refs.iter().filter(|(_, entry)| shares(&entry.row));
+            sharers.extend(all.map(|(id, _)| id.clone()));
+        }
+        for id in sharers {
+            self.update(&id, transaction, |row| row.size_bytes = None);
+        }
+    }
+
+    /// Reports whether `id` is the ref that a blob counts for: the first of those that name it.
+    pub fn counts_blob(&self, id: &RefId, digest: &Digest) -> bool {
+        if self.blobs.get(digest).is_none_or(|count| *count < 2) {
+            return true;
+        }
+        let names = |entry: &Entry| entry.row.blobs.iter().any(|blob| blob.digest == *digest);
+        self.refs
+            .iter()
+            .find(|(_, entry)| names(entry))
+            .is_none_or(|(first, _)| first == id)
+    }
+
+    /// Encodes all refs and names.
+    pub fn everything(&self) -> Everything {
+        let mut all = Everything::default();
+        for (id, entry) in &self.refs {
+            let row = serde_json::to_vec(&entry.row).expect("a row serializes");
+            all.refs.insert(id.as_str().as_bytes().to_vec(), row);
+        }
+        for (name, digests) in &self.names {
+            let digests = serde_json::to_vec(digests).expect("digests serialize");
+            all.names.insert(name.as_bytes().to_vec(), digests);
+        }
+        all
     }
 
     /// Removes a ref together with its twin; `None` when either is held or has children.

@@ -12,20 +12,32 @@ use snapshot::{SnapshotKey, Snapshotter};
 use crate::db::{After, Change, Db, NAMES, Sequence, Transaction};
 use crate::error::{OpenError, StoreError};
 use crate::gc::DiskStat;
-use crate::open::StateLock;
+use crate::open::{Recovered, StateLock};
 use crate::pin::Pin;
 use crate::record::Records;
 use crate::state::State;
 use crate::types::RefId;
 
+/// Makes the storage of a database each time it is opened.
+pub type StorageFactory = Box<dyn FnMut() -> Box<dyn redb::StorageBackend> + Send>;
+
 /// Where the database lives.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub enum Backend {
     /// In `metadata.redb` of the state directory.
     #[default]
     File,
-    /// In the given storage; for tests.
-    Custom(Box<dyn redb::StorageBackend>),
+    /// In storage made by this; for tests.
+    Custom(StorageFactory),
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "File",
+            Self::Custom(_) => "Custom",
+        })
+    }
 }
 
 /// How to open a store.
@@ -73,6 +85,7 @@ pub(crate) struct Shared {
     pub pruning: Mutex<()>,
     // Dropped in this order: the database's threads end before the lock on the directory does.
     pub db: Db,
+    pub recovered: Recovered,
     pub _lock: File,
 }
 
@@ -96,7 +109,7 @@ impl Shared {
 
     /// Queues what was done to `state`, whose lock the caller still holds: that gives the order.
     pub fn submit(&self, _state: &mut State, transaction: Transaction) -> Result<Sequence, StoreError> {
-        if transaction.changes.is_empty() && transaction.after.is_empty() {
+        if transaction.changes.is_empty() && transaction.after.is_empty() && transaction.now.is_empty() {
             return Ok(self.db.last_submitted());
         }
         self.db.submit(transaction)
@@ -192,6 +205,11 @@ impl Store {
         options: StoreOptions,
     ) -> Result<Self, OpenError> {
         crate::open::open(root, content, snapshotter, options)
+    }
+
+    /// Tells what opening the store had to put right.
+    pub fn recovered(&self) -> Recovered {
+        self.shared.recovered
     }
 
     /// Returns the blob store.

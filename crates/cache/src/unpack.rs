@@ -119,10 +119,14 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
     if row.has_tree() {
         return Ok(());
     }
-    let name = match shared_tree(store, &row) {
+    let name = match shared_tree(store, &row)? {
         Some(name) => name,
         None => {
-            let name = snapshot_key(id);
+            let mut name = snapshot_key(id);
+            if store.shared.snapshotter.stat(&name).is_ok() {
+                // What remains of a tree whose files were removed by hand still has the name.
+                name = snapshot_key(&new_id());
+            }
             match &row.parents {
                 Parents::Layer { parent } => apply_blob(store, id, &row, parent.as_ref(), &name)?,
                 Parents::Merge { .. } | Parents::Diff { .. } => {
@@ -144,13 +148,21 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
 }
 
 /// Finds the tree of a ref with the same layers.
-fn shared_tree(store: &Store, row: &Row) -> Option<SnapshotKey> {
+fn shared_tree(store: &Store, row: &Row) -> Result<Option<SnapshotKey>, StoreError> {
     let state = store.shared.state();
-    let chain_id = row.chain_id?;
-    state
+    let Some(chain_id) = row.chain_id else {
+        return Ok(None);
+    };
+    let committed = state
         .by_chain(&chain_id)
         .filter_map(|id| state.get(id))
-        .find_map(|entry| entry.row.committed())
+        .filter_map(|entry| entry.row.committed());
+    for key in committed {
+        if store.is_whole(&key)? {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
 }
 
 fn apply_blob(
@@ -193,7 +205,26 @@ fn apply_blob(
     {
         tracing::warn!(error = &error as &dyn std::error::Error, %key, "remove a half-made snapshot");
     }
-    applied
+    applied.map_err(|error| without_corrupt_blob(store, id, &blob, error))
+}
+
+/// Looks whether a layer failed because its blob is not what it was when it was stored. Then the blob goes, so that it is
+/// fetched again, and the error is that it is missing.
+fn without_corrupt_blob(store: &Store, id: &RefId, blob: &Digest, error: StoreError) -> StoreError {
+    if !matches!(error, StoreError::WrongDiffId { .. } | StoreError::Unpack { .. }) {
+        return error;
+    }
+    let Err(content::VerifyError::Corrupt { actual, .. }) = store.content().verify(blob) else {
+        return error;
+    };
+    tracing::warn!(%blob, %actual, "a blob was damaged on disk and is dropped");
+    match store.content().delete(blob) {
+        Ok(_) => StoreError::Lazy {
+            id: id.clone(),
+            digests: vec![*blob],
+        },
+        Err(error) => error.into(),
+    }
 }
 
 /// Returns the committed snapshot of a ref that something stands on.

@@ -156,7 +156,7 @@ impl Store {
 /// Measures a ref's snapshot and blobs and remembers the sum. What several refs share counts for the first of them. A ref
 /// that is gone takes nothing.
 pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
-    let (row, counts_snapshot) = {
+    let (row, counts_snapshot, blobs) = {
         let state = store.shared.state();
         let Some(entry) = state.get(id) else { return Ok(0) };
         let row = entry.row.clone();
@@ -172,7 +172,12 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
             state.by_chain(chain_id).find(shares)
         });
         let counts = first.is_none_or(|first| first == id);
-        (row, counts)
+        let blobs: Vec<_> = row.blobs.iter().map(|blob| blob.digest).collect();
+        let blobs: Vec<_> = blobs
+            .into_iter()
+            .filter(|digest| state.counts_blob(id, digest))
+            .collect();
+        (row, counts, blobs)
     };
     let key = match &row.twin {
         Some(twin) if !row.mutable => Some(snapshot_key(twin)),
@@ -186,8 +191,8 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
             Err(error) => return Err(error.into()),
         };
     }
-    for blob in &row.blobs {
-        let info = store.content().info(&blob.digest)?;
+    for digest in &blobs {
+        let info = store.content().info(digest)?;
         size_bytes = size_bytes.saturating_add(info.map_or(0, |info| info.size_bytes));
     }
     store.shared.change(|state, transaction| {

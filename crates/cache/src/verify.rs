@@ -1,6 +1,7 @@
 //! Looking for disagreement between metadata, snapshots and blobs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::ControlFlow;
 
 use oci::Digest;
@@ -43,6 +44,13 @@ pub enum Finding {
         /// The ref.
         id: RefId,
     },
+    /// A ref names a blob that is neither here nor can be fetched.
+    MissingBlob {
+        /// The ref.
+        id: RefId,
+        /// The blob.
+        digest: Digest,
+    },
     /// A ref stands on one that is gone.
     MissingParent {
         /// The ref.
@@ -57,6 +65,42 @@ pub enum Finding {
         /// The result.
         result: String,
     },
+}
+
+impl Finding {
+    /// Reports whether it costs nothing but room.
+    pub fn is_harmless(&self) -> bool {
+        match self {
+            Self::LeakedBlob { .. } | Self::LeakedSnapshot { .. } | Self::DanglingResult { .. } => true,
+            Self::CorruptBlob { .. }
+            | Self::MissingSnapshot { .. }
+            | Self::UnloadableRef { .. }
+            | Self::MissingBlob { .. }
+            | Self::MissingParent { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CorruptBlob { digest, actual } => {
+                write!(
+                    f,
+                    "blob {digest} is damaged: the stored bytes have digest {actual}"
+                )
+            }
+            Self::LeakedBlob { digest } => write!(f, "blob {digest} is held by nothing"),
+            Self::MissingSnapshot { id, key } => write!(f, "ref {id}: files of its snapshot {key} are gone"),
+            Self::LeakedSnapshot { key } => write!(f, "snapshot {key} belongs to no ref"),
+            Self::UnloadableRef { id } => write!(f, "ref {id} can be neither read nor made"),
+            Self::MissingBlob { id, digest } => write!(f, "ref {id}: blob {digest} is gone"),
+            Self::MissingParent { id, parent } => write!(f, "ref {id} stands on {parent}, which is gone"),
+            Self::DanglingResult { record, result } => {
+                write!(f, "record {record} has result {result}, whose refs are gone")
+            }
+        }
+    }
 }
 
 /// What is known of the store at one moment.
@@ -155,8 +199,20 @@ impl Store {
                 Some(twin) => Some(snapshot_key(if row.mutable { id } else { twin })),
                 None => row.snapshot_key(),
             };
+            for blob in self.lost_blobs(row)? {
+                findings.push(Finding::MissingBlob {
+                    id: id.clone(),
+                    digest: blob,
+                });
+            }
             match key {
                 Some(key) if present.contains(&key) => {
+                    if !self.is_whole(&key)? {
+                        findings.push(Finding::MissingSnapshot {
+                            id: id.clone(),
+                            key: key.clone(),
+                        });
+                    }
                     known.insert(key);
                 }
                 Some(key) => findings.push(Finding::MissingSnapshot { id: id.clone(), key }),

@@ -35,6 +35,16 @@ impl Crashing {
         self.0.lock().unwrap().durable.clone()
     }
 
+    fn as_backend(&self) -> Backend {
+        let backend = self.clone();
+        Backend::Custom(Box::new(move || Box::new(backend.clone())))
+    }
+
+    /// Lets flushes succeed, or fail, from now on.
+    fn allow(&self, flushes: usize) {
+        self.0.lock().unwrap().flushes = flushes;
+    }
+
     /// Reports whether the crash point was reached.
     fn crashed(&self) -> bool {
         self.0.lock().unwrap().flushes == 0
@@ -86,7 +96,7 @@ impl redb::StorageBackend for Crashing {
 
 fn options(backend: &Crashing) -> StoreOptions {
     StoreOptions {
-        backend: Backend::Custom(Box::new(backend.clone())),
+        backend: backend.as_backend(),
         // Flushes happen where the test asks for them.
         flush_interval: Duration::from_secs(3600),
         ..StoreOptions::default()
@@ -190,6 +200,59 @@ fn a_crash_at_any_flush_leaves_a_sound_state() {
         if !crashed {
             return;
         }
+    }
+}
+
+/// What fails is told; when writing works again, everything goes on, and nothing that went meanwhile comes back.
+#[test]
+fn a_full_disk_is_waited_out() {
+    let dir = Dir::new();
+    let backend = Crashing::new(Vec::new(), usize::MAX);
+    let store = dir.open_with(options(&backend));
+    let kept = step(&store, None, "kept");
+    kept.retain();
+    let going = step(&store, None, "going");
+    going.retain();
+    going.finalize().unwrap();
+    let going_id = going.id().clone();
+    drop(going);
+    store.flush().unwrap();
+
+    backend.allow(0);
+    let unfinished = store.create_mutable(None, described("unfinished")).unwrap();
+    let key = unfinished.snapshot();
+    let error = store.flush().unwrap_err();
+    assert!(error.to_string().contains("crashed"), "{error}");
+    // Room is made at once where a crash would make it too.
+    drop(unfinished);
+    wait_until(|| store.snapshotter().stat(&key).is_err());
+    let filter = vec![format!("id=={going_id}")];
+    let prune = [PruneOptions {
+        filter,
+        ..PruneOptions::default()
+    }];
+    let ignore = &mut |_| std::ops::ControlFlow::Continue(());
+    assert!(store.prune(&prune, ignore).is_err());
+
+    backend.allow(usize::MAX);
+    wait_until(|| store.flush().is_ok());
+    let above = step(&store, Some(&kept), "above");
+    above.retain();
+    store.flush().unwrap();
+    check(&store);
+    assert_eq!(listed(&store), ["above", "kept"]);
+    drop((kept, above, store));
+    let store = dir.open_with(options(&Crashing::new(backend.durable(), usize::MAX)));
+    assert_eq!(listed(&store), ["above", "kept"]);
+    assert_eq!(store.recovered(), cache::Recovered::default());
+    check(&store);
+}
+
+fn wait_until(mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(20), "it did not come true");
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod collect;
 mod crash;
+mod faults;
 mod fixture;
 mod overlay;
 mod parallel;

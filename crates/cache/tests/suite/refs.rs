@@ -8,6 +8,27 @@ use oci::Digest;
 use crate::fixture::*;
 
 #[test]
+fn nobody_else_may_enter() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new();
+    let mode = |name: &str| {
+        std::fs::metadata(dir.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    drop(dir.open());
+    // As an earlier version may have left it.
+    std::fs::set_permissions(dir.path().join("content"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    drop(dir.open());
+    for name in ["content", "snapshots", "writing"] {
+        assert_eq!(mode(name), 0o700, "{name}");
+    }
+    assert_eq!((mode("lock"), mode("metadata.redb")), (0o600, 0o600));
+}
+
+#[test]
 fn a_chain_of_steps_sees_what_is_below() {
     let dir = Dir::new();
     let store = dir.open();

@@ -68,7 +68,7 @@ impl World {
         );
         let mut places = providers(&images);
         let access = ObjectAccess {
-            client: registry::web_client().unwrap(),
+            client: registry::web_client("test").unwrap(),
             variable: |_| None,
             connections: Arc::default(),
         };

@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn attributes_are_checked() {
-        let client = registry::web_client().unwrap();
+        let client = registry::web_client("test").unwrap();
         let given = |pairs: &[(&str, &str)]| {
             let attrs: BTreeMap<String, String> = pairs
                 .iter()

@@ -534,6 +534,6 @@ mod tests {
     }
 
     fn reqwest_client() -> reqwest::Client {
-        registry::web_client().unwrap()
+        registry::web_client("test").unwrap()
     }
 }
