@@ -1,7 +1,8 @@
-//! Garbage collection after builds.
+//! Garbage collection during builds and after them.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache::{PruneOptions, Store};
@@ -11,53 +12,66 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long after a build its garbage is collected.
 const DELAY: Duration = Duration::from_secs(1);
-/// Least time between two collections.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// Time between two collections while builds run, and the least one otherwise: a cap that is looked at more rarely is none.
+const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Collects garbage some time after builds. Cheap to clone; the last clone ends it.
+/// Collects garbage while builds run and some time after them. Cheap to clone; the last clone ends it.
 #[derive(Clone, Debug)]
 pub struct Collector {
-    wanted: Arc<Notify>,
+    builds: Arc<Builds>,
     _task: Arc<AbortOnDropHandle<()>>,
 }
 
-/// Asks for a collection when it is dropped.
-#[derive(Debug)]
-pub struct AfterBuild(Arc<Notify>);
+#[derive(Debug, Default)]
+struct Builds {
+    running: AtomicUsize,
+    /// A build began or ended.
+    changed: Notify,
+}
 
-impl Drop for AfterBuild {
+/// Has garbage collected as long as it lives and once after.
+#[derive(Debug)]
+pub struct DuringBuild(Arc<Builds>);
+
+impl Drop for DuringBuild {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_one();
     }
 }
 
 impl Collector {
     /// Starts collecting by the policies; without any, nothing is ever collected.
     pub fn start(store: Store, policies: Vec<PruneOptions>, stop: CancellationToken) -> Self {
-        let wanted = Arc::new(Notify::new());
-        let task = tokio::spawn(run(store, policies, Arc::clone(&wanted), stop));
+        let builds = Arc::new(Builds::default());
+        let task = tokio::spawn(run(store, policies, Arc::clone(&builds), stop));
         Self {
-            wanted,
+            builds,
             _task: Arc::new(AbortOnDropHandle::new(task)),
         }
     }
 
-    /// Returns a guard that asks for a collection when the build ends.
-    pub fn after_build(&self) -> AfterBuild {
-        AfterBuild(Arc::clone(&self.wanted))
+    /// Returns a guard for the time of a build.
+    pub fn during_build(&self) -> DuringBuild {
+        self.builds.running.fetch_add(1, Ordering::AcqRel);
+        self.builds.changed.notify_one();
+        DuringBuild(Arc::clone(&self.builds))
     }
 }
 
-async fn run(store: Store, policies: Vec<PruneOptions>, wanted: Arc<Notify>, stop: CancellationToken) {
+async fn run(store: Store, policies: Vec<PruneOptions>, builds: Arc<Builds>, stop: CancellationToken) {
     if policies.is_empty() {
         return;
     }
     // The last run may have left more than is allowed, or the policies may have changed.
-    wanted.notify_one();
+    builds.changed.notify_one();
     loop {
-        tokio::select! {
-            () = wanted.notified() => {}
-            () = stop.cancelled() => return,
+        // While a build runs the next collection is due anyway.
+        if builds.running.load(Ordering::Acquire) == 0 {
+            tokio::select! {
+                () = builds.changed.notified() => {}
+                () = stop.cancelled() => return,
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(DELAY) => {}
@@ -74,7 +88,7 @@ async fn run(store: Store, policies: Vec<PruneOptions>, wanted: Arc<Notify>, sto
 async fn collect(store: Store, policies: Vec<PruneOptions>, stop: CancellationToken) {
     let work = move || {
         let mut bytes: u64 = 0;
-        let outcome = store.prune(&policies, &mut |record| {
+        let outcome = store.collect(&policies, &mut |record| {
             bytes = bytes.saturating_add(record.size_bytes);
             if stop.is_cancelled() {
                 ControlFlow::Break(())

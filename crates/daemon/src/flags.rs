@@ -73,6 +73,9 @@ pub struct Flags {
     /// Set all the default options to be compatible with rootless containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = BARE_BOOL, value_parser = parse_bool)]
     pub rootless: Option<bool>,
+    /// Check everything in the state directory of a stopped daemon, tell what is wrong, and exit
+    #[arg(long)]
+    pub verify: bool,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,

@@ -22,6 +22,7 @@ pub mod program;
 pub mod serve;
 pub mod services;
 pub mod sessions;
+pub mod verify;
 pub mod wiring;
 pub mod worker;
 

@@ -10,7 +10,8 @@ use clap::Parser as _;
 use crate::config::{ConfigError, load, refuse_unsupported};
 use crate::flags::Flags;
 use crate::serve::{Settings, run};
-use crate::wiring::StartError;
+use crate::verify::verify;
+use crate::wiring::{StartError, snapshotter};
 use crate::{log, worker};
 
 /// Threads that run builds' bookkeeping; everything heavy has threads of its own.
@@ -65,7 +66,7 @@ pub fn program(args: Vec<OsString>, personality: &Personality) -> ExitCode {
         };
     }
     match start(&flags, personality) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Without a standard error there is nobody to tell.
             let _ = writeln!(
@@ -89,7 +90,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     if written.is_ok() { code } else { ExitCode::FAILURE }
 }
 
-fn start(flags: &Flags, personality: &Personality) -> Result<(), StartError> {
+fn start(flags: &Flags, personality: &Personality) -> Result<ExitCode, StartError> {
     let path = flags
         .config
         .clone()
@@ -111,6 +112,15 @@ fn start(flags: &Flags, personality: &Personality) -> Result<(), StartError> {
         action: format!("failed to find {}", root.display()),
         source,
     })?;
+    if flags.verify {
+        let choice = snapshotter(&file.worker.oci.snapshotter);
+        let is_sound = verify(&root, choice, &mut std::io::stdout().lock())?;
+        return Ok(if is_sound {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
     let mut addresses = file.grpc.address.clone();
     if addresses.is_empty() {
         addresses.push(personality.address.to_owned());
@@ -127,7 +137,7 @@ fn start(flags: &Flags, personality: &Personality) -> Result<(), StartError> {
     })?;
     let ended = runtime.block_on(run(settings));
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    ended
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// Makes the runtime of daemons and of engines in a client's process.

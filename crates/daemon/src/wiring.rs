@@ -170,7 +170,7 @@ fn devices(file: &ConfigFile) -> DeviceRegistry {
     registry
 }
 
-fn snapshotter(name: &str) -> SnapshotterChoice {
+pub(crate) fn snapshotter(name: &str) -> SnapshotterChoice {
     match name {
         "overlayfs" | "overlay" => SnapshotterChoice::Overlay,
         "native" => SnapshotterChoice::Native,

@@ -1,7 +1,8 @@
 //! What the daemon tells of its only worker.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,7 +78,9 @@ pub fn worker_id(root: &Path) -> io::Result<String> {
         .trim()
         .replace('-', "");
     let new = root.join(format!("{ID_FILE}.new"));
-    std::fs::write(&new, &id)?;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o644);
+    options.open(&new)?.write_all(id.as_bytes())?;
     std::fs::rename(&new, &path)?;
     Ok(id)
 }

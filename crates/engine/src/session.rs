@@ -90,6 +90,9 @@ pub struct FileStat {
     pub dev_minor: i64,
     /// Extended attributes.
     pub xattrs: BTreeMap<String, Bytes>,
+    /// When the inode last changed, in nanoseconds since the epoch; 0 when the client does not tell. It is no part of what
+    /// a file is: it only tells that something may have happened to it.
+    pub change_time_ns: i64,
 }
 
 /// One message of the file transfer protocol (`fsutil.types.Packet`).

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,11 +94,16 @@ pub struct Ready {
 /// # Errors
 /// With the cause and the path: the state directory is in use, of a newer version, not writable, damaged.
 pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
-    std::fs::create_dir_all(&config.root).map_err(|error| {
-        BuildError::from_source(ErrorKind::Internal, error)
-            .context(format!("create {}", config.root.display()))
-    })?;
-    let (store, snapshotter) = open_store(&config)?;
+    // Containers' users pass through it, but look at nothing.
+    let mut dir = std::fs::DirBuilder::new();
+    dir.recursive(true)
+        .mode(0o711)
+        .create(&config.root)
+        .map_err(|error| {
+            BuildError::from_source(ErrorKind::Internal, error)
+                .context(format!("create {}", config.root.display()))
+        })?;
+    let (store, snapshotter) = open_store(&config.root, config.lock_timeout, config.snapshotter)?;
     let (executor, without_containers) = start_executor(&config)?;
     let client = registry::Client::new(config.registries.clone());
     let images = Images::new(client, store.clone());
@@ -151,9 +157,17 @@ fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError
     BuildError::from_source(ErrorKind::Internal, error)
 }
 
-fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError> {
+/// Opens the store of an existing state directory and tells its snapshotter's name. Blocking.
+///
+/// # Errors
+/// As [`setup`].
+pub fn open_store(
+    root: &Path,
+    lock_timeout: Option<Duration>,
+    snapshotter: SnapshotterChoice,
+) -> Result<(Store, &'static str), BuildError> {
     // Opening sweeps, so nothing is opened that another process uses or a newer version made.
-    let lock = StateLock::acquire(&config.root, config.lock_timeout).map_err(|error| {
+    let lock = StateLock::acquire(root, lock_timeout).map_err(|error| {
         let is_locked = matches!(error, cache::OpenError::Locked { .. });
         BuildError::from_source(
             if is_locked {
@@ -164,13 +178,13 @@ fn open_store(config: &EngineConfig) -> Result<(Store, &'static str), BuildError
             error,
         )
     })?;
-    let content = content::Store::open(&config.root.join("content")).map_err(internal)?;
-    let (snapshotter, name) = open_snapshotter(config.snapshotter, &config.root.join("snapshots"))?;
+    let content = content::Store::open(&root.join("content")).map_err(internal)?;
+    let (snapshotter, name) = open_snapshotter(snapshotter, &root.join("snapshots"))?;
     let options = StoreOptions {
         lock: Some(lock),
         ..StoreOptions::default()
     };
-    let store = Store::open(&config.root, content, snapshotter, options).map_err(internal)?;
+    let store = Store::open(root, content, snapshotter, options).map_err(internal)?;
     Ok((store, name))
 }
 

@@ -1,6 +1,7 @@
 //! The worker: makes the op of every vertex, and resolves sources for frontends.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -117,7 +118,8 @@ fn remake(dir: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    std::fs::create_dir_all(dir)
+    let mut made = std::fs::DirBuilder::new();
+    made.recursive(true).mode(0o711).create(dir)
 }
 
 fn scheme(identifier: &str) -> Result<&str, BuildError> {

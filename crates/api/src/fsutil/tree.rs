@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, StatxTimestamp,
+};
 use rustix::io::Errno;
 
 use super::{Stat, mode};
@@ -150,7 +152,8 @@ impl Tree {
             mode: mode::from_unix(statx.stx_mode.into()) & !mode::SOCKET,
             uid: statx.stx_uid,
             gid: statx.stx_gid,
-            mod_time: nanoseconds(&statx),
+            mod_time: nanoseconds(statx.stx_mtime),
+            change_time: nanoseconds(statx.stx_ctime),
             ..Stat::default()
         };
         if kind == FileType::BlockDevice || kind == FileType::CharacterDevice {
@@ -181,8 +184,7 @@ fn retry_again<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io
     call()
 }
 
-fn nanoseconds(statx: &Statx) -> i64 {
-    let time = statx.stx_mtime;
+fn nanoseconds(time: StatxTimestamp) -> i64 {
     time.tv_sec
         .saturating_mul(1_000_000_000)
         .saturating_add(time.tv_nsec.into())

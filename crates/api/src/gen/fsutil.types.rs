@@ -22,6 +22,9 @@ pub struct Stat {
     pub devminor: i64,
     #[prost(btree_map = "string, bytes", tag = "10")]
     pub xattrs: ::prost::alloc::collections::BTreeMap<::prost::alloc::string::String, ::prost::bytes::Bytes>,
+    /// When the inode last changed, nanoseconds since the epoch; 0 is unknown. Other programs neither send nor read it.
+    #[prost(int64, tag = "1000")]
+    pub change_time: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Packet {

@@ -324,7 +324,7 @@ impl Control for ControlService {
         refuse_unsupported(&request)?;
         let id = JobId(request.r#ref.clone());
         let running = (!request.internal).then(|| self.history.start(history_record(&request)));
-        let _after = self.collector.after_build();
+        let _collected = self.collector.during_build();
         let request = solve_request(request);
         let (engine, history) = (self.engine.clone(), self.history.clone());
         let work = async {

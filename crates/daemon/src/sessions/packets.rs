@@ -55,6 +55,7 @@ fn stat_from_wire(stat: Stat) -> Result<FileStat, SessionError> {
         dev_major: stat.devmajor,
         dev_minor: stat.devminor,
         xattrs: stat.xattrs,
+        change_time_ns: stat.change_time,
     })
 }
 
@@ -71,6 +72,7 @@ pub(crate) fn stat_to_wire(stat: FileStat) -> Stat {
         devmajor: stat.dev_major,
         devminor: stat.dev_minor,
         xattrs: stat.xattrs,
+        change_time: stat.change_time_ns,
     }
 }
 

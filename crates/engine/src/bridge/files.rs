@@ -218,6 +218,7 @@ fn file_stat(stat: GoStat) -> FileStat {
             .into_iter()
             .map(|(key, value)| (key, Bytes::from(value)))
             .collect(),
+        ..FileStat::default()
     }
 }
 

@@ -311,5 +311,6 @@ fn file_stat(stat: GoStat, path: &str) -> FileStat {
             .into_iter()
             .map(|(name, value)| (name, Bytes::from(value)))
             .collect(),
+        ..FileStat::default()
     }
 }

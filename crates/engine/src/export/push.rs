@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use content::Store;
+use content::{Store, VerifyError};
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use oci::{Descriptor, Digest, Reference, media_type};
@@ -225,8 +225,21 @@ fn send_blob(
     chunks: &mpsc::Sender<std::io::Result<Bytes>>,
 ) -> std::io::Result<()> {
     let blob = content.reader(digest).map_err(std::io::Error::other)?;
+    if offset == 0 {
+        return send_chunks(blob.into_verified_reader(), chunks).inspect_err(|error| {
+            let is_corrupt = error.get_ref().is_some_and(|error| error.is::<VerifyError>());
+            if is_corrupt && let Err(error) = content.delete(digest) {
+                tracing::warn!(%error, %digest, "a damaged blob cannot be removed");
+            }
+        });
+    }
+    // Whoever goes on where it was interrupted has a digest to check.
     let mut reader = blob.into_reader();
     std::io::Seek::seek(&mut reader, std::io::SeekFrom::Start(offset))?;
+    send_chunks(reader, chunks)
+}
+
+fn send_chunks(mut reader: impl Read, chunks: &mpsc::Sender<std::io::Result<Bytes>>) -> std::io::Result<()> {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         let limit = u64::try_from(CHUNK_BYTES).unwrap_or(u64::MAX);

@@ -3,7 +3,8 @@
 //! The tree of each shared key is a retained mutable ref; each build takes it, brings it up to date and commits it. Beside
 //! the tree, a [`manifest`] says what the client had at the last transfer. A file counts as unchanged when its attributes
 //! are those of the manifest *and* it was not modified so shortly before that transfer that a later edit could have
-//! left the same times (a racily clean entry); everything else is transferred again.
+//! left the same times (a racily clean entry); everything else is transferred again. Clients of this project also tell when
+//! the inode last changed, which no edit can take back.
 
 mod attributes;
 mod listing;

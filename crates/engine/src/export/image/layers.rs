@@ -115,7 +115,10 @@ impl LayerExporter {
             Arc::clone(busy.entry(reference.id().clone()).or_default())
         };
         let _guard = slot.lock().await;
-        let mut blobs = reference.blobs();
+        let mut blobs = {
+            let reference = reference.clone();
+            blocking(move || reference.usable_blobs().map_err(internal)).await?
+        };
         if blobs.is_empty() {
             self.pack(ctx, &reference, options).await?;
             blobs = reference.blobs();
@@ -371,6 +374,8 @@ impl Packing {
 }
 
 fn open_plain(store: &Store, blob: &Digest) -> Result<impl Read + use<>, BuildError> {
+    // What is made of damaged bytes would have a digest that vouches for them.
+    store.content().verify(blob).map_err(internal)?;
     let blob = store.content().reader(blob).map_err(internal)?;
     let reader = BufReader::with_capacity(1 << 20, blob.into_reader());
     let (_, plain) = decompress(reader).map_err(internal)?;

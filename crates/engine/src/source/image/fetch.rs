@@ -309,7 +309,7 @@ impl BlobFetcher {
 
     async fn missing(&self, reference: &ImmutableRef) -> Result<Vec<MissingBlob>, BuildError> {
         let reference = reference.clone();
-        blocking(move || reference.missing_blobs().map_err(internal)).await
+        blocking(move || reference.missing_blobs().map_err(unpack_error)).await
     }
 }
 
@@ -330,12 +330,21 @@ impl Unlazy for BlobFetcher {
         if !reference.is_lazy() {
             return Ok(());
         }
-        let missing = self.missing(reference).await?;
-        let fetches = self.fetches(ctx, missing);
-        let all = try_join_all(fetches.values().cloned());
-        let unpacked = self.unpack_layers(ctx, reference, &fetches);
-        tokio::try_join!(all, unpacked)?;
-        Ok(())
+        let mut missing = self.missing(reference).await?;
+        loop {
+            let fetches = self.fetches(ctx, missing.clone());
+            let all = try_join_all(fetches.values().cloned());
+            let unpacked = self.unpack_layers(ctx, reference, &fetches);
+            let Err(error) = tokio::try_join!(all, unpacked) else {
+                return Ok(());
+            };
+            // A blob that proved to be damaged on disk was dropped; it is fetched as if it had never been here.
+            let before = std::mem::replace(&mut missing, self.missing(reference).await?);
+            let is_dropped = |blob: &MissingBlob| !before.contains(blob);
+            if error.kind() != ErrorKind::NotFound || !missing.iter().any(is_dropped) {
+                return Err(error);
+            }
+        }
     }
 
     async fn is_reachable(&self, ctx: &FetchContext, reference: &ImmutableRef) -> Result<bool, BuildError> {
@@ -358,6 +367,7 @@ fn unpack_error(error: cache::StoreError) -> BuildError {
     let kind = match &error {
         // What the image promises and what it contains differ: no fault of this machine.
         cache::StoreError::WrongDiffId { .. } | cache::StoreError::Unpack { .. } => ErrorKind::User,
+        cache::StoreError::Lazy { .. } | cache::StoreError::NotFound { .. } => ErrorKind::NotFound,
         _ => ErrorKind::Internal,
     };
     BuildError::from_source(kind, error)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::session::FileStat;
 
 /// Marks the encoding; another one is as good as none.
-const MAGIC: &[u8; 8] = b"cpr-lm1\n";
+const MAGIC: &[u8; 8] = b"cpr-lm2\n";
 
 /// How shortly before a transfer a file may have been modified for a later edit to go unnoticed: the coarsest times of
 /// file systems in use (FAT), which also covers the usual slack between two machines' clocks.
@@ -40,11 +40,12 @@ impl Entry {
         if stat.mode & super::order::MODE_DIR == 0 {
             return *stat == self.stat;
         }
-        // A directory's time changes with its entries, which are compared themselves.
+        // A directory's times change with its entries, which are compared themselves.
         let (mod_time_ns, size_bytes) = (self.stat.mod_time_ns, self.stat.size_bytes);
         FileStat {
             mod_time_ns,
             size_bytes,
+            change_time_ns: self.stat.change_time_ns,
             ..stat.clone()
         } == self.stat
     }
@@ -63,6 +64,7 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
         for number in [stat.size_bytes, stat.mod_time_ns, stat.dev_major, stat.dev_minor] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        out.extend_from_slice(&stat.change_time_ns.to_le_bytes());
         put_length(&mut out, stat.xattrs.len());
         for (name, value) in &stat.xattrs {
             put_bytes(&mut out, name.as_bytes());
@@ -97,7 +99,7 @@ fn entry(rest: &mut &[u8]) -> Option<Entry> {
     let linkname = text(rest)?;
     let (mode, uid, gid, racy) = (number(rest)?, number(rest)?, number(rest)?, number(rest)?);
     let (size_bytes, mod_time_ns) = (long(rest)?, long(rest)?);
-    let (dev_major, dev_minor) = (long(rest)?, long(rest)?);
+    let (dev_major, dev_minor, change_time_ns) = (long(rest)?, long(rest)?, long(rest)?);
     let mut xattrs = BTreeMap::new();
     for _ in 0..number(rest)? {
         let name = text(rest)?;
@@ -114,6 +116,7 @@ fn entry(rest: &mut &[u8]) -> Option<Entry> {
         dev_major,
         dev_minor,
         xattrs,
+        change_time_ns,
     };
     Some(Entry {
         stat,
@@ -184,6 +187,11 @@ mod tests {
         assert!(!kept.is_current(&stat(2)));
         assert!(!kept.is_current(&FileStat {
             mode: 0o600,
+            ..stat(1)
+        }));
+        // The one trace of an edit that put everything else back.
+        assert!(!kept.is_current(&FileStat {
+            change_time_ns: 1,
             ..stat(1)
         }));
         assert!(!kept.is_current(&FileStat {
