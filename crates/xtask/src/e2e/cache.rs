@@ -102,7 +102,15 @@ fn stale_file(lab: &Lab) -> Result<()> {
         )
     };
     let path = context.join("b.txt");
-    for content in ["b2", "b3", "b4", "b5"] {
+    for (round, content) in ["b2", "b3", "b4", "b5"].into_iter().enumerate() {
+        if round == 2 {
+            // So old that its time alone would be trusted.
+            let earlier = SystemTime::now() - Duration::from_secs(3600);
+            fs::File::options()
+                .write(true)
+                .open(&path)?
+                .set_modified(earlier)?;
+        }
         build()?;
         let modified = fs::metadata(&path)?.modified()?;
         fs::write(&path, content)?;

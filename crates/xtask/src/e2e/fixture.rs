@@ -257,6 +257,36 @@ impl<'lab> Daemon<'lab> {
         self.start_again()
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the daemon as an init system does.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal("-TERM")
+    }
+
+    /// Kills the daemon without warning.
+    pub fn kill(&mut self) -> Result<()> {
+        self.signal("-KILL")
+    }
+
+    /// The command that looks through the state directory of the stopped daemon.
+    pub fn verify_command(&self) -> Command {
+        let mut command = self.lab.command("cooperd");
+        command
+            .arg("--root")
+            .arg(self.lab.dir().join("daemon"))
+            .arg("--verify");
+        command
+    }
+
+    /// Requires that the stopped daemon's state is sound; returns what was told of it.
+    pub fn verify(&self) -> Result<String> {
+        succeed(&mut self.verify_command())
+    }
+
     /// Kills the daemon without warning and starts it again.
     pub fn kill_and_start(&mut self) -> Result<()> {
         self.signal("-KILL")?;
@@ -272,7 +302,8 @@ impl<'lab> Daemon<'lab> {
         Ok(())
     }
 
-    fn start_again(&mut self) -> Result<()> {
+    /// Starts the daemon again after it ended.
+    pub fn start_again(&mut self) -> Result<()> {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let fresh = Self::start(self.lab, &flags)?;
         *self = fresh;

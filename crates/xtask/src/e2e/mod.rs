@@ -11,6 +11,7 @@ mod exporters;
 pub mod fixture;
 mod object_caches;
 mod steps;
+mod store;
 
 use std::time::Instant;
 
@@ -54,6 +55,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         exporters::SCENARIOS,
         object_caches::SCENARIOS,
         steps::SCENARIOS,
+        store::SCENARIOS,
     ]
     .into_iter()
     .flatten()
