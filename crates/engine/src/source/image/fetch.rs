@@ -338,10 +338,12 @@ impl Unlazy for BlobFetcher {
             let Err(error) = tokio::try_join!(all, unpacked) else {
                 return Ok(());
             };
+            if error.kind() != ErrorKind::NotFound {
+                return Err(error);
+            }
             // A blob that proved to be damaged on disk was dropped; it is fetched as if it had never been here.
             let before = std::mem::replace(&mut missing, self.missing(reference).await?);
-            let is_dropped = |blob: &MissingBlob| !before.contains(blob);
-            if error.kind() != ErrorKind::NotFound || !missing.iter().any(is_dropped) {
+            if missing.iter().all(|blob| before.contains(blob)) {
                 return Err(error);
             }
         }
