@@ -9,7 +9,7 @@ use oci::{Digest, Platform};
 use serde::Serialize;
 
 use crate::ask::Asker;
-use crate::context::{Contexts, Entrypoint};
+use crate::context::{self, Contexts, Entrypoint};
 use crate::convert::{Converted, Job, convert, lint_config};
 use crate::error::{ConvertError, Progress, Stop};
 use crate::image;
@@ -18,8 +18,8 @@ use crate::options::Options;
 use crate::parser;
 use crate::position::Range;
 use crate::request::{
-    BuildOutcome, Failure, FailureKind, Forward, MetadataOutcome, Outcome, PlatformOutcome, Request,
-    SourceRange, Warning,
+    BuildOutcome, ContextOutcome, Failure, FailureKind, Forward, MetadataOutcome, Outcome, PlatformOutcome,
+    Request, SourceRange, Warning,
 };
 use crate::{sbom, subrequest};
 
@@ -70,6 +70,41 @@ pub(crate) fn pass(request: &Request, asker: &Asker<'_>) -> Result<Option<Outcom
         Stop::Pending => return Ok(None),
         Stop::Failed(error) => error,
     };
+    Err(failure(&error, failed.source, failed.warnings))
+}
+
+/// Makes one pass in search of a named context; the outer `None` if answers are missing, the inner one if there is no such
+/// context.
+pub(crate) fn context_pass(
+    request: &Request,
+    asker: &Asker<'_>,
+    name: &str,
+) -> Result<Option<Option<ContextOutcome>>, Box<Failure>> {
+    match find_context(request, asker, name) {
+        Ok(found) => Ok(Some(found)),
+        Err(Stop::Pending) => Ok(None),
+        Err(Stop::Failed(error)) => Err(failure(&error, None, Vec::new())),
+    }
+}
+
+fn find_context(request: &Request, asker: &Asker<'_>, name: &str) -> Progress<Option<ContextOutcome>> {
+    let options = Options::parse(request)?;
+    let contexts = Contexts::only_named(&options, &request.inputs, asker);
+    let Some(context) = contexts.named(name, None, "")? else {
+        return Ok(None);
+    };
+    let mut locals = Vec::new();
+    let loaded = contexts.load(&context, &mut locals, None)?;
+    for local in locals {
+        local.resolve();
+    }
+    Ok(Some(ContextOutcome {
+        definition: context::marshal(&loaded.state)?,
+        config: loaded.image,
+    }))
+}
+
+fn failure(error: &ConvertError, source: Option<pb::SourceInfo>, warnings: Vec<Warning>) -> Box<Failure> {
     let place = |source: pb::SourceInfo| {
         let place = |ranges| SourceRange {
             source: source.clone(),
@@ -77,13 +112,13 @@ pub(crate) fn pass(request: &Request, asker: &Asker<'_>) -> Result<Option<Outcom
         };
         error.locations().into_iter().map(place).collect()
     };
-    Err(Box::new(Failure {
+    Box::new(Failure {
         message: error.to_string(),
-        kind: kind_of(&error),
-        sources: failed.source.map(place).unwrap_or_default(),
+        kind: kind_of(error),
+        sources: source.map(place).unwrap_or_default(),
         cause: error.cause(),
-        warnings: failed.warnings,
-    }))
+        warnings,
+    })
 }
 
 fn kind_of(error: &ConvertError) -> FailureKind {

@@ -45,10 +45,10 @@ mod word;
 /// The version of the Dockerfile syntax that is spoken, as `docker/dockerfile` counts its releases.
 pub const SYNTAX_VERSION: &str = "1.26.0";
 
-pub use conversion::Conversion;
+pub use conversion::{ContextLookup, Conversion};
 pub use position::{Position, Range};
 pub use request::{
-    Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, Failure, FailureKind, FilesNeed,
-    Forward, ImageAnswer, ImageConfigNeed, LayoutStore, MetadataOutcome, Need, Outcome, PlatformOutcome,
-    Request, SourceAnswer, SourceMetadataNeed, SourceRange, Step, Warning,
+    Answer, AnswerError, AttestationOutcome, BuildOutcome, CacheImport, ContextOutcome, ContextStep, Failure,
+    FailureKind, FilesNeed, Forward, ImageAnswer, ImageConfigNeed, LayoutStore, MetadataOutcome, Need,
+    Outcome, PlatformOutcome, Request, SourceAnswer, SourceMetadataNeed, SourceRange, Step, Warning,
 };

@@ -212,6 +212,24 @@ pub struct CacheImport {
     pub attributes: BTreeMap<String, String>,
 }
 
+/// How far the search for a named context has come.
+#[derive(Debug)]
+pub enum ContextStep {
+    /// It has to be answered first, all needs at once.
+    Needs(Vec<Need>),
+    /// It is over; `None`: there is no such context.
+    Done(Option<Box<ContextOutcome>>),
+}
+
+/// A named context.
+#[derive(Clone, Debug)]
+pub struct ContextOutcome {
+    /// Its tree.
+    pub definition: pb::Definition,
+    /// The configuration, if it is an image's.
+    pub config: Option<oci::ImageConfig>,
+}
+
 /// A request to run another frontend, as `gateway.v0` does.
 #[derive(Clone, Debug)]
 pub struct Forward {

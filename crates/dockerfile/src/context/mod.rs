@@ -106,6 +106,29 @@ pub(crate) struct Contexts<'a> {
 }
 
 impl<'a> Contexts<'a> {
+    /// Makes contexts of which only named ones are looked at.
+    pub(crate) fn only_named(
+        options: &'a Options,
+        inputs: &'a BTreeMap<String, Definition>,
+        asker: &'a Asker<'a>,
+    ) -> Self {
+        let main = Main {
+            context: None,
+            dockerfile: None,
+            dockerfile_local: String::new(),
+            filename: String::new(),
+            source: None,
+            http_archive: false,
+        };
+        Self {
+            options,
+            inputs,
+            asker,
+            main,
+            dockerignore: None,
+        }
+    }
+
     /// Finds out where the main context is.
     pub(crate) fn detect(
         options: &'a Options,
