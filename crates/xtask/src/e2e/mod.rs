@@ -9,6 +9,7 @@ mod clients;
 mod errors;
 mod exporters;
 pub mod fixture;
+mod frontends;
 mod object_caches;
 mod steps;
 mod store;
@@ -53,6 +54,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         clients::SCENARIOS,
         errors::SCENARIOS,
         exporters::SCENARIOS,
+        frontends::SCENARIOS,
         object_caches::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
