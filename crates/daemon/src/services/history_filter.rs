@@ -47,6 +47,9 @@ enum Order {
     GreaterOrEqual,
 }
 
+/// Makes a condition of a field and a text.
+type MakeComparison = fn(Field, String) -> Condition;
+
 const ORDERS: [(&str, Order); 4] = [
     (">=", Order::GreaterOrEqual),
     ("<=", Order::LessOrEqual),
@@ -103,8 +106,11 @@ impl Condition {
             Some(("duration", order, value)) => return Some(Self::Duration(order, span(value)?)),
             _ => {}
         }
-        let operators: [(&str, fn(Field, String) -> Self); 3] =
-            [("==", Self::Equal), ("!=", Self::Unequal), ("~=", Self::Contains)];
+        let operators: [(&str, MakeComparison); 3] = [
+            ("==", Condition::Equal),
+            ("!=", Condition::Unequal),
+            ("~=", Condition::Contains),
+        ];
         for (sign, make) in operators {
             if let Some((field, value)) = text.split_once(sign) {
                 let value = value.trim().trim_matches('"').to_owned();
