@@ -106,7 +106,7 @@ fn nothing_malformed_is_read_or_panics() {
         (data!("ssh_ecdsa.pub"), data!("ssh_ecdsa.sig")),
     ] {
         let (body, end) = signature.rsplit_once("-----END").unwrap();
-        for cut in (0..body.len()).step_by(7) {
+        for cut in (0..body.len() - 10).step_by(7) {
             let shortened = format!("{}\n-----END{end}", &body[..cut]);
             assert!(check(TEXT, &shortened, key).is_err(), "{cut}");
             let replaced: String = body
