@@ -8,7 +8,6 @@ use crate::ResultId;
 use crate::arena::{EdgeId, VertexId};
 use crate::core::Solver;
 use crate::record::{RecordId, StoreId, StoredResult};
-use crate::vertex::MapState;
 
 /// Steps, inputs before users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +96,7 @@ impl<E: Clone> Solver<E> {
     fn export_entry(&self, id: EdgeId, done: &BTreeMap<EdgeId, Option<usize>>) -> Option<ExportEntry> {
         let edge = &self.edges[id];
         let vertex = &self.vertices[edge.vertex];
-        let unknown = vertex.map != MapState::Known || edge.slots.len() != vertex.inputs.len();
+        let unknown = vertex.digests.is_empty() || edge.slots.len() != vertex.inputs.len();
         if unknown || vertex.ephemeral {
             return None;
         }

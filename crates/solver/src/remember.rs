@@ -9,7 +9,6 @@ use crate::arena::EdgeId;
 use crate::core::Solver;
 use crate::edge::Edge;
 use crate::record::{Key, Link, NewRecord, RecordId, StoreId};
-use crate::vertex::MapState;
 
 impl<E: Clone> Solver<E> {
     /// Stores a result under the edge's keys.
@@ -126,7 +125,7 @@ impl<E: Clone> Solver<E> {
     pub(crate) fn own_record(&self, id: EdgeId) -> Option<RecordId> {
         let edge = &self.edges[id];
         let vertex = &self.vertices[edge.vertex];
-        if vertex.ephemeral || vertex.map != MapState::Known || edge.slots.len() != vertex.inputs.len() {
+        if vertex.ephemeral || vertex.digests.is_empty() || edge.slots.len() != vertex.inputs.len() {
             return None;
         }
         if vertex.inputs.is_empty() {

@@ -578,3 +578,34 @@ fn an_import_is_asked_only_by_those_who_name_it() {
         ",
     );
 }
+
+#[test]
+fn what_is_imported_is_remembered_while_a_further_digest_is_asked_for() {
+    let played = play(
+        "
+        graph one
+            base = source 2 rounds
+            run = op base
+        graph two
+            base = source 2 rounds from 1
+            run = op base from 1
+            other = op base.1 from 1
+            both = op run other
+        graph three
+            base = source 2 rounds
+            run = op base
+        build 1 one
+        run
+        close 1
+        import 1
+        build 2 two
+        until map base again 1 and load run
+        answer load run
+        run
+        close 2
+        build 3 three
+        run",
+    );
+    let (_, third) = played.split_once("> build 3 three").unwrap();
+    assert!(third.contains("load run") && !third.contains("exec"), "{played}");
+}
