@@ -52,6 +52,7 @@ impl From<&ImportContext> for FetchContext {
             progress: ctx.progress.clone(),
             sessions: ctx.sessions.clone(),
             cancel: ctx.cancel.clone(),
+            sources: Vec::new(),
         }
     }
 }

@@ -15,7 +15,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::{failure_with_refs, from_failure, lookup_status, status};
-use super::{Answers, caps, containers, progress, results};
+use super::{Answers, caps, containers, results};
 use crate::meta::{meta_request, meta_response, platform};
 use crate::sessions::stat_to_wire;
 

@@ -478,6 +478,7 @@ impl DriverTask {
                 progress: progress.clone(),
                 sessions,
                 cancel,
+                sources: Vec::new(),
             };
             let unlazy = Arc::clone(&self.parts.unlazy);
             return Some(LoadFrom::Local(self.parts.records.clone(), unlazy, ctx));
