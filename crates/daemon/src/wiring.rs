@@ -23,6 +23,7 @@ use crate::services::bridge::BridgeService;
 use crate::services::caps;
 use crate::services::content::ContentService;
 use crate::services::control::ControlService;
+use crate::services::frontends::FrontendServer;
 use crate::services::history::{History, HistoryLimits};
 use crate::services::traces::Traces;
 use crate::sessions::SessionTable;
@@ -87,6 +88,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let platforms = platforms(&oci.platforms)?;
     let sessions = SessionTable::default();
     let devices = devices(file);
+    let frontends = FrontendServer::default();
     let config = EngineConfig {
         root: root.clone(),
         lock_timeout,
@@ -103,6 +105,8 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
             .ok()
             .and_then(NonZeroUsize::new),
         disabled_frontends: disabled_frontends(file),
+        frontend_host: Arc::new(frontends.clone()),
+        allowed_frontends: file.frontend.gateway.allowed_repositories.clone(),
         provenance_environment: provenance_env(file.provenance_env_dir.as_deref())?,
     };
     let Ready {
@@ -125,6 +129,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     };
     let id = worker::worker_id(&root).map_err(|source| StartError::WorkerId { root, source })?;
     let record = worker::record(id, facts);
+    frontends.set_worker(record.clone());
     tracing::info!(id = record.id, labels = ?record.labels, "found worker");
     let stop = CancellationToken::new();
     let history = History::open(history_limits(file), engine.services().store.clone());

@@ -7,6 +7,7 @@ mod build_config;
 mod capture;
 mod predicate;
 mod provenance;
+mod request;
 mod sbom;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use solver::VertexId;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::bridge::{Bridge, Forwarder, Frontend, SourceResolver};
+use crate::bridge::{AskedBook, Bridge, Forwarder, Frontend, SourceResolver};
 use crate::driver::{self, Bridges, CacheImporter, Driver, LocalRecords};
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job, JobId, JobSettings};
@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     driver: OnceLock<Driver>,
     jobs: Mutex<BTreeMap<JobId, KnownJob>>,
     forwarders: Mutex<BTreeMap<JobId, Forwarder>>,
+    /// What was asked for the definitions that frontends of open builds made.
+    pub(crate) asked: Arc<AskedBook>,
     /// Changes whenever a job or a forwarder is added.
     added: watch::Sender<u64>,
     next_job: AtomicU64,
@@ -103,6 +105,7 @@ impl Engine {
             driver: OnceLock::new(),
             jobs: Mutex::default(),
             forwarders: Mutex::default(),
+            asked: Arc::default(),
             added,
             next_job: AtomicU64::new(1),
             tasks: TaskTracker::new(),

@@ -1,4 +1,5 @@
-//! Frontends that are built in.
+//! Frontends: the one for Dockerfiles is built in, the one for images runs them.
 
 pub mod dockerfile;
+pub mod gateway;
 mod newest;

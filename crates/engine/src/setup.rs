@@ -23,6 +23,7 @@ use crate::export::local::LocalExporter;
 use crate::export::oci::{ArchiveExporter, Variant};
 use crate::export::tar::TarExporter;
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
+use crate::frontend::gateway::{self, Abilities, FrontendHost, GatewayFrontend, GatewayLimits};
 use crate::job::Entitlement;
 use crate::remotecache::{self, ObjectAccess, RemoteCaches};
 use crate::session::Sessions;
@@ -74,6 +75,10 @@ pub struct EngineConfig {
     pub max_parallelism: Option<NonZeroUsize>,
     /// Frontends that are switched off, by name.
     pub disabled_frontends: BTreeSet<String>,
+    /// Serves frontends that are run from images.
+    pub frontend_host: Arc<dyn FrontendHost>,
+    /// Repositories from which frontends may be run; empty: all.
+    pub allowed_frontends: Vec<String>,
     /// Entries that are added to what provenance says of where builds run.
     pub provenance_environment: BTreeMap<String, serde_json::Value>,
 }
@@ -94,6 +99,7 @@ pub struct Ready {
 /// # Errors
 /// With the cause and the path: the state directory is in use, of a newer version, not writable, damaged.
 pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
+    let frontends = frontends(&config)?;
     // Containers' users pass through it, but look at nothing.
     let mut dir = std::fs::DirBuilder::new();
     dir.recursive(true)
@@ -134,7 +140,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         sessions: config.sessions,
         ops: Arc::clone(&worker) as _,
         sources: worker,
-        frontends: frontends(config.platforms, config.capabilities, &config.disabled_frontends),
+        frontends,
         exporters: exporters(images, layers, &unlazy),
         unlazy,
         cache_importers: caches.importers,
@@ -225,16 +231,23 @@ fn start_executor(config: &EngineConfig) -> Result<(Option<Executor>, Option<Str
     }
 }
 
-fn frontends(
-    platforms: Vec<Platform>,
-    capabilities: BTreeSet<String>,
-    disabled: &BTreeSet<String>,
-) -> BTreeMap<String, Arc<dyn Frontend>> {
+fn frontends(config: &EngineConfig) -> Result<BTreeMap<String, Arc<dyn Frontend>>, BuildError> {
+    let platforms = &config.platforms;
+    let dockerfile = DockerfileFrontend::new(platforms.clone(), config.capabilities.clone());
+    let gateway = GatewayFrontend::new(
+        Arc::clone(&config.frontend_host),
+        &config.allowed_frontends,
+        Abilities {
+            platforms: platforms.clone(),
+            capabilities: config.capabilities.clone(),
+        },
+        GatewayLimits::default(),
+    )?;
     let mut frontends: BTreeMap<String, Arc<dyn Frontend>> = BTreeMap::new();
-    let dockerfile = DockerfileFrontend::new(platforms, capabilities);
     frontends.insert(dockerfile::NAME.to_owned(), Arc::new(dockerfile));
-    frontends.retain(|name, _| !disabled.contains(name));
-    frontends
+    frontends.insert(gateway::NAME.to_owned(), Arc::new(gateway));
+    frontends.retain(|name, _| !config.disabled_frontends.contains(name));
+    Ok(frontends)
 }
 
 fn exporters(

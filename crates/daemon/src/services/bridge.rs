@@ -24,19 +24,35 @@ const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 /// The resolver type of images in a client's store.
 const RESOLVER_OCI_LAYOUT: i32 = 1;
 
-/// Forwards calls to the build that their header names.
+/// Whose calls are served.
+#[derive(Clone, Debug)]
+enum Callers {
+    /// Clients', which name their build in a header.
+    Clients(Engine),
+    /// Those of a frontend that has the connection for itself.
+    Frontend(Forwarder),
+}
+
+/// Forwards calls to a build.
 #[derive(Clone, Debug)]
 pub struct BridgeService {
-    engine: Engine,
+    callers: Callers,
     worker: worker::WorkerRecord,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl BridgeService {
-    /// Makes the service of an engine with one worker.
+    /// Makes the service of an engine with one worker, for clients that are their own frontends.
     pub fn new(engine: Engine, worker: worker::WorkerRecord) -> Self {
-        Self { engine, worker }
+        let callers = Callers::Clients(engine);
+        Self { callers, worker }
+    }
+
+    /// Makes the service of one frontend.
+    pub(super) fn of(forwarder: Forwarder, worker: worker::WorkerRecord) -> Self {
+        let callers = Callers::Frontend(forwarder);
+        Self { callers, worker }
     }
 
     /// Makes the gRPC service.
@@ -47,6 +63,10 @@ impl BridgeService {
     }
 
     async fn forwarder(&self, headers: &MetadataMap, method: &str) -> Result<Forwarder, Status> {
+        let engine = match &self.callers {
+            Callers::Clients(engine) => engine,
+            Callers::Frontend(forwarder) => return Ok(forwarder.clone()),
+        };
         let id = headers
             .get(BUILD_ID_HEADER)
             .and_then(|id| id.to_str().ok())
@@ -56,7 +76,7 @@ impl BridgeService {
                 "forwarding {method}: no buildid found in context"
             )));
         }
-        let found = self.engine.bridge(&JobId(id.to_owned())).await;
+        let found = engine.bridge(&JobId(id.to_owned())).await;
         found.map_err(|error| lookup_status(&error.context(format!("forwarding {method}"))))
     }
 
@@ -404,6 +424,7 @@ async fn new_container(forwarder: &Forwarder, request: pb::NewContainerRequest) 
         hostname: request.hostname,
         extra_hosts: request.extra_hosts,
         platform: request.platform,
+        ..ContainerRequest::default()
     };
     forwarder.new_container(request).await
 }

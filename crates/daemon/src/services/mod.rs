@@ -7,6 +7,7 @@ mod containers;
 pub mod content;
 pub mod control;
 pub mod failure;
+pub mod frontends;
 pub mod history;
 mod history_filter;
 mod progress;

@@ -9,9 +9,6 @@ use engine::bridge::{
     Attestation, AttestationKind, AttestationSubject, BuildRef, BuildRefId, BuildResult, Forwarder,
 };
 
-/// Key of an attestation's metadata under which its content travels when it is in no tree.
-const INLINE_KEY: &str = "result-content";
-
 /// Gives the client names for a result's refs. `arrays`: the client knows the newer form.
 pub(super) fn to_wire(forwarder: &Forwarder, result: BuildResult, arrays: bool) -> (pb::Result, String) {
     let named = |reference: &BuildRef| {
@@ -68,15 +65,9 @@ fn attestation_to_wire(
         AttestationKind::InToto => pb::AttestationKind::InToto,
         AttestationKind::Bundle => pb::AttestationKind::Bundle,
     };
-    let mut metadata = attestation.metadata;
-    metadata.extend(
-        attestation
-            .content
-            .map(|content| (INLINE_KEY.to_owned(), content)),
-    );
     pb::Attestation {
         kind: kind.into(),
-        metadata,
+        metadata: attestation.metadata,
         r#ref: attestation.reference.as_ref().map(named),
         path: attestation.path,
         in_toto_predicate_type: attestation.predicate_type,
@@ -165,18 +156,17 @@ fn attestation_from_wire(
         .into_iter()
         .map(subject_from_wire)
         .collect();
-    let mut metadata = attestation.metadata;
-    let content = metadata.remove(INLINE_KEY);
     Ok(Attestation {
         kind,
-        metadata,
+        metadata: attestation.metadata,
         reference: attestation
             .r#ref
             .map(|reference| find(forwarder, reference.id))
             .transpose()?
             .flatten(),
         path: attestation.path,
-        content,
+        // A statement that is in no tree is the engine's own.
+        content: None,
         predicate_type: attestation.in_toto_predicate_type,
         subjects: subjects?,
     })

@@ -7,6 +7,7 @@ use oci::Digest;
 use prost::Message as _;
 use serde::Serialize;
 
+use super::capture::redact;
 use crate::error::{BuildError, ErrorKind};
 
 /// The steps of a definition.
@@ -88,9 +89,7 @@ impl BuildConfig {
             let inputs = inputs.collect();
             op.inputs.clear();
             if let Some(pb::op::Op::Source(source)) = &mut op.op {
-                source
-                    .attrs
-                    .retain(|key, _| !matches!(key.as_str(), "local.session" | "local.unique"));
+                publish(source);
             }
             BuildStep {
                 id: digests[digest].clone(),
@@ -102,6 +101,17 @@ impl BuildConfig {
             steps: steps.collect(),
             digests,
         })
+    }
+}
+
+/// Leaves out of a source what is only of the client, and masks credentials.
+fn publish(source: &mut pb::SourceOp) {
+    source
+        .attrs
+        .retain(|key, _| !matches!(key.as_str(), "local.session" | "local.unique"));
+    source.identifier = redact(&source.identifier);
+    if let Some(url) = source.attrs.get_mut(llb::attr::FULL_REMOTE_URL) {
+        *url = redact(url);
     }
 }
 
@@ -174,6 +184,27 @@ pub(super) fn source_text(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sources_are_told_without_credentials() {
+        let mut source = pb::SourceOp {
+            identifier: "https://me:secret@host/file".to_owned(),
+            attrs: std::collections::BTreeMap::from([
+                (
+                    llb::attr::FULL_REMOTE_URL.to_owned(),
+                    "https://token@host/a.git".to_owned(),
+                ),
+                ("local.session".to_owned(), "s".to_owned()),
+            ]),
+        };
+        publish(&mut source);
+        assert_eq!(source.identifier, "https://xxxxx:xxxxx@host/file");
+        assert_eq!(
+            source.attrs[llb::attr::FULL_REMOTE_URL],
+            "https://xxxxx@host/a.git"
+        );
+        assert_eq!(source.attrs.len(), 1);
+    }
 
     #[test]
     fn steps_are_numbered_from_their_inputs() {

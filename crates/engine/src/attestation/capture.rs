@@ -212,6 +212,14 @@ pub(super) fn for_platform(
         .collect()
 }
 
+/// Whether a URL contains a password.
+pub(super) fn has_password(url: &str) -> bool {
+    let rest = url.split_once("://").map(|(_, rest)| rest);
+    let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
+    let user = authority.and_then(|authority| authority.rsplit_once('@'));
+    user.is_some_and(|(user, _)| user.contains(':'))
+}
+
 /// Masks user name and password of a URL.
 pub(super) fn redact(url: &str) -> String {
     const MASK: &str = "xxxxx";

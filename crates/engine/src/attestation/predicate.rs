@@ -8,15 +8,20 @@ use oci::{Descriptor, Platform, Reference};
 use serde::Serialize;
 
 use super::build_config::{BuildConfig, SourceText};
-use super::capture::{Capture, redact};
+use super::capture::Capture;
+use super::request::{ConfigSource, Named, Offered, Parameters, Request};
+use crate::bridge::Asked;
 
 const BUILD_TYPE_V1: &str =
     "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md";
 const BUILD_TYPE_V02: &str = "https://mobyproject.org/buildkit@v1";
 
-type DigestSet = BTreeMap<String, String>;
+/// Which of BuildKit's behaviours builds have, where those differ between its versions.
+pub(super) const COMPATIBILITY_VERSION: u32 = 30;
 
-fn is_false(value: &bool) -> bool {
+pub(super) type DigestSet = BTreeMap<String, String>;
+
+pub(super) fn is_false(value: &bool) -> bool {
     !*value
 }
 
@@ -26,42 +31,6 @@ pub(super) struct Material {
     pub uri: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub digest: DigestSet,
-}
-
-/// A secret or an agent.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Offered {
-    id: String,
-    #[serde(skip_serializing_if = "is_false")]
-    optional: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Named {
-    name: String,
-}
-
-/// What the client asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Parameters {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub frontend: String,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub args: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<Offered>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ssh: Vec<Offered>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    locals: Vec<Named>,
-}
-
-/// Where the instructions came from.
-#[derive(Clone, Debug, Default)]
-struct ConfigSource {
-    uri: String,
-    digest: DigestSet,
-    path: String,
 }
 
 /// BuildKit's own part of the metadata.
@@ -149,14 +118,14 @@ fn escape(text: &str, kept: &str) -> String {
     out
 }
 
-fn digest_set(digest: Option<&str>) -> DigestSet {
+pub(super) fn digest_set(digest: Option<&str>) -> DigestSet {
     let pair = digest.and_then(|digest| digest.split_once(':'));
     pair.map(|(algorithm, hex)| (algorithm.to_owned(), hex.to_owned()))
         .into_iter()
         .collect()
 }
 
-fn commit_set(commit: &str) -> DigestSet {
+pub(super) fn commit_set(commit: &str) -> DigestSet {
     let algorithm = if commit.len() == 64 { "sha256" } else { "sha1" };
     [(algorithm.to_owned(), commit.to_owned())].into()
 }
@@ -221,48 +190,17 @@ fn bundle_material(url: &str, locator: &str) -> Option<Material> {
     })
 }
 
-/// The frontend's options without what says nothing about the result.
-fn arguments(opts: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    const HOST_SPECIFIC: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
-    let context = context_key(opts);
-    let kept = opts
-        .iter()
-        .filter(|(key, _)| !HOST_SPECIFIC.contains(&key.as_str()) && !key.starts_with("attest:"));
-    let kept = kept.map(|(key, value)| {
-        let is_context = *key == context || key.starts_with("context:") || key == "vcs:source";
-        (
-            key.clone(),
-            if is_context { redact(value) } else { value.clone() },
-        )
-    });
-    kept.collect()
-}
-
-fn context_key(opts: &BTreeMap<String, String>) -> String {
-    let set = |key: &str| opts.get(key).filter(|value| !value.is_empty());
-    match set("contextkey") {
-        Some(key) => key.clone(),
-        None if set("input:context").is_some() => "input:context".to_owned(),
-        None => "context".to_owned(),
-    }
-}
-
 impl Predicate {
-    /// Writes down what was captured; `request` is the frontend that made the result and its options.
-    pub(super) fn new(capture: &Capture, request: Option<&(String, BTreeMap<String, String>)>) -> Self {
-        let (frontend, opts) = request.cloned().unwrap_or_default();
-        let context = context_key(&opts);
-        let mut args = arguments(&opts);
-        let mut config_source = ConfigSource::default();
-        if let Some(uri) = args.remove(&context).filter(|uri| !uri.is_empty()) {
-            let commit = capture.git.get(&uri).map(|commit| commit_set(commit));
-            let checksum = || capture.http.get(&uri).map(|digest| digest_set(digest.as_deref()));
-            config_source.digest = commit.or_else(checksum).unwrap_or_default();
-            config_source.uri = uri;
-        }
-        config_source.path = args.remove("filename").unwrap_or_default();
+    /// Writes down what was captured; `asked` is what the frontend that made the result was asked.
+    pub(super) fn new(capture: &Capture, asked: Option<&Asked>) -> Self {
+        let Request {
+            config_source,
+            request: mut parameters,
+        } = asked
+            .map(|asked| Request::new(asked, capture))
+            .unwrap_or_default();
         let mut metadata = BuildKitMetadata::default();
-        args.retain(|key, value| {
+        parameters.args.retain(|key, value| {
             let Some(name) = key.strip_prefix("vcs:") else {
                 return true;
             };
@@ -280,7 +218,7 @@ impl Predicate {
                 .collect()
         };
         let incomplete = capture.is_incomplete || !capture.locals.is_empty();
-        let dockerfile_version = match frontend.as_str() {
+        let dockerfile_version = match parameters.frontend.as_str() {
             "dockerfile.v0" => crate::DOCKERFILE_VERSION,
             _ => "",
         };
@@ -289,13 +227,11 @@ impl Predicate {
             materials: materials(capture),
             config_source,
             known: Known {
-                request: !frontend.is_empty(),
+                request: !parameters.frontend.is_empty(),
                 materials: !incomplete,
                 hermetic: !incomplete && !capture.network_access,
             },
             parameters: Parameters {
-                frontend,
-                args,
                 secrets: offered(&capture.secrets),
                 ssh: offered(&capture.agents),
                 locals: capture
@@ -303,6 +239,8 @@ impl Predicate {
                     .iter()
                     .map(|name| Named { name: name.clone() })
                     .collect(),
+                compatibility_version: COMPATIBILITY_VERSION,
+                ..parameters
             },
             platform: Platform::host().normalized().format(),
             reproducible: false,
@@ -323,13 +261,7 @@ impl Predicate {
 
     /// Leaves out what may be private.
     pub(super) fn scrub(&mut self) {
-        let before = self.parameters.args.len();
-        self.parameters
-            .args
-            .retain(|key, _| !key.starts_with("build-arg:") && !key.starts_with("label:"));
-        self.known.request &= self.parameters.args.len() == before;
-        self.parameters.secrets.clear();
-        self.parameters.ssh.clear();
+        self.known.request &= !self.parameters.scrub();
     }
 
     /// The document of SLSA 1.
@@ -339,11 +271,7 @@ impl Predicate {
                 build_type: BUILD_TYPE_V1,
                 resolved_dependencies: &self.materials,
                 external_parameters: ExternalV1 {
-                    config_source: ConfigSourceV1 {
-                        uri: &self.config_source.uri,
-                        digest: &self.config_source.digest,
-                        path: &self.config_source.path,
-                    },
+                    config_source: &self.config_source,
                     request: &self.parameters,
                 },
                 internal_parameters: InternalV1 {
@@ -434,18 +362,8 @@ struct BuildDefinitionV1<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ExternalV1<'a> {
-    config_source: ConfigSourceV1<'a>,
+    config_source: &'a ConfigSource,
     request: &'a Parameters,
-}
-
-#[derive(Serialize)]
-struct ConfigSourceV1<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    uri: &'a str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    digest: &'a DigestSet,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    path: &'a str,
 }
 
 #[derive(Serialize)]
@@ -559,10 +477,11 @@ struct CompletenessV02 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::request::tests::asked;
     use super::*;
 
-    fn request() -> (String, BTreeMap<String, String>) {
-        let opts = [
+    fn request() -> Asked {
+        asked(&[
             ("filename", "Dockerfile"),
             ("context", "https://user:pw@github.com/a/b.git#main"),
             ("build-arg:SECRET", "x"),
@@ -570,11 +489,7 @@ mod tests {
             ("attest:provenance", ""),
             ("vcs:source", "https://github.com/a/b.git"),
             ("target", "out"),
-        ];
-        let opts = opts
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        ("dockerfile.v0".to_owned(), opts.collect())
+        ])
     }
 
     #[test]

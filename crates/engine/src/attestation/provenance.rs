@@ -1,19 +1,24 @@
 //! Attaches provenance to a result.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use oci::{Descriptor, Platform};
+use solver::{StoreId, StoredResult};
 
 use super::build_config::{BuildConfig, source_text};
 use super::capture::{Capture, for_platform};
 use super::predicate::Predicate;
 use super::{INLINE_ONLY_KEY, REASON_KEY, flag, wanted};
-use crate::bridge::{Attestation, AttestationKind, Bridge, BuildRef, BuildRefId, BuildResult, Trail};
+use crate::bridge::{
+    Attestation, AttestationKind, Bridge, BuildRef, BuildRefId, BuildResult, LateStatement, StatementContent,
+    Trail,
+};
 use crate::error::BuildError;
-use crate::export::platforms::platforms;
+use crate::export::platforms::{ExportPlatform, platforms};
 use crate::op::ResultRef;
 use crate::solve::{ResultProcessor, SolveRequest, Statement};
 
@@ -44,8 +49,15 @@ impl ResultProcessor for ProvenanceProcessor {
         let Some(attrs) = wanted(&request.frontend_opts)?.provenance else {
             return Ok(result);
         };
-        for (id, statement) in self.state_all(bridge, &result, &attrs).await? {
-            result.attestations.entry(id).or_default().push(statement);
+        let all = platforms(&result.metadata)?;
+        let subjects = all.iter().filter_map(|entry| {
+            let reference = result.find(&entry.id)?.clone();
+            Some((entry.id.clone(), Some(&entry.platform), reference))
+        });
+        let subjects = subjects.collect();
+        let statements = self.statements(bridge, &result, &all, subjects, &attrs);
+        for (key, statement) in statements.await? {
+            result.attestations.entry(key).or_default().push(statement);
         }
         Ok(result)
     }
@@ -56,59 +68,73 @@ impl ResultProcessor for ProvenanceProcessor {
         request: &SolveRequest,
         result: &BuildResult,
     ) -> Result<Vec<Statement>, BuildError> {
-        let mut attrs = wanted(&request.frontend_opts)?.provenance.unwrap_or_default();
-        attrs.retain(|key, _| key == "builder-id");
-        attrs.insert("mode".to_owned(), "max".to_owned());
-        let stated = self.state_all(bridge, result, &attrs).await?.into_iter();
-        let is_single = result.refs.is_empty();
-        Ok(stated
-            .map(|(id, statement)| Statement {
-                key: if is_single { String::new() } else { id },
-                predicate_type: statement.predicate_type,
-                predicate: statement.content.unwrap_or_default(),
-            })
-            .collect())
+        let mut attrs = BTreeMap::from([("mode".to_owned(), "max".to_owned())]);
+        let wanted = wanted(&request.frontend_opts)?.provenance.unwrap_or_default();
+        if let Some(id) = wanted.get("builder-id") {
+            attrs.insert("builder-id".to_owned(), id.clone());
+        }
+        // The history also tells of results that no exporter would take.
+        let all = platforms(&result.metadata).unwrap_or_default();
+        let platform_of = |key: &str| all.iter().find(|entry| entry.id == key);
+        let single = result.single.iter();
+        let single = single.map(|reference| (String::new(), None, reference.clone()));
+        let keyed = result.refs.iter().filter_map(|(key, reference)| {
+            let platform = platform_of(key).map(|entry| &entry.platform);
+            Some((key.clone(), platform, reference.clone()?))
+        });
+        let subjects = single.chain(keyed).collect();
+        let statements = self.statements(bridge, result, &all, subjects, &attrs);
+        let mut stated = Vec::new();
+        for (key, attestation) in statements.await? {
+            if let Some(content) = &attestation.content {
+                stated.push(Statement {
+                    key,
+                    predicate_type: attestation.predicate_type,
+                    predicate: content.read().await?,
+                });
+            }
+        }
+        Ok(stated)
     }
 }
 
+/// A ref of a result with its key, and its platform if it is known.
+type Subject<'a> = (String, Option<&'a Platform>, BuildRef);
+
 impl ProvenanceProcessor {
-    /// States where each part of a result comes from, by the part's key.
-    async fn state_all(
+    /// Makes the provenance of refs of a result.
+    async fn statements(
         &self,
         bridge: &Bridge,
         result: &BuildResult,
+        all: &[ExportPlatform],
+        subjects: Vec<Subject<'_>>,
         attrs: &BTreeMap<String, String>,
     ) -> Result<Vec<(String, Attestation<BuildRef>)>, BuildError> {
         let trail = bridge.trail();
-        let all = platforms(&result.metadata)?;
         let all_platforms: Vec<Platform> = all.iter().map(|entry| entry.platform.clone()).collect();
         let direct: Vec<BuildRefId> = result
             .all_refs()
             .map(|reference| reference.id().clone())
             .collect();
-        let mut statements = Vec::new();
-        for entry in &all {
-            let Some(reference) = result.find(&entry.id).cloned() else {
-                continue;
-            };
+        let stating = Stating {
+            bridge,
+            trail: &trail,
+            attrs,
+            processor: self,
+        };
+        let mut statements = Vec::with_capacity(subjects.len());
+        for (key, platform, reference) in subjects {
             let mut images = all_images(&trail);
-            if result.refs.len() > 1 {
-                images = for_platform(images, &entry.platform, &all_platforms);
+            if let Some(platform) = platform.filter(|_| result.refs.len() > 1) {
+                images = for_platform(images, platform, &all_platforms);
             }
             let mut capture = Capture::default();
             capture.add_steps(&reference.provenance().await?);
             add_others(&mut capture, bridge, &trail, &direct).await?;
             capture.add_resolved(&images);
             capture.finish();
-            let statement = Box::pin(state(
-                bridge,
-                &reference,
-                &capture,
-                &trail,
-                attrs,
-                &self.environment,
-            ));
-            statements.push((entry.id.clone(), statement.await?));
+            statements.push((key, stating.state(&reference, &capture)?));
         }
         Ok(statements)
     }
@@ -146,63 +172,104 @@ fn maker<'a>(trail: &'a Trail, id: &BuildRefId) -> Option<&'a Trail> {
     nested.or_else(|| Some(trail).filter(|trail| trail.built.contains(id)))
 }
 
-async fn state(
-    bridge: &Bridge,
-    reference: &BuildRef,
-    capture: &Capture,
-    trail: &Trail,
-    attrs: &BTreeMap<String, String>,
-    environment: &BTreeMap<String, serde_json::Value>,
-) -> Result<Attestation<BuildRef>, BuildError> {
-    let attr = |key: &str| attrs.get(key).map(String::as_str);
-    let parsed = |key: &str| -> Result<bool, BuildError> {
-        let Some(value) = attr(key) else { return Ok(false) };
+/// Who asked for a statement, and how.
+struct Stating<'a> {
+    bridge: &'a Bridge,
+    trail: &'a Trail,
+    attrs: &'a BTreeMap<String, String>,
+    processor: &'a ProvenanceProcessor,
+}
+
+impl Stating<'_> {
+    fn attr(&self, key: &str) -> Option<&str> {
+        self.attrs.get(key).map(String::as_str)
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, BuildError> {
+        let Some(value) = self.attr(key) else {
+            return Ok(false);
+        };
         flag(value).ok_or_else(|| BuildError::user(format!("failed to parse {key} flag {value:?}")))
-    };
-    let request = maker(trail, reference.id()).and_then(|trail| trail.frontend.as_ref());
-    let mut predicate = Predicate::new(capture, request);
-    predicate.environment.clone_from(environment);
-    if parsed("complete-materials")? && !predicate.has_all_materials() {
-        return Err(BuildError::user("provenance materials are incomplete"));
     }
-    predicate.reproducible = parsed("reproducible")?;
-    attr("builder-id")
-        .unwrap_or_default()
-        .clone_into(&mut predicate.builder_id);
-    if let Some(job) = bridge.jobs().first() {
-        predicate.invocation_id = job.unique_id();
-        predicate.started_on = oci::timestamp::from_system(job.started_at());
-    }
-    match attr("mode").unwrap_or("max") {
-        "min" => predicate.scrub(),
-        "max" | "full" => {
-            let config = BuildConfig::new(reference.definition())?;
-            predicate.metadata.source = source_text(reference.definition(), &config)?;
-            predicate.metadata.layers = layers(bridge, reference, &config).await?;
-            predicate.config = Some(config);
+
+    fn predicate(&self, reference: &BuildRef, capture: &Capture) -> Result<Predicate, BuildError> {
+        let asked = maker(self.trail, reference.id()).and_then(|trail| trail.asked.as_deref());
+        let mut predicate = Predicate::new(capture, asked);
+        predicate.environment.clone_from(&self.processor.environment);
+        if self.flag("complete-materials")? && !predicate.has_all_materials() {
+            return Err(BuildError::user("provenance materials are incomplete"));
         }
-        mode => return Err(BuildError::user(format!("invalid mode {mode:?}"))),
+        predicate.reproducible = self.flag("reproducible")?;
+        self.attr("builder-id")
+            .unwrap_or_default()
+            .clone_into(&mut predicate.builder_id);
+        if let Some(job) = self.bridge.jobs().first() {
+            predicate.invocation_id = job.unique_id();
+            predicate.started_on = oci::timestamp::from_system(job.started_at());
+        }
+        match self.attr("mode").unwrap_or("max") {
+            "min" => predicate.scrub(),
+            "max" | "full" => {
+                let config = BuildConfig::new(reference.definition())?;
+                predicate.metadata.source = source_text(reference.definition(), &config)?;
+                predicate.config = Some(config);
+            }
+            mode => return Err(BuildError::user(format!("invalid mode {mode:?}"))),
+        }
+        Ok(predicate)
     }
-    predicate.finished_on = oci::timestamp::from_system(SystemTime::now());
-    let (predicate_type, content) = match attr("version") {
-        Some("v0.2") => (PREDICATE_V02, oci::json::to_vec_indent(&predicate.to_v02(), "  ")),
-        _ => (PREDICATE_V1, oci::json::to_vec_indent(&predicate.to_v1(), "  ")),
-    };
-    let content = content.map_err(|error| BuildError::internal(format!("write provenance: {error}")))?;
-    let inline_only = attr("inline-only").and_then(flag).unwrap_or(false);
-    let metadata = [
-        (REASON_KEY.to_owned(), Bytes::from_static(b"provenance")),
-        (INLINE_ONLY_KEY.to_owned(), Bytes::from(inline_only.to_string())),
-    ];
-    Ok(Attestation {
-        kind: AttestationKind::InToto,
-        metadata: metadata.into(),
-        reference: None,
-        path: attr("filename").unwrap_or("provenance.json").to_owned(),
-        content: Some(Bytes::from(content)),
-        predicate_type: predicate_type.to_owned(),
-        subjects: Vec::new(),
-    })
+
+    fn state(&self, reference: &BuildRef, capture: &Capture) -> Result<Attestation<BuildRef>, BuildError> {
+        let is_v02 = self.attr("version") == Some("v0.2");
+        let late = LateProvenance {
+            bridge: self.bridge.clone(),
+            reference: reference.clone(),
+            predicate: self.predicate(reference, capture)?,
+            is_v02,
+        };
+        let inline_only = self.attr("inline-only").and_then(flag).unwrap_or(false);
+        let metadata = [
+            (REASON_KEY.to_owned(), Bytes::from_static(b"provenance")),
+            (INLINE_ONLY_KEY.to_owned(), Bytes::from(inline_only.to_string())),
+        ];
+        Ok(Attestation {
+            kind: AttestationKind::InToto,
+            metadata: metadata.into(),
+            reference: None,
+            path: self.attr("filename").unwrap_or("provenance.json").to_owned(),
+            content: Some(StatementContent::Late(Arc::new(late))),
+            predicate_type: if is_v02 { PREDICATE_V02 } else { PREDICATE_V1 }.to_owned(),
+            subjects: Vec::new(),
+        })
+    }
+}
+
+/// Provenance that still lacks the layers that exporters make.
+#[derive(Debug)]
+struct LateProvenance {
+    bridge: Bridge,
+    reference: BuildRef,
+    predicate: Predicate,
+    is_v02: bool,
+}
+
+#[async_trait]
+impl LateStatement for LateProvenance {
+    async fn write(&self) -> Result<Bytes, BuildError> {
+        let mut predicate = self.predicate.clone();
+        if let Some(config) = &self.predicate.config {
+            predicate.metadata.layers = layers(&self.bridge, &self.reference, config).await?;
+        }
+        predicate.finished_on = oci::timestamp::from_system(SystemTime::now());
+        let content = if self.is_v02 {
+            oci::json::to_vec_indent(&predicate.to_v02(), "  ")
+        } else {
+            oci::json::to_vec_indent(&predicate.to_v1(), "  ")
+        };
+        content
+            .map(Bytes::from)
+            .map_err(|error| BuildError::internal(format!("write provenance: {error}")))
+    }
 }
 
 /// The layers that steps are known to consist of, by step and output.
@@ -218,7 +285,11 @@ async fn layers(
         let Some(step) = config.digests.get(&entry.vertex) else {
             continue;
         };
-        let Some(chain) = result.as_ref().and_then(|(result, _)| blob_chain(result)) else {
+        let chain = match result {
+            Some((result, _)) => blob_chain(result),
+            None => cached(bridge, &entry.stored).await?.as_ref().and_then(blob_chain),
+        };
+        let Some(chain) = chain else {
             continue;
         };
         layers
@@ -227,6 +298,17 @@ async fn layers(
             .push(chain);
     }
     Ok(layers)
+}
+
+/// What the local cache has of a step that the build did not need to load.
+async fn cached(bridge: &Bridge, stored: &[StoredResult]) -> Result<Option<ResultRef>, BuildError> {
+    let driver = bridge.engine().driver()?;
+    for stored in stored.iter().filter(|stored| stored.key.store == StoreId::LOCAL) {
+        if let Some(found) = driver.load_stored(stored.clone(), bridge.jobs()).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The blobs of a ref, if all of its layers have one.

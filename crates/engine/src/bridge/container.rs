@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use executor::{
-    Container, ContainerProcess, ExitStatus, MountSource, Network, Process, Pty, RunError, RunRequest,
-    Security, Stdio,
+    Container, ContainerMount, ContainerProcess, ExitStatus, FileSource, MountSource, Network, Process, Pty,
+    RunError, RunRequest, Security, Stdio,
 };
 use futures_util::FutureExt as _;
 use llb::pb;
@@ -44,6 +44,15 @@ pub struct MountRequest {
     pub reference: Option<ResultRef>,
 }
 
+/// A file that exists in a container only.
+#[derive(Clone, Debug)]
+pub struct ContainerFile {
+    /// Its absolute path.
+    pub target: String,
+    /// What is in it; it can be read only.
+    pub content: FileSource,
+}
+
 /// A container to be.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRequest {
@@ -51,6 +60,8 @@ pub struct ContainerRequest {
     pub id: String,
     /// The mounts; one of them is the root.
     pub mounts: Vec<MountRequest>,
+    /// Files that are mounted over them.
+    pub files: Vec<ContainerFile>,
     /// The network as in an exec op.
     pub network: i32,
     /// Host name; empty: as for exec ops.
@@ -133,7 +144,15 @@ impl Bridge {
             cancel: released.clone(),
             purpose: format!("container {}", request.id),
         };
-        let prepared = Mounts::new(ctx, &parts, &exec, &inputs).prepare().await?;
+        let mut prepared = Mounts::new(ctx, &parts, &exec, &inputs).prepare().await?;
+        for file in request.files {
+            prepared.mounts.push(ContainerMount {
+                target: file.target,
+                source: MountSource::File(file.content),
+                selector: String::new(),
+                read_only: true,
+            });
+        }
         cancel_on_drop.disarm();
         let is_windows = request.platform.is_some_and(|platform| platform.os == "windows");
         Ok(BuildContainer(Arc::new(Inner {
@@ -535,6 +554,14 @@ enum Stream {
 pub struct ProcessInput(Stream);
 
 impl ProcessInput {
+    /// Returns the pipe; `None` for a terminal.
+    pub(crate) fn into_pipe(self) -> Option<pipe::Sender> {
+        match self.0 {
+            Stream::Input(pipe) => Some(pipe),
+            Stream::Output(_) | Stream::Terminal(_) => None,
+        }
+    }
+
     /// Writes all of `bytes`.
     ///
     /// # Errors
@@ -553,6 +580,14 @@ impl ProcessInput {
 pub struct ProcessOutput(Stream);
 
 impl ProcessOutput {
+    /// Returns the pipe; `None` for a terminal.
+    pub(crate) fn into_pipe(self) -> Option<pipe::Receiver> {
+        match self.0 {
+            Stream::Output(pipe) => Some(pipe),
+            Stream::Input(_) | Stream::Terminal(_) => None,
+        }
+    }
+
     /// Reads up to `limit` bytes; none at the end. Safe to cancel.
     ///
     /// # Errors

@@ -187,6 +187,11 @@ impl Forwarder {
         });
     }
 
+    /// Returns the client's result if it is there.
+    pub(crate) fn already_returned(&self) -> Option<Result<BuildResult, BuildError>> {
+        self.returned.borrow().clone()
+    }
+
     /// Waits for the client's result.
     pub(crate) async fn returned(&self) -> Result<BuildResult, BuildError> {
         let mut returned = self.returned.subscribe();

@@ -4,6 +4,7 @@
 //! [`BuildRef`]s, runs frontends, resolves sources and shows warnings. The [`Frontend`] trait is how a frontend is
 //! plugged in; a client that is its own frontend gets the job's bridge through [`Forwarder`].
 
+mod asked;
 mod build_ref;
 mod consent;
 mod container;
@@ -35,10 +36,13 @@ use crate::op::VertexJobs;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::SessionGroup;
 
+pub use asked::Asked;
+pub(crate) use asked::AskedBook;
 pub use build_ref::BuildRef;
 pub use consent::{PolicyAnswer, PolicyQuestion};
 pub use container::{
-    BuildContainer, BuildProcess, ContainerRequest, MountRequest, ProcessInput, ProcessOutput, ProcessRequest,
+    BuildContainer, BuildProcess, ContainerFile, ContainerRequest, MountRequest, ProcessInput, ProcessOutput,
+    ProcessRequest,
 };
 pub use files::{FileReader, MAX_READ_BYTES};
 pub use forward::Forwarder;
@@ -48,8 +52,13 @@ pub use meta::{
 pub use policy::{PolicyError, PolicySet};
 pub use result::{
     Attestation, AttestationKind, AttestationSubject, BridgeRequest, BuildRefId, BuildResult, CacheOption,
-    FileRange, FrontendRequest, WarnOptions,
+    FileRange, FrontendRequest, LateStatement, StatementContent, WarnOptions,
 };
+
+/// How many frontends may run each other: images may be made to run themselves without an end.
+const MAX_DEPTH: usize = 32;
+
+type Inputs = BTreeMap<String, pb::Definition>;
 
 /// Turns options and inputs into a result. Implementations are built in, or run an image.
 #[async_trait]
@@ -74,10 +83,8 @@ pub struct ResolvedImage {
 /// What a bridge was used for, for provenance.
 #[derive(Clone, Debug, Default)]
 pub struct Trail {
-    /// The frontend that ran on this bridge, and its options.
-    pub frontend: Option<(String, BTreeMap<String, String>)>,
-    /// Names of the frontend's inputs.
-    pub inputs: Vec<String>,
+    /// What the frontend that ran on this bridge was asked.
+    pub asked: Option<Arc<Asked>>,
     /// Images resolved.
     pub images: Vec<ResolvedImage>,
     /// Definitions built. Only named: a ref holds its bridge.
@@ -118,6 +125,12 @@ struct Inner {
     owner: BridgeOwner,
     imports: Arc<Imports>,
     trail: Arc<OpenTrail>,
+    /// What the client asked of the whole build.
+    root: Option<Arc<Asked>>,
+    /// How many frontends were run from each other to come here.
+    depth: usize,
+    /// What was asked for the results of this bridge, for the provenance of builds that they are inputs of.
+    entries: Mutex<Vec<asked::AskedEntry>>,
 }
 
 /// Caches being imported, shared by a bridge and those nested in it. Dropping it gives up what is on its way.
@@ -132,26 +145,66 @@ struct Imports {
 pub struct Bridge(Arc<Inner>);
 
 impl Bridge {
-    fn make(engine: Arc<Shared>, owner: BridgeOwner, imports: Arc<Imports>) -> Self {
+    fn make(engine: Arc<Shared>, owner: BridgeOwner, root: Option<Arc<Asked>>) -> Self {
         Self(Arc::new(Inner {
             engine,
             owner,
-            imports,
+            imports: Arc::default(),
             trail: Arc::default(),
+            root,
+            depth: 0,
+            entries: Mutex::default(),
         }))
     }
 
-    pub(crate) fn of_job(engine: Arc<Shared>, job: Arc<Job>) -> Self {
-        Self::make(engine, BridgeOwner::Job(job), Arc::default())
+    /// Makes the bridge of a job; `root` is what its client asked.
+    pub(crate) fn of_job(engine: Arc<Shared>, job: Arc<Job>, root: Asked) -> Self {
+        Self::make(engine, BridgeOwner::Job(job), Some(Arc::new(root)))
     }
 
     pub(crate) fn of_vertex(engine: Arc<Shared>, vertex: VertexId, jobs: Arc<VertexJobs>) -> Self {
-        Self::make(engine, BridgeOwner::Vertex(vertex, jobs), Arc::default())
+        Self::make(engine, BridgeOwner::Vertex(vertex, jobs), None)
     }
 
-    fn nested(&self) -> Self {
-        let imports = Arc::clone(&self.0.imports);
-        Self::make(Arc::clone(&self.0.engine), self.0.owner.clone(), imports)
+    /// Makes the bridge of a frontend that is run from this one.
+    fn nested(&self, frontend: &str, opts: &BTreeMap<String, String>, inputs: &Inputs) -> Self {
+        let is_said = |root: &&Arc<Asked>| {
+            !root.frontend.is_empty() || !root.opts.is_empty() || !root.inputs.is_empty()
+        };
+        let outer = lock(&self.0.trail.own).asked.clone();
+        let root = self.0.root.as_ref().filter(is_said).cloned().or(outer);
+        let known = self.0.engine.asked.find_all(inputs);
+        let asked = Arc::new(Asked::new(frontend, opts.clone(), known, root.clone()));
+        let trail = OpenTrail {
+            own: Mutex::new(Trail {
+                asked: Some(asked),
+                ..Trail::default()
+            }),
+            ..OpenTrail::default()
+        };
+        Self(Arc::new(Inner {
+            engine: Arc::clone(&self.0.engine),
+            owner: self.0.owner.clone(),
+            imports: Arc::clone(&self.0.imports),
+            trail: Arc::new(trail),
+            root,
+            depth: self.0.depth + 1,
+            entries: Mutex::default(),
+        }))
+    }
+
+    /// Remembers what was asked for a frontend's results, as long as the bridge lives.
+    fn remember(&self, result: &BuildResult) {
+        let Some(asked) = lock(&self.0.trail.own).asked.clone() else {
+            return;
+        };
+        // What a further frontend built is remembered by the bridge that it ran on.
+        let own = result
+            .all_refs()
+            .filter(|built| Arc::ptr_eq(&built.bridge().0, &self.0));
+        let book = &self.0.engine.asked;
+        let entries = own.filter_map(|built| book.enter(built.definition(), Arc::clone(&asked)));
+        lock(&self.0.entries).extend(entries);
     }
 
     pub(crate) fn engine(&self) -> &Arc<Shared> {
@@ -234,19 +287,21 @@ impl Bridge {
         &self,
         name: &str,
         opts: BTreeMap<String, String>,
-        inputs: BTreeMap<String, pb::Definition>,
+        inputs: Inputs,
     ) -> Result<BuildResult, BuildError> {
         let frontend = self.0.engine.services.frontends.get(name).cloned();
         let frontend = frontend.ok_or_else(|| BuildError::user(format!("invalid frontend: {name}")))?;
-        let nested = self.nested();
+        if self.0.depth >= MAX_DEPTH {
+            let text = format!("frontends run each other more than {MAX_DEPTH} times deep");
+            return Err(BuildError::user(text));
+        }
+        let nested = self.nested(name, &opts, &inputs);
         lock(&self.0.trail.nested).push(Arc::clone(&nested.0.trail));
-        nested.note(|trail| {
-            trail.frontend = Some((name.to_owned(), opts.clone()));
-            trail.inputs = inputs.keys().cloned().collect();
-        });
         let source = opts.get("source").cloned().unwrap_or_default();
         let outcome = frontend.solve(&nested, FrontendRequest { opts, inputs }).await;
-        outcome.map_err(|error| error.with_frontend(name, source))
+        let result = outcome.map_err(|error| error.with_frontend(name, source))?;
+        nested.remember(&result);
+        Ok(result)
     }
 
     /// Finds out what a source resolves to, within a vertex of its own.

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use llb::pb;
 use llb::sourcepolicy::Policy;
 use oci::Digest;
 
 use crate::bridge::BuildRef;
+use crate::error::BuildError;
 
 /// A cache to import from, as the client named it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +74,38 @@ pub enum AttestationSubject {
     },
 }
 
+/// A statement that is in no tree.
+#[derive(Clone, Debug)]
+pub enum StatementContent {
+    /// It is there.
+    Ready(Bytes),
+    /// It is written when it is read, because it tells of what exporters made until then.
+    Late(Arc<dyn LateStatement>),
+}
+
+/// Writes a statement when it is read.
+#[async_trait]
+pub trait LateStatement: Send + Sync + fmt::Debug {
+    /// Writes the statement as JSON.
+    ///
+    /// # Errors
+    /// Those of what it tells of.
+    async fn write(&self) -> Result<Bytes, BuildError>;
+}
+
+impl StatementContent {
+    /// Returns the statement as JSON.
+    ///
+    /// # Errors
+    /// Those of [`LateStatement::write`].
+    pub async fn read(&self) -> Result<Bytes, BuildError> {
+        match self {
+            Self::Ready(bytes) => Ok(bytes.clone()),
+            Self::Late(late) => late.write().await,
+        }
+    }
+}
+
 /// A statement about a result. `R` is how results are held: [`BuildRef`] in a build, `ResultRef` at exporters.
 #[derive(Clone, Debug)]
 pub struct Attestation<R> {
@@ -82,8 +117,8 @@ pub struct Attestation<R> {
     pub reference: Option<R>,
     /// Where in the tree.
     pub path: String,
-    /// The statement itself when it is not in a tree.
-    pub content: Option<Bytes>,
+    /// The statement itself when it is not in a tree. Only the engine's own statements have one.
+    pub content: Option<StatementContent>,
     /// The predicate's type.
     pub predicate_type: String,
     /// What it is about.

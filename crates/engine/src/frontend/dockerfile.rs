@@ -19,10 +19,10 @@ use crate::bridge::{
     Frontend, FrontendRequest, MetaRequest, WarnOptions,
 };
 use crate::error::{BuildError, ErrorKind, SourceRange};
-use crate::frontend::newest;
+use crate::frontend::{gateway, newest};
 
 /// Most rounds of needs and answers: a Dockerfile needs its own text, its ignore file, its images and their contexts.
-const MAX_ROUNDS: usize = 64;
+pub(super) const MAX_ROUNDS: usize = 64;
 
 /// Name under which clients ask for this frontend.
 pub const NAME: &str = "dockerfile.v0";
@@ -54,10 +54,7 @@ impl Frontend for DockerfileFrontend {
             .first()
             .map(|id| id.0.clone())
             .unwrap_or_default();
-        let mut run = Run {
-            bridge,
-            causes: Vec::new(),
-        };
+        let mut run = Run::new(bridge);
         let mut conversion = Conversion::new(Request {
             options: request.opts,
             session_id: session,
@@ -82,14 +79,22 @@ impl Frontend for DockerfileFrontend {
 }
 
 /// One run of the frontend.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     bridge: &'a Bridge,
     /// Errors of answers, by their token.
     causes: Vec<BuildError>,
 }
 
-impl Run<'_> {
-    async fn answer(&mut self, needs: Vec<Need>) -> Vec<Answer> {
+impl<'a> Run<'a> {
+    pub(super) fn new(bridge: &'a Bridge) -> Self {
+        Self {
+            bridge,
+            causes: Vec::new(),
+        }
+    }
+
+    /// Answers needs at the same time.
+    pub(super) async fn answer(&mut self, needs: Vec<Need>) -> Vec<Answer> {
         let bridge = self.bridge;
         let answered = join_all(needs.into_iter().map(|need| answer(bridge, need))).await;
         answered.into_iter().map(|found| self.answer_of(found)).collect()
@@ -117,7 +122,8 @@ impl Run<'_> {
         }
     }
 
-    fn failed(&self, failure: Failure) -> BuildError {
+    /// Shows the warnings of a failure and turns it into an error, of the same cause if an answer was it.
+    pub(super) fn failed(&self, failure: Failure) -> BuildError {
         self.warn(failure.warnings);
         let cause = failure
             .cause
@@ -197,7 +203,7 @@ impl Run<'_> {
 
     async fn forward(self, forward: Forward) -> Result<BuildResult, BuildError> {
         let request = BridgeRequest {
-            frontend: "gateway.v0".to_owned(),
+            frontend: gateway::NAME.to_owned(),
             frontend_opts: forward.options,
             frontend_inputs: forward.inputs,
             ..BridgeRequest::default()

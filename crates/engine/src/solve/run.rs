@@ -10,7 +10,7 @@ use oci::Descriptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{
-    Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex,
+    Asked, Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex,
 };
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
@@ -109,7 +109,9 @@ impl Engine {
             .0
             .open_job(JobId(request.id.clone()), plan.settings.clone())
             .await?;
-        let bridge = Bridge::of_job(Arc::clone(&self.0), Arc::clone(&open.job));
+        let known = self.0.asked.find_all(&request.frontend_inputs);
+        let root = Asked::new(&request.frontend, request.frontend_opts.clone(), known, None);
+        let bridge = Bridge::of_job(Arc::clone(&self.0), Arc::clone(&open.job), root);
         let mut result = Box::pin(self.build(&bridge, &open, &request)).await?;
         Box::pin(evaluate_all(&result)).await?;
         for processor in &self.0.services.processors {
@@ -122,9 +124,10 @@ impl Engine {
             plan.exporters
                 .extend(self.exporters(plan.exporters.len(), &chosen)?);
         }
-        let statements = Box::pin(self.remember(&bridge, &request, &result)).await;
+        let remembered = result.clone();
         let mut response = Box::pin(self.export(&open.job, &plan, result)).await?;
-        response.statements = statements;
+        // What is stated may tell of the layers that exporters made.
+        response.statements = Box::pin(self.remember(&bridge, &request, &remembered)).await;
         if request.wants_session_exporters {
             self.tell_exported(&open.job, &response.exporter_response).await?;
         }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use engine::attestation::ProvenanceProcessor;
 use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
 use engine::bridge::{
-    Bridge, BridgeRequest, BuildResult, CacheOption, Frontend, FrontendRequest, SourceResolver, WarnOptions,
+    Bridge, BridgeRequest, BuildResult, CacheOption, Frontend, FrontendRequest, SourceResolver,
+    StatementContent, WarnOptions,
 };
 use engine::driver::{CacheImporter, ImportContext, ImportedCache};
 use engine::engine::Services;
@@ -246,7 +247,14 @@ impl ExporterInstance for Keep {
     }
 
     async fn export(&self, _: &ExportContext, source: &ExportSource) -> Result<Exported, BuildError> {
-        *self.0.lock().unwrap() = Some(source.clone());
+        let mut source = source.clone();
+        // Statements may tell of what exporters make, and are read by them.
+        for attestation in source.attestations.values_mut().flatten() {
+            if let Some(content) = attestation.content.take() {
+                attestation.content = Some(StatementContent::Ready(content.read().await?));
+            }
+        }
+        *self.0.lock().unwrap() = Some(source);
         let response = [("kept".to_owned(), "yes".to_owned())].into();
         Ok(Exported {
             response,
@@ -761,8 +769,8 @@ async fn provenance_is_attached_where_it_is_wanted() {
     let source = bench.kept.0.lock().unwrap().take().unwrap();
     let attestations: Vec<_> = source.attestations.values().flatten().collect();
     assert_eq!(attestations[0].predicate_type, "https://slsa.dev/provenance/v1");
-    let predicate: serde_json::Value =
-        serde_json::from_slice(attestations[0].content.as_ref().unwrap()).unwrap();
+    let content = attestations[0].content.as_ref().unwrap().read().await.unwrap();
+    let predicate: serde_json::Value = serde_json::from_slice(&content).unwrap();
     let definition = &predicate["buildDefinition"];
     assert_eq!(definition["externalParameters"]["request"]["frontend"], "fixed");
     assert_eq!(
@@ -798,6 +806,61 @@ async fn provenance_is_attached_where_it_is_wanted() {
         bench.engine.solve(unknown).await.unwrap_err().kind(),
         ErrorKind::User
     );
+}
+
+#[tokio::test]
+async fn the_history_learns_what_was_asked_for_inputs_and_for_the_build() {
+    let bench = Bench::new();
+    let engine = bench.engine.clone();
+    let client = tokio::spawn(async move {
+        let forwarder = engine.bridge(&JobId("own".to_owned())).await?;
+        let ask = |name: &str, inputs| BridgeRequest {
+            frontend: "fixed".to_owned(),
+            frontend_opts: [("build-arg:A".to_owned(), name.to_owned())].into(),
+            frontend_inputs: inputs,
+            ..BridgeRequest::default()
+        };
+        let made = forwarder.bridge().solve(ask("input", BTreeMap::new())).await?;
+        let input = made.single.as_ref().unwrap().definition().clone();
+        let inputs = [("in".to_owned(), input)].into();
+        let result = forwarder.bridge().solve(ask("result", inputs)).await;
+        forwarder.return_result(result);
+        Ok::<_, BuildError>(())
+    });
+    let mut request = SolveRequest {
+        id: "own".to_owned(),
+        ..SolveRequest::default()
+    };
+    request
+        .frontend_opts
+        .insert("of-the-build".to_owned(), "yes".to_owned());
+    let response = bench.engine.solve(request.clone()).await.unwrap();
+    client.await.unwrap().unwrap();
+    let [statement] = response.statements.as_slice() else {
+        panic!("{:?}", response.statements)
+    };
+    assert_eq!(
+        (statement.key.as_str(), statement.predicate_type.as_str()),
+        ("", "https://slsa.dev/provenance/v1")
+    );
+    let predicate: serde_json::Value = serde_json::from_slice(&statement.predicate).unwrap();
+    let asked = &predicate["buildDefinition"]["externalParameters"]["request"];
+    assert_eq!(asked["args"]["build-arg:A"], "result");
+    let input = &asked["inputs"]["in"]["request"];
+    assert_eq!(
+        (&input["frontend"], &input["args"]["build-arg:A"]),
+        (&"fixed".into(), &"input".into())
+    );
+    assert!(input["root"].is_null());
+    assert_eq!(asked["root"]["request"]["args"]["of-the-build"], "yes");
+
+    let internal = SolveRequest {
+        id: "internal".to_owned(),
+        frontend: "fixed".to_owned(),
+        is_internal: true,
+        ..request
+    };
+    assert!(bench.engine.solve(internal).await.unwrap().statements.is_empty());
 }
 
 #[tokio::test]

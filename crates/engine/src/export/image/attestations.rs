@@ -14,7 +14,7 @@ use super::config::compact;
 use super::layers::{ExportLayer, LayerExporter};
 use super::supplement::{SPDX_PREDICATE, supplement};
 use super::writer::manifest_bytes;
-use crate::bridge::result::{Attestation, AttestationKind, AttestationSubject};
+use crate::bridge::result::{Attestation, AttestationKind, AttestationSubject, StatementContent};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
 use crate::source::image::{blocking, internal};
@@ -193,7 +193,7 @@ async fn contents(
     let mut read = Vec::new();
     for attestation in found {
         let content = match &attestation.content {
-            Some(content) => content.clone(),
+            Some(content) => content.read().await?,
             None => read_file(unlazy, ctx, &attestation).await?,
         };
         read.push((attestation, content));
@@ -373,7 +373,7 @@ async fn unbundle(
                 metadata: bundle.metadata.clone(),
                 reference: None,
                 path,
-                content: Some(predicate.into()),
+                content: Some(StatementContent::Ready(predicate.into())),
                 predicate_type: statement.predicate_type,
                 subjects: statement.subject.into_iter().map(raw_subject).collect(),
             });
