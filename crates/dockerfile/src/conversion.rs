@@ -117,7 +117,7 @@ impl Passes {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use llb::{ImageOptions, MarshalOptions, State};
     use oci::Platform;
@@ -130,6 +130,7 @@ mod tests {
         Request {
             options: BTreeMap::from([("context:docker/dockerfile".to_owned(), context.to_owned())]),
             inputs: BTreeMap::from([("own".to_owned(), own.marshal(&MarshalOptions::default()).unwrap())]),
+            llb_capabilities: BTreeSet::from(["file.base".to_owned()]),
             worker_platforms: vec![Platform::host()],
             ..Request::default()
         }

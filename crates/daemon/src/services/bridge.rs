@@ -298,8 +298,10 @@ impl LlbBridge for BridgeService {
 
     async fn inputs(&self, request: Request<pb::InputsRequest>) -> Answer<pb::InputsResponse> {
         let forwarder = self.forwarder(request.metadata(), "Inputs").await?;
+        let inputs = forwarder.inputs().iter();
+        let definitions = inputs.map(|(name, input)| (name.clone(), results::for_clients(input)));
         Ok(Response::new(pb::InputsResponse {
-            definitions: forwarder.inputs().clone(),
+            definitions: definitions.collect(),
         }))
     }
 

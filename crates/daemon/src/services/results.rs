@@ -9,13 +9,26 @@ use engine::bridge::{
     Attestation, AttestationKind, AttestationSubject, BuildRef, BuildRefId, BuildResult, Forwarder,
 };
 
+/// Returns a definition as all clients can read it: Go's fast decoder takes a map's empty message, whose encoding may be
+/// left out, for none at all, and its users do not expect that. Vertices without places say nothing.
+pub(super) fn for_clients(definition: &llb::pb::Definition) -> llb::pb::Definition {
+    let mut definition = definition.clone();
+    if let Some(source) = &mut definition.source {
+        source.locations.retain(|_, places| !places.locations.is_empty());
+        for info in &mut source.infos {
+            info.definition = info.definition.as_ref().map(for_clients);
+        }
+    }
+    definition
+}
+
 /// Gives the client names for a result's refs. `arrays`: the client knows the newer form.
 pub(super) fn to_wire(forwarder: &Forwarder, result: BuildResult, arrays: bool) -> (pb::Result, String) {
     let named = |reference: &BuildRef| {
         forwarder.keep(reference);
         pb::Ref {
             id: reference.id().0.clone(),
-            def: Some(reference.definition().clone()),
+            def: Some(for_clients(reference.definition())),
         }
     };
     let mut first = String::new();
@@ -187,5 +200,40 @@ fn subject_from_wire(subject: pb::InTotoSubject) -> Result<AttestationSubject, B
             "unknown in toto subject kind {}",
             subject.kind
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llb::pb::{Definition, Location, Locations, Source, SourceInfo};
+
+    use super::*;
+
+    #[test]
+    fn clients_get_no_empty_places() {
+        let places = |count: usize| Locations {
+            locations: vec![Location::default(); count],
+        };
+        let inner = Definition {
+            source: Some(Source {
+                locations: BTreeMap::from([("a".to_owned(), places(0))]),
+                ..Source::default()
+            }),
+            ..Definition::default()
+        };
+        let definition = Definition {
+            source: Some(Source {
+                locations: BTreeMap::from([("a".to_owned(), places(0)), ("b".to_owned(), places(1))]),
+                infos: vec![SourceInfo {
+                    definition: Some(inner),
+                    ..SourceInfo::default()
+                }],
+            }),
+            ..Definition::default()
+        };
+        let source = for_clients(&definition).source.unwrap();
+        assert_eq!(source.locations.keys().collect::<Vec<_>>(), ["b"]);
+        let inner = source.infos[0].definition.as_ref().unwrap();
+        assert!(inner.source.as_ref().unwrap().locations.is_empty());
     }
 }
