@@ -142,21 +142,28 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         devices,
         collector,
     };
-    let (_, health) = tonic_health::server::health_reporter();
-    let mut routes = Routes::builder();
-    routes
-        .add_service(control.server())
-        .add_service(BridgeService::new(engine.clone(), record).server())
-        .add_service(ContentService::new(&engine).server())
-        .add_service(TraceServiceServer::new(Traces))
-        .add_service(health);
+    let bridge = BridgeService::new(engine.clone(), record);
+    let routes = routes(control, bridge, ContentService::new(&engine));
     Ok(Wired {
         engine,
         sessions,
         history,
-        routes: routes.routes(),
+        routes,
         stop,
     })
+}
+
+/// All services that clients may call.
+fn routes(control: ControlService, bridge: BridgeService, content: ContentService) -> Routes {
+    let (_, health) = tonic_health::server::health_reporter();
+    let mut routes = Routes::builder();
+    routes
+        .add_service(control.server())
+        .add_service(bridge.server())
+        .add_service(content.server())
+        .add_service(TraceServiceServer::new(Traces))
+        .add_service(health);
+    routes.routes()
 }
 
 /// Where devices are described; nowhere when they are switched off. Files that cannot be used are named in the log.
