@@ -78,9 +78,14 @@ fn failures_point_into_the_dockerfile() {
         "{stderr}"
     );
     assert!(stderr.contains("   2 | >>> COPY missing /x\n"), "{stderr}");
-    let last = stderr.lines().last().unwrap();
+    let mut last = stderr.lines().rev();
+    let (hint, error) = (last.next().unwrap(), last.next().unwrap());
     assert!(
-        last.starts_with("ERROR: failed to build: failed to solve: ") && last.contains("missing"),
+        error.starts_with("ERROR: failed to build: failed to solve: ") && error.contains("missing"),
+        "{stderr}"
+    );
+    assert!(
+        hint.starts_with("HINT: ") && hint.contains("build context"),
         "{stderr}"
     );
     let stderr = failure(&build(&programs, &["-f", "nonexistent"]), 1);
