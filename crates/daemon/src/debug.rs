@@ -72,10 +72,11 @@ mod tests {
         let listener = bind("127.0.0.1:0").unwrap();
         let port = listener.port().unwrap();
         let history = History::new(HistoryLimits::default());
-        let _running = history.start(api::pb::control::BuildHistoryRecord {
+        let record = api::pb::control::BuildHistoryRecord {
             r#ref: "abc".to_owned(),
             ..Default::default()
-        });
+        };
+        let _running = history.start(record, Default::default());
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, history, stop.clone()));
         let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();

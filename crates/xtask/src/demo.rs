@@ -92,7 +92,8 @@ fn prove(rootfs: &Path) -> Result<()> {
             .arg(rootfs)
             .arg("/usr/bin/greet")
             .env_clear()
-            .env("PATH", "/usr/bin:/bin")
+            // `chroot` itself is looked up here, too: Debian keeps it among the administrator's programs.
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("GREETING", "Hello"),
     )
     .context("running the image")?;

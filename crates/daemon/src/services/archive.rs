@@ -1,4 +1,5 @@
-//! What is kept of builds that have ended: records, logs and statements, as blobs that the engine's store holds by name.
+//! What is kept of builds that have ended: records, logs, errors, traces and statements, as blobs that the engine's store
+//! holds by name.
 //!
 //! A name is that of the build behind [`PREFIX`]; the first of its blobs is the record, the others are those that the
 //! record names. A blob that is gone takes away what it said and nothing else.
@@ -21,6 +22,10 @@ const PREFIX: &str = "history/";
 const STATUS_TYPE: &str = "application/vnd.buildkit.status.v0";
 /// Media type of statements.
 const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
+/// Media type of an error with its details, as a `google.rpc.Status`; the spelling is the one that clients know.
+const ERROR_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
+/// Media type of spans.
+const TRACE_TYPE: &str = "application/vnd.buildkit.otlp.json.v0";
 /// Annotation with the type of a statement.
 const PREDICATE_KEY: &str = "in-toto.io/predicate-type";
 /// Largest manifest that is looked into.
@@ -103,6 +108,22 @@ impl Draft {
         self.describe(&bytes, STATUS_TYPE).map(Some)
     }
 
+    /// Writes an error with its details.
+    ///
+    /// # Errors
+    /// When the blob cannot be written.
+    pub fn error(&mut self, error: &api::pb::rpc::Status) -> Result<Descriptor, ArchiveError> {
+        self.describe(&error.encode_to_vec(), ERROR_TYPE)
+    }
+
+    /// Writes spans.
+    ///
+    /// # Errors
+    /// When the blob cannot be written.
+    pub fn trace(&mut self, spans: &[u8]) -> Result<Descriptor, ArchiveError> {
+        self.describe(spans, TRACE_TYPE)
+    }
+
     /// Writes a statement.
     ///
     /// # Errors
@@ -120,6 +141,11 @@ impl Archive {
     /// Makes the archive of a store.
     pub fn new(store: engine::cache::Store) -> Self {
         Self(store)
+    }
+
+    /// Returns the store that blobs and records are in.
+    pub fn store(&self) -> &engine::cache::Store {
+        &self.0
     }
 
     /// Begins a record.
@@ -215,7 +241,12 @@ impl Archive {
             made.map(|descriptor| descriptor.digest.clone())
                 .collect::<Vec<_>>()
         };
-        let own = record.logs.iter().map(|logs| logs.digest.clone());
+        let own = record
+            .logs
+            .iter()
+            .chain(&record.external_error)
+            .chain(&record.trace);
+        let own = own.map(|descriptor| descriptor.digest.clone());
         let mut open: Vec<Digest> = own
             .chain(results.flat_map(of_result))
             .filter_map(|digest| digest.parse().ok())

@@ -29,6 +29,7 @@ use super::failure::{failure, lookup_status};
 use super::history::{Finished, History};
 use super::history_filter::HistoryFilter;
 use super::progress::{response, timestamp};
+use super::spans::TraceParent;
 use crate::collector::Collector;
 use crate::sessions::SessionTable;
 
@@ -316,6 +317,9 @@ impl Control for ControlService {
     }
 
     async fn solve(&self, request: Request<pb::SolveRequest>) -> Answer<pb::SolveResponse> {
+        let header = request.metadata().get("traceparent");
+        let trace = header.and_then(|header| header.to_str().ok());
+        let trace = trace.map(TraceParent::from_header).unwrap_or_default();
         let mut request = request.into_inner();
         if request.r#ref.is_empty() {
             return Err(Status::invalid_argument("the request has no ref"));
@@ -323,7 +327,7 @@ impl Control for ControlService {
         modernize(&mut request);
         refuse_unsupported(&request)?;
         let id = JobId(request.r#ref.clone());
-        let running = (!request.internal).then(|| self.history.start(history_record(&request)));
+        let running = (!request.internal).then(|| self.history.start(history_record(&request), trace));
         let _collected = self.collector.during_build();
         let request = solve_request(request);
         let (engine, history) = (self.engine.clone(), self.history.clone());
@@ -491,16 +495,16 @@ impl Control for ControlService {
     ) -> Answer<pb::UpdateBuildHistoryResponse> {
         let request = request.into_inner();
         let (history, id) = (self.history.clone(), request.r#ref.clone());
-        let found = blocking(move || {
-            if request.delete {
-                history.delete(&id)
-            } else if request.finalize {
-                history.knows(&id)
-            } else {
-                history.pin(&id, request.pinned)
-            }
-        });
-        if !found.await? {
+        let is_found = if request.finalize && !request.delete {
+            history.finalize(&id).await
+        } else {
+            blocking(move || match request.delete {
+                true => history.delete(&id),
+                false => history.pin(&id, request.pinned),
+            })
+            .await?
+        };
+        if !is_found {
             let missing = BuildError::new(ErrorKind::NotFound, format!("no such ref {}", request.r#ref));
             return Err(lookup_status(&missing));
         }

@@ -7,14 +7,15 @@ use std::time::{Duration, SystemTime};
 use api::pb::control::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor, StatusResponse,
 };
-use engine::progress::{JobProgress, Subscription};
+use engine::progress::{JobProgress, Subscription, Vertex};
 use engine::solve::{Statement, WrittenImage};
-use tokio::sync::broadcast;
-use tokio::task::JoinHandle;
+use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::archive::{Archive, ArchiveError};
-use super::progress::timestamp;
+use super::archive::{Archive, ArchiveError, Draft};
+use super::spans::{self, TraceParent};
+use super::{system_time, timestamp};
 
 /// Events that a slow listener may lag behind.
 const EVENTS: usize = 256;
@@ -45,6 +46,8 @@ struct Entry {
     progress: Option<JobProgress>,
     ended: Option<SystemTime>,
     number: u64,
+    /// Is cancelled when nothing more is added to the record.
+    complete: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +63,8 @@ pub struct History {
     events: broadcast::Sender<BuildHistoryEvent>,
     limits: HistoryLimits,
     archive: Option<Archive>,
+    /// Held while a record changes in the archive, so that what is kept last is what was said last.
+    saving: Arc<Mutex<()>>,
     /// Tasks that write to the archive.
     tasks: TaskTracker,
 }
@@ -73,6 +78,7 @@ impl History {
             events,
             limits,
             archive: None,
+            saving: Arc::default(),
             tasks: TaskTracker::new(),
         }
     }
@@ -97,11 +103,14 @@ impl History {
             let (number, id) = (state.next, record.r#ref.clone());
             state.next += 1;
             let ended = Some(system_time(record.completed_at.as_ref()));
+            let complete = CancellationToken::new();
+            complete.cancel();
             let entry = Entry {
                 record,
                 progress: None,
                 ended,
                 number,
+                complete,
             };
             state.entries.insert(id, entry);
         }
@@ -119,6 +128,7 @@ impl History {
 
     /// Lets the archive forget builds.
     fn forget(&self, ids: &[String]) {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids {
             let forgotten = self.archive.as_ref().map(|archive| archive.forget(id));
             if let Some(Err(error)) = forgotten {
@@ -143,8 +153,8 @@ impl History {
         });
     }
 
-    /// Records that a build starts; the returned guard records its end.
-    pub fn start(&self, mut record: BuildHistoryRecord) -> Running {
+    /// Records that a build starts, as part of a trace; the returned guard records its end.
+    pub fn start(&self, mut record: BuildHistoryRecord, trace: TraceParent) -> Running {
         record.created_at = Some(timestamp(SystemTime::now()));
         record.generation = 1;
         let id = record.r#ref.clone();
@@ -158,6 +168,7 @@ impl History {
                 progress: None,
                 ended: None,
                 number,
+                complete: CancellationToken::new(),
             },
         );
         drop(state);
@@ -165,6 +176,7 @@ impl History {
         Running {
             history: self.clone(),
             id,
+            trace,
             has_ended: false,
         }
     }
@@ -176,8 +188,25 @@ impl History {
         }
     }
 
+    /// Lets the record of a build be complete when the guard is dropped.
+    fn completes(&self, id: &str) -> Option<DropGuard> {
+        let state = self.lock();
+        let entry = state.entries.get(id)?;
+        Some(entry.complete.clone().drop_guard())
+    }
+
+    fn vertices(&self, id: &str) -> Vec<Vertex> {
+        let progress = self
+            .lock()
+            .entries
+            .get(id)
+            .and_then(|entry| entry.progress.clone());
+        progress.map(|progress| progress.vertices()).unwrap_or_default()
+    }
+
     /// Records the end of a build, and keeps what it leaves. Blocking where there is an archive.
     fn end(&self, id: &str, outcome: Outcome) {
+        let saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut record, progress) = {
             let mut state = self.lock();
             let Some(entry) = state.entries.get_mut(id) else {
@@ -191,11 +220,7 @@ impl History {
         record.error = outcome.error;
         record.generation += 1;
         if let Err(error) = self.keep(&mut record, outcome.finished, progress.as_ref()) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                build = id,
-                "a build's record is not kept"
-            );
+            warn_not_kept(id, &error);
         }
         let mut state = self.lock();
         if let Some(entry) = state.entries.get_mut(id) {
@@ -205,8 +230,58 @@ impl History {
         }
         let forgotten = self.forget_old(&mut state, now);
         drop(state);
+        drop(saving);
         self.forget(&forgotten);
         self.send(BuildHistoryEventType::Complete, record);
+    }
+
+    /// Adds the trace to the record of a build that has ended, where there is an archive to keep it. Blocking.
+    fn add_trace(&self, id: &str, parent: &TraceParent, vertices: &[Vertex]) {
+        let ended = |state: &State| state.entries.get(id).map(|entry| entry.record.clone());
+        let (Some(archive), Some(record)) = (&self.archive, ended(&self.lock())) else {
+            return;
+        };
+        let mut draft = archive.draft();
+        match draft.trace(&spans::encode(&record, vertices, parent)) {
+            Ok(trace) => self.amend(id, Some(draft), |record| record.trace = Some(trace)),
+            Err(error) => warn_not_kept(id, &error),
+        }
+    }
+
+    /// Changes the record of a build, and has the archive keep it if the build has ended. Blocking.
+    fn amend(&self, id: &str, draft: Option<Draft>, change: impl FnOnce(&mut BuildHistoryRecord)) {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let (record, has_ended) = {
+            let mut state = self.lock();
+            let Some(entry) = state.entries.get_mut(id) else {
+                return;
+            };
+            change(&mut entry.record);
+            entry.record.generation += 1;
+            (entry.record.clone(), entry.ended.is_some())
+        };
+        if let Some(archive) = self.archive.as_ref().filter(|_| has_ended)
+            && let Err(error) = archive.save(&record, draft.unwrap_or_else(|| archive.draft()))
+        {
+            warn_not_kept(id, &error);
+        }
+        self.send(BuildHistoryEventType::Complete, record);
+    }
+
+    /// Waits until nothing more is added to the record of a build that has ended; returns whether there is one. A build
+    /// that runs is not waited for.
+    pub async fn finalize(&self, id: &str) -> bool {
+        let complete = {
+            let state = self.lock();
+            let Some(entry) = state.entries.get(id) else {
+                return false;
+            };
+            entry.ended.map(|_| entry.complete.clone())
+        };
+        if let Some(complete) = complete {
+            complete.cancelled().await;
+        }
+        true
     }
 
     /// Completes the record of a build, and has the archive keep it with its blobs.
@@ -230,6 +305,11 @@ impl History {
         let mut draft = archive.draft();
         if let Some(progress) = progress {
             record.logs = draft.logs(&mut progress.subscribe())?;
+        }
+        if let Some(error) = &mut record.error {
+            record.external_error = Some(draft.error(error)?);
+            // They can be large, and every listener is sent every record.
+            error.details.clear();
         }
         for Statement {
             key,
@@ -334,27 +414,11 @@ impl History {
 
     /// Pins or unpins a build; returns whether there is one. Blocking.
     pub fn pin(&self, id: &str, pinned: bool) -> bool {
-        let mut state = self.lock();
-        let Some(entry) = state.entries.get_mut(id) else {
-            return false;
-        };
-        if entry.record.pinned != pinned {
-            entry.record.pinned = pinned;
-            entry.record.generation += 1;
-            let (record, has_ended) = (entry.record.clone(), entry.ended.is_some());
-            drop(state);
-            let saved = self.archive.as_ref().filter(|_| has_ended);
-            let saved = saved.map(|archive| archive.save(&record, archive.draft()));
-            if let Some(Err(error)) = saved {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    build = id,
-                    "a build's record is not kept"
-                );
-            }
-            self.send(BuildHistoryEventType::Complete, record);
+        let is_pinned = self.lock().entries.get(id).map(|entry| entry.record.pinned);
+        if is_pinned.is_some_and(|is_pinned| is_pinned != pinned) {
+            self.amend(id, None, |record| record.pinned = pinned);
         }
-        true
+        is_pinned.is_some()
     }
 
     /// Forgets a build that has ended; returns whether there is one. Blocking.
@@ -394,6 +458,14 @@ impl History {
     }
 }
 
+fn warn_not_kept(id: &str, error: &ArchiveError) {
+    tracing::warn!(
+        error = error as &dyn std::error::Error,
+        build = id,
+        "a build's record is not kept"
+    );
+}
+
 fn count_steps(entry: &mut Entry) {
     let Some(progress) = &entry.progress else { return };
     let vertices = progress.vertices();
@@ -422,11 +494,6 @@ pub struct Finished {
     pub held: Vec<WrittenImage>,
 }
 
-fn system_time(at: Option<&prost_types::Timestamp>) -> SystemTime {
-    at.and_then(|at| SystemTime::try_from(*at).ok())
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
 /// How a build ended.
 #[derive(Clone, Debug, Default)]
 struct Outcome {
@@ -439,6 +506,7 @@ struct Outcome {
 pub struct Running {
     history: History,
     id: String,
+    trace: TraceParent,
     has_ended: bool,
 }
 
@@ -455,15 +523,15 @@ impl Running {
                 finished: Finished::default(),
             },
         };
-        if let Some(kept) = self.end(outcome)
-            && let Err(error) = kept.await
-        {
-            tracing::error!(%error, build = self.id, "a build's record is not kept");
+        if let Some(kept) = self.end(outcome) {
+            // Whoever would have sent has failed, and said so.
+            let _ = kept.await;
         }
     }
 
-    /// Records the end once; the task that keeps it, if keeping it takes one, is one of the history's.
-    fn end(&mut self, outcome: Outcome) -> Option<JoinHandle<()>> {
+    /// Records the end once. Where that takes a task, it is one of the history's, and tells when the record is kept; it
+    /// then adds what nobody needs to wait for.
+    fn end(&mut self, outcome: Outcome) -> Option<oneshot::Receiver<()>> {
         if std::mem::replace(&mut self.has_ended, true) {
             return None;
         }
@@ -472,15 +540,24 @@ impl Running {
             history.end(&id, outcome);
             return None;
         }
-        let tasks = self.history.tasks.clone();
-        Some(tasks.spawn_blocking(move || history.end(&id, outcome)))
+        let (kept, is_kept) = oneshot::channel();
+        let trace = self.trace.clone();
+        self.history.tasks.spawn_blocking(move || {
+            let _complete = history.completes(&id);
+            let vertices = history.vertices(&id);
+            history.end(&id, outcome);
+            // A client that has gone needs no answer.
+            let _ = kept.send(());
+            history.add_trace(&id, &trace, &vertices);
+        });
+        Some(is_kept)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // Nobody waits for what a client that has gone leaves behind.
-        let _task = self.end(Outcome {
+        let _kept = self.end(Outcome {
             error: Some(api::errors::Failure::new(tonic::Code::Cancelled, "context canceled").to_rpc()),
             finished: Finished::default(),
         });
@@ -488,72 +565,4 @@ impl Drop for Running {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(id: &str) -> BuildHistoryRecord {
-        BuildHistoryRecord {
-            r#ref: id.to_owned(),
-            ..Default::default()
-        }
-    }
-
-    fn ids(history: &History, active_only: bool) -> Vec<String> {
-        let (events, _) = history.listen("", active_only);
-        events
-            .into_iter()
-            .filter_map(|event| event.record.map(|record| record.r#ref))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn builds_start_and_end() {
-        let history = History::new(HistoryLimits::default());
-        let (_, mut events) = history.listen("", false);
-        let running = history.start(record("a"));
-        assert_eq!(ids(&history, true), ["a"]);
-        assert!(!history.delete("a"));
-        running.finish(Ok(Finished::default())).await;
-        assert!(ids(&history, true).is_empty());
-        assert_eq!(
-            events.try_recv().unwrap().r#type(),
-            BuildHistoryEventType::Started
-        );
-        let event = events.try_recv().unwrap();
-        assert_eq!(event.r#type(), BuildHistoryEventType::Complete);
-        assert!(event.record.unwrap().completed_at.is_some());
-        assert!(history.delete("a") && !history.knows("a"));
-        drop(history.start(record("b")));
-        let (events, _) = history.listen("b", false);
-        assert_eq!(events[0].record.as_ref().unwrap().error.as_ref().unwrap().code, 1);
-    }
-
-    #[tokio::test]
-    async fn old_builds_are_forgotten_unless_pinned() {
-        let history = History::new(HistoryLimits {
-            max_entries: 2,
-            ..HistoryLimits::default()
-        });
-        for id in ["a", "b", "c", "d"] {
-            history.start(record(id)).finish(Ok(Finished::default())).await;
-            if id == "a" {
-                assert!(history.pin("a", true));
-            }
-        }
-        assert_eq!(ids(&history, false), ["a", "c", "d"]);
-        assert!(!history.pin("b", true));
-    }
-
-    #[tokio::test]
-    async fn progress_can_be_read_later() {
-        let history = History::new(HistoryLimits::default());
-        let running = history.start(record("a"));
-        let progress = JobProgress::new();
-        history.attach("a", progress.clone());
-        assert!(history.describe_running().contains("build a"));
-        progress.close();
-        running.finish(Ok(Finished::default())).await;
-        let mut subscription = history.progress("a").unwrap();
-        assert!(subscription.next().await.is_none());
-    }
-}
+mod tests;

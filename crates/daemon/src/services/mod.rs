@@ -12,6 +12,7 @@ pub mod history;
 mod history_filter;
 mod progress;
 mod results;
+mod spans;
 pub mod traces;
 
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use std::pin::Pin;
 use futures_util::Stream;
 use tonic::Status;
 
+use progress::system_time;
 pub(crate) use progress::timestamp;
 
 /// Answers of a streaming call.

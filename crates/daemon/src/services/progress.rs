@@ -14,6 +14,12 @@ pub(crate) fn timestamp(at: SystemTime) -> prost_types::Timestamp {
     }
 }
 
+/// Turns protobuf's time into the system's; what is none is the epoch.
+pub(super) fn system_time(at: Option<&prost_types::Timestamp>) -> SystemTime {
+    at.and_then(|at| SystemTime::try_from(*at).ok())
+        .unwrap_or(UNIX_EPOCH)
+}
+
 /// Turns what changed into a message.
 pub(super) fn response(batch: StatusBatch) -> control::StatusResponse {
     control::StatusResponse {
