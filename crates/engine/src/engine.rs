@@ -14,7 +14,7 @@ use crate::bridge::{AskedBook, Bridge, Forwarder, Frontend, SourceResolver};
 use crate::driver::{self, Bridges, CacheImporter, Driver, LocalRecords};
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job, JobId, JobSettings};
-use crate::op::{OpFactory, VertexJobs};
+use crate::op::{OpFactory, VertexBridge, VertexJobs};
 use crate::progress::Subscription;
 use crate::session::Sessions;
 use crate::solve::{CacheExporterFactory, Exporter, ResultProcessor};
@@ -82,9 +82,9 @@ pub(crate) struct Shared {
 struct VertexBridges(Weak<Shared>);
 
 impl Bridges for VertexBridges {
-    fn vertex_bridge(&self, vertex: VertexId, jobs: &Arc<VertexJobs>) -> Option<Bridge> {
+    fn vertex_bridge(&self, vertex: VertexId, jobs: &Arc<VertexJobs>) -> Option<Arc<dyn VertexBridge>> {
         let shared = self.0.upgrade()?;
-        Some(Bridge::of_vertex(shared, vertex, Arc::clone(jobs)))
+        Some(Arc::new(Bridge::of_vertex(shared, vertex, Arc::clone(jobs))))
     }
 }
 

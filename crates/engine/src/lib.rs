@@ -1,8 +1,9 @@
-//! Drives builds: jobs, ops, sources, exporters, frontends.
+//! Drives builds: jobs, ops, frontends; puts sources, exporters and caches together.
 //!
 //! Purpose: perform what the [`solver`] decides, and offer builds to the shells. [`driver`] owns the solver and turns its
 //! effects into calls of [`op::Op`]; [`bridge`] is what a frontend may do within a build; [`solve`] takes a request from
-//! its first vertex to its exported image; [`progress`] shows all of it.
+//! its first vertex to its exported image; [`setup`] puts it all together. What a build is to all of its parts is in the
+//! crate [`build`], of which shells see what they need here.
 //!
 //! Non-goals: no gRPC types, no terminal, no configuration files.
 //!
@@ -17,21 +18,14 @@ pub mod bridge;
 pub mod checksum;
 pub mod driver;
 pub mod engine;
-pub mod error;
-pub mod export;
 pub mod frontend;
-pub mod job;
 pub mod op;
-pub mod progress;
-pub mod remotecache;
-pub mod session;
 pub mod setup;
 pub mod solve;
-pub mod source;
-pub mod unlazy;
 pub mod worker;
 
 pub use ::{cache, content, executor, registry};
+pub use ::build::{error, job, progress, session, unlazy};
 pub use ::dockerfile::SYNTAX_VERSION as DOCKERFILE_VERSION;
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -9,28 +9,28 @@ use std::time::Duration;
 
 use cache::{StateLock, Store, StoreOptions};
 use executor::{DeviceRegistry, Executor, ExecutorConfig, ExecutorError};
+use export::image::ImageExporter;
+use export::image::layers::LayerExporter;
+use export::local::LocalExporter;
+use export::oci::{ArchiveExporter, Variant};
+use export::tar::TarExporter;
 use oci::Platform;
 use registry::HostsConfig;
+use remotecache::{self, ObjectAccess, RemoteCaches};
 use snapshot::Snapshotter;
+use source::http::HttpFiles;
+use source::image::fetch::BlobFetcher;
+use source::image::{Images, providers};
 
 use crate::attestation::{ProvenanceProcessor, SbomProcessor};
 use crate::bridge::Frontend;
 use crate::engine::{Engine, Services};
 use crate::error::{BuildError, ErrorKind};
-use crate::export::image::ImageExporter;
-use crate::export::image::layers::LayerExporter;
-use crate::export::local::LocalExporter;
-use crate::export::oci::{ArchiveExporter, Variant};
-use crate::export::tar::TarExporter;
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
 use crate::frontend::gateway::{self, Abilities, FrontendHost, GatewayFrontend, GatewayLimits};
 use crate::job::Entitlement;
-use crate::remotecache::{self, ObjectAccess, RemoteCaches};
 use crate::session::Sessions;
 use crate::solve::Exporter;
-use crate::source::http::HttpFiles;
-use crate::source::image::fetch::BlobFetcher;
-use crate::source::image::{Images, providers};
 use crate::unlazy::Unlazy;
 use crate::worker::{Worker, WorkerParts};
 

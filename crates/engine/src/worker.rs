@@ -10,6 +10,12 @@ use cache::Store;
 use executor::{DeviceRegistry, Executor};
 use llb::pb;
 use llb::pb::op::Op as Kind;
+use source::git::{GitOp, GitRepositories};
+use source::http::{HttpFiles, HttpOp};
+use source::image::{ImageOp, Images};
+use source::image_blob::{self, BlobOp};
+use source::local::LocalOp;
+use source::oci_layout::{self, LayoutOp};
 
 use crate::bridge::{MetaContext, MetaRequest, SourceMeta, SourceResolver};
 use crate::error::{BuildError, ErrorKind};
@@ -18,12 +24,6 @@ use crate::op::compose::{DiffOp, MergeOp, PassthroughOp};
 use crate::op::exec::{CacheDirs, ExecOp, ExecParts};
 use crate::op::file::FileOp;
 use crate::op::{Op, OpFactory, VertexSpec};
-use crate::source::git::{GitOp, GitRepositories};
-use crate::source::http::{HttpFiles, HttpOp};
-use crate::source::image::{ImageOp, Images};
-use crate::source::image_blob::{self, BlobOp};
-use crate::source::local::LocalOp;
-use crate::source::oci_layout::{self, LayoutOp};
 use crate::unlazy::Unlazy;
 
 /// What a worker is made of.

@@ -19,19 +19,42 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("snapshot", &["layer", "oci"]),
     ("cache", &["content", "snapshot", "layer", "oci"]),
     ("executor", &["snapshot", "oci"]),
+    ("build", &["cache", "llb", "oci", "solver"]),
+    (
+        "source",
+        &[
+            "build", "cache", "content", "layer", "llb", "oci", "registry", "snapshot",
+        ],
+    ),
+    (
+        "export",
+        &[
+            "build", "cache", "content", "layer", "oci", "registry", "snapshot", "source",
+        ],
+    ),
+    (
+        "remotecache",
+        &[
+            "build", "cache", "export", "layer", "oci", "registry", "solver", "source",
+        ],
+    ),
     (
         "engine",
         &[
+            "build",
             "cache",
             "content",
             "dockerfile",
             "executor",
+            "export",
             "layer",
             "llb",
             "oci",
             "registry",
+            "remotecache",
             "snapshot",
             "solver",
+            "source",
         ],
     ),
     ("api", &["llb", "oci"]),
@@ -48,7 +71,19 @@ const AIDS: &[&str] = &["testkit", "xtask"];
 
 /// Crates that may depend on tokio.
 const ASYNC: &[&str] = &[
-    "registry", "executor", "engine", "api", "daemon", "cli", "cooper", "testkit", "xtask",
+    "registry",
+    "executor",
+    "build",
+    "source",
+    "export",
+    "remotecache",
+    "engine",
+    "api",
+    "daemon",
+    "cli",
+    "cooper",
+    "testkit",
+    "xtask",
 ];
 
 /// Crates that may depend on anyhow outside their tests.

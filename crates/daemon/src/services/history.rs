@@ -8,7 +8,7 @@ use api::pb::control::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor, StatusResponse,
 };
 use engine::progress::{JobProgress, Subscription, Vertex};
-use engine::solve::{Statement, WrittenImage};
+use engine::solve::{HeldBlobs, Statement};
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -491,7 +491,7 @@ pub struct Finished {
     /// What is to be remembered of the result.
     pub statements: Vec<Statement>,
     /// Holds what exporters made until it is kept.
-    pub held: Vec<WrittenImage>,
+    pub held: Vec<HeldBlobs>,
 }
 
 /// How a build ended.

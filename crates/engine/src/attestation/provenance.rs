@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use export::platforms::{ExportPlatform, platforms};
 use oci::{Descriptor, Platform};
 use solver::{StoreId, StoredResult};
 
@@ -18,7 +19,6 @@ use crate::bridge::{
     Trail,
 };
 use crate::error::BuildError;
-use crate::export::platforms::{ExportPlatform, platforms};
 use crate::op::ResultRef;
 use crate::solve::{ResultProcessor, SolveRequest, Statement};
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use export::platforms::platforms;
 use llb::{Constraints, ImageOptions, MarshalOptions, Mount, ResolveMode, State, pb};
 use oci::{ImageConfig, Platform};
 
@@ -12,7 +13,6 @@ use crate::bridge::{
     Attestation, AttestationKind, Bridge, BridgeRequest, BuildRef, BuildResult, MetaRequest,
 };
 use crate::error::{BuildError, ErrorKind};
-use crate::export::platforms::platforms;
 use crate::solve::{ResultProcessor, SolveRequest};
 
 /// The scanner that is used when none is named.

@@ -9,9 +9,8 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use llb::pb;
 use oci::Digest;
 
-use super::meta::{MetaRequest, SourceMeta};
 use super::policy::policy_error;
-use super::{Bridge, PolicySet};
+use super::{Bridge, PolicyAnswer, PolicyQuestion, PolicySet, SourceMeta};
 use crate::error::{BuildError, ErrorKind};
 use crate::session::SessionId;
 
@@ -19,36 +18,6 @@ use crate::session::SessionId;
 const MAX_QUESTIONS: usize = 10;
 /// Sources of one definition that are decided on at once.
 const MAX_AT_ONCE: usize = 64;
-
-/// What a client is asked.
-#[derive(Clone, Debug, Default)]
-pub struct PolicyQuestion {
-    /// The platform for which the source is used, if the definition names one.
-    pub platform: Option<pb::Platform>,
-    /// The source, and what the client asked to know of it.
-    pub source: SourceMeta,
-}
-
-/// What a client answers.
-#[derive(Clone, Debug)]
-pub enum PolicyAnswer {
-    /// The source may be used.
-    Allow,
-    /// It may not.
-    Deny {
-        /// The client's reasons, for people.
-        messages: Vec<String>,
-    },
-    /// Another is to be used, if it may be.
-    Convert(pb::SourceOp),
-    /// The client wants to know more before it decides.
-    Ask {
-        /// The source, unchanged.
-        op: pb::SourceOp,
-        /// What it wants to know.
-        request: Box<MetaRequest>,
-    },
-}
 
 /// A source under the name that policies know.
 #[derive(Clone, Debug)]
@@ -60,7 +29,7 @@ struct Named {
 
 impl Named {
     fn new(mut op: pb::SourceOp) -> Self {
-        let canonical = crate::source::canonical(&op);
+        let canonical = source::canonical(&op);
         let written = std::mem::replace(&mut op.identifier, canonical.clone());
         Self {
             op,

@@ -132,12 +132,11 @@ impl Bridge {
         let released = CancellationToken::new();
         let cancel_on_drop = released.clone().drop_guard();
         let id = Digest::sha256(request.id.as_bytes());
-        let fetch = FetchContext {
-            progress: VertexProgress::new(id, "unpack".to_owned(), Vec::new(), None),
-            sessions: self.sessions(),
-            cancel: released.clone(),
-            sources: Vec::new(),
-        };
+        let fetch = FetchContext::new(
+            VertexProgress::new(id, "unpack".to_owned(), Vec::new(), None),
+            self.sessions(),
+            released.clone(),
+        );
         unpack_all(&*parts.unlazy, &fetch, &inputs).await?;
         let ctx = MountContext {
             sessions: self.sessions(),

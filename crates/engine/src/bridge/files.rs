@@ -53,12 +53,7 @@ impl FileReader {
             let progress = VertexProgress::new(id, "unpack".to_owned(), Vec::new(), None);
             let cancel = CancellationToken::new();
             let _cancel_on_drop = cancel.clone().drop_guard();
-            let ctx = FetchContext {
-                progress,
-                sessions: bridge.sessions(),
-                cancel,
-                sources: Vec::new(),
-            };
+            let ctx = FetchContext::new(progress, bridge.sessions(), cancel);
             bridge.engine().services.unlazy.unpack(&ctx, reference).await?;
         }
         let result = result.clone();

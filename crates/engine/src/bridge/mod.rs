@@ -11,10 +11,10 @@ mod container;
 mod devices;
 mod files;
 mod forward;
-pub mod meta;
 mod policy;
 mod prepare;
 pub mod result;
+mod vertex;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,23 +36,24 @@ use crate::op::VertexJobs;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::SessionGroup;
 
+pub use build::meta::{
+    AttestationChain, GitMeta, HttpMeta, ImageMeta, MetaContext, MetaRequest, PolicyAnswer, PolicyQuestion,
+    SourceMeta, SourceResolver,
+};
+pub use build::result::{Attestation, AttestationKind, AttestationSubject, LateStatement, StatementContent};
+
 pub use asked::Asked;
 pub(crate) use asked::AskedBook;
 pub use build_ref::BuildRef;
-pub use consent::{PolicyAnswer, PolicyQuestion};
 pub use container::{
     BuildContainer, BuildProcess, ContainerFile, ContainerRequest, MountRequest, ProcessInput, ProcessOutput,
     ProcessRequest,
 };
 pub use files::{FileReader, MAX_READ_BYTES};
 pub use forward::Forwarder;
-pub use meta::{
-    AttestationChain, GitMeta, HttpMeta, ImageMeta, MetaContext, MetaRequest, SourceMeta, SourceResolver,
-};
 pub use policy::{PolicyError, PolicySet};
 pub use result::{
-    Attestation, AttestationKind, AttestationSubject, BridgeRequest, BuildRefId, BuildResult, CacheOption,
-    FileRange, FrontendRequest, LateStatement, StatementContent, WarnOptions,
+    BridgeRequest, BuildRefId, BuildResult, CacheOption, FileRange, FrontendRequest, WarnOptions,
 };
 
 /// How many frontends may run each other: images may be made to run themselves without an end.

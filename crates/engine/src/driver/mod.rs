@@ -15,13 +15,12 @@ use std::sync::Arc;
 use solver::{BuildId, EdgeId, ExportGraph, Owner, StoreId, StoredResult, VertexDef, VertexId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bridge::Bridge;
 use crate::error::BuildError;
 use crate::job::Job;
-use crate::op::{OpProvenance, ResultRef, VertexSpec};
+use crate::op::{OpProvenance, ResultRef, VertexBridge, VertexJobs, VertexSpec};
 
+pub use build::cache_import::{CacheImporter, ImportContext, ImportedCache};
 pub(crate) use imports::ImportSlot;
-pub use imports::{CacheImporter, ImportContext, ImportedCache};
 pub(crate) use records::LocalRecords;
 pub(crate) use run::{DriverParts, spawn};
 
@@ -218,5 +217,5 @@ impl Drop for CancelBuild {
 /// Makes the bridge of a vertex's op. The driver cannot make it itself without keeping itself alive.
 pub(crate) trait Bridges: Send + Sync + std::fmt::Debug {
     /// Makes the bridge; `None` when the engine is ending.
-    fn vertex_bridge(&self, vertex: VertexId, jobs: &Arc<crate::op::VertexJobs>) -> Option<Bridge>;
+    fn vertex_bridge(&self, vertex: VertexId, jobs: &Arc<VertexJobs>) -> Option<Arc<dyn VertexBridge>>;
 }

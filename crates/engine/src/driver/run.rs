@@ -15,12 +15,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::imports::{ImportContext, ImportSlot};
 use crate::driver::why;
 use crate::driver::work::{self, Answer, LoadFrom};
 use crate::driver::{
     Bridges, Command, Driver, Evaluated, Exported, INBOX, LocalRecords, PreparedGraph, StepProvenance,
 };
+use crate::driver::{ImportContext, ImportSlot};
 use crate::error::BuildError;
 use crate::job::Job;
 use crate::op::{Op, OpContext, OpFactory, ResultRef, VertexJobs, VertexSpec};
@@ -270,7 +270,7 @@ impl DriverTask {
                 vertex,
                 round,
             } => match self.op(vertex) {
-                Some((op, ctx)) => self.start(effect, ctx.cancel.clone(), work::cache_map(op, ctx, round)),
+                Some((op, ctx)) => self.start(effect, ctx.cancel().clone(), work::cache_map(op, ctx, round)),
                 None => inputs.push(self.no_op(effect, vertex)),
             },
             Effect::Query {
@@ -288,7 +288,7 @@ impl DriverTask {
                     let reference = held.reference.clone();
                     self.start(
                         effect,
-                        ctx.cancel.clone(),
+                        ctx.cancel().clone(),
                         work::checksum(op, ctx, input, reference),
                     );
                 }
@@ -301,9 +301,9 @@ impl DriverTask {
                 stored,
             } => match self.context(vertex) {
                 Some(ctx) => {
-                    let from = self.load_from(&stored, ctx.jobs(), &ctx.progress, ctx.cancel.clone());
+                    let from = self.load_from(&stored, ctx.jobs(), ctx.progress(), ctx.cancel().clone());
                     match from {
-                        Some(from) => self.start(effect, ctx.cancel.clone(), work::load(ctx, from, stored)),
+                        Some(from) => self.start(effect, ctx.cancel().clone(), work::load(ctx, from, stored)),
                         None => inputs.push(Input::Loaded { effect, result: None }),
                     }
                 }
@@ -345,11 +345,12 @@ impl DriverTask {
         let held = results.iter().filter_map(|result| self.results.get(result));
         let references = held.map(|held| held.reference.clone()).collect();
         let is_asked = ctx.jobs().iter().any(|job| job.settings().explain);
-        let why = is_asked.then(|| why::explain(&self.parts.records.records(), &ctx.vertex, record.as_ref()));
+        let why =
+            is_asked.then(|| why::explain(&self.parts.records.records(), ctx.vertex(), record.as_ref()));
         let limit = self.limit.clone();
         self.start(
             effect,
-            ctx.cancel.clone(),
+            ctx.cancel().clone(),
             work::exec(op, ctx, references, limit, why),
         );
         None
@@ -396,20 +397,19 @@ impl DriverTask {
 
     fn context(&self, vertex: VertexId) -> Option<OpContext> {
         let active = self.vertices.get(&vertex)?;
-        Some(OpContext {
-            vertex: Arc::clone(&active.spec),
-            progress: active.progress.clone(),
-            sources: active
-                .spec
-                .inputs
-                .iter()
-                .map(|(digest, _)| self.sources.get(digest).cloned())
-                .collect(),
-            cancel: CancellationToken::new(),
-            jobs: Arc::clone(&active.jobs),
-            sessions: Arc::clone(&self.parts.sessions),
-            bridge: self.parts.bridges.vertex_bridge(vertex, &active.jobs)?,
-        })
+        let sources = active
+            .spec
+            .inputs
+            .iter()
+            .map(|(digest, _)| self.sources.get(digest).cloned());
+        let ctx = OpContext::new(
+            Arc::clone(&active.spec),
+            active.progress.clone(),
+            Arc::clone(&active.jobs),
+            Arc::clone(&self.parts.sessions),
+            self.parts.bridges.vertex_bridge(vertex, &active.jobs)?,
+        );
+        Some(ctx.with_sources(sources.collect()))
     }
 
     fn op(&mut self, vertex: VertexId) -> Option<(Arc<dyn Op>, OpContext)> {
@@ -474,12 +474,7 @@ impl DriverTask {
         let ids: Vec<_> = jobs.iter().filter_map(|job| job.session().cloned()).collect();
         let sessions = SessionGroup::new(Arc::clone(&self.parts.sessions), ids);
         if stored.key.store == StoreId::LOCAL {
-            let ctx = FetchContext {
-                progress: progress.clone(),
-                sessions,
-                cancel,
-                sources: Vec::new(),
-            };
+            let ctx = FetchContext::new(progress.clone(), sessions, cancel);
             let unlazy = Arc::clone(&self.parts.unlazy);
             return Some(LoadFrom::Local(self.parts.records.clone(), unlazy, ctx));
         }

@@ -9,7 +9,8 @@ use solver::{CacheMap, Dep, FoundKey, Query, StoreId, StoredResult};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::imports::{ImportContext, ImportSlot, arrived};
+use crate::driver::ImportContext;
+use crate::driver::imports::{ImportSlot, arrived};
 use crate::driver::records::{LocalRecords, from_nanoseconds};
 use crate::error::{BuildError, FailedOp, Subject};
 use crate::op::{self, Op, OpContext, ResultRef};
@@ -56,22 +57,22 @@ fn failed(error: BuildError, cancel: &CancellationToken) -> Answer {
 
 /// Asks the op how it is identified. Shown only for sources, where it can take long.
 pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> Answer {
-    let shown = ctx.vertex.inputs.is_empty() && op.shows_cache_map();
+    let shown = ctx.vertex().inputs.is_empty() && op.shows_cache_map();
     if shown {
-        ctx.progress.started(false);
+        ctx.progress().started(false);
     }
     let outcome = op.cache_map(&ctx, round).await;
     // What is let go of because nobody needs it any more has not gone wrong; a client that cancels does not see this.
-    let error = outcome.as_ref().err().filter(|_| !ctx.cancel.is_cancelled());
+    let error = outcome.as_ref().err().filter(|_| !ctx.cancel().is_cancelled());
     if shown || error.is_some() {
         if !shown {
-            ctx.progress.started(false);
+            ctx.progress().started(false);
         }
-        ctx.progress.completed(false, error.map(ToString::to_string));
+        ctx.progress().completed(false, error.map(ToString::to_string));
     }
     match outcome {
         Ok(map) => Answer::Map(solver_map(map)),
-        Err(error) => failed(name_op(error, &ctx, &[], None), &ctx.cancel),
+        Err(error) => failed(name_op(error, &ctx, &[], None), ctx.cancel()),
     }
 }
 
@@ -97,10 +98,10 @@ pub(crate) async fn checksum(op: Arc<dyn Op>, ctx: OpContext, input: usize, refe
                 .rename_lost_inputs(input)
                 .context("failed to compute cache key");
             let error = name_op(error, &ctx, &[reference], Some(Subject::ContentOf(input)));
-            let answer = failed(error.clone(), &ctx.cancel);
+            let answer = failed(error.clone(), ctx.cancel());
             if matches!(answer, Answer::Failed(_)) {
-                ctx.progress.started(false);
-                ctx.progress.completed(false, Some(error.to_string()));
+                ctx.progress().started(false);
+                ctx.progress().completed(false, Some(error.to_string()));
             }
             answer
         }
@@ -120,30 +121,30 @@ pub(crate) async fn exec(
         None => None,
         Some(limit) => tokio::select! {
             biased;
-            () = ctx.cancel.cancelled() => return Answer::Canceled,
+            () = ctx.cancel().cancelled() => return Answer::Canceled,
             turn = limit.acquire_owned() => turn.ok(),
         },
     };
-    ctx.progress.started(false);
+    ctx.progress().started(false);
     if let Some(why) = why {
-        ctx.progress
+        ctx.progress()
             .log(LogStream::Stderr, format!("not cached: {why}\n"));
     }
     let outcome = op.exec(&ctx, &inputs).await;
     drop(turn);
-    ctx.progress
+    ctx.progress()
         .completed(false, outcome.as_ref().err().map(ToString::to_string));
     match outcome {
         Ok(outputs) => Answer::Executed(outputs),
-        Err(error) => failed(name_op(error, &ctx, &inputs, None), &ctx.cancel),
+        Err(error) => failed(name_op(error, &ctx, &inputs, None), ctx.cancel()),
     }
 }
 
 /// Tells the client which op failed and on what, unless the op told it itself.
 fn name_op(error: BuildError, ctx: &OpContext, inputs: &[ResultRef], subject: Option<Subject>) -> BuildError {
     error.with_failed_op(FailedOp {
-        op: Some(Arc::clone(&ctx.vertex.op)),
-        description: ctx.vertex.metadata.description.clone(),
+        op: Some(Arc::clone(&ctx.vertex().op)),
+        description: ctx.vertex().metadata.description.clone(),
         subject,
         inputs: inputs.to_vec(),
         mounts: Vec::new(),
@@ -185,8 +186,8 @@ pub(crate) async fn load(ctx: OpContext, from: LoadFrom, stored: StoredResult) -
     let created_at = from_nanoseconds(stored.created_at_ns);
     let loaded = load_stored(from, stored).await;
     if loaded.is_some() {
-        ctx.progress.started(true);
-        ctx.progress.completed(true, None);
+        ctx.progress().started(true);
+        ctx.progress().completed(true, None);
     }
     Answer::Loaded(loaded.map(|reference| (reference, created_at)))
 }

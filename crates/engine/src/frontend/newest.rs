@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use export::files::{Files, Part};
 use layer::compress::decompress_archive;
 use layer::tar::{EntryKind, Reader};
 
 use crate::error::BuildError;
-use crate::export::files::{Files, Part};
 use crate::op::ResultRef;
 
 /// Returns when the newest regular file of a tar archive was modified, in seconds since 1970; `None` for a file that is no

@@ -6,7 +6,6 @@ use oci::Digest;
 use prost::Message as _;
 use serde::Serialize;
 
-use crate::bridge::{BridgeRequest, FileRange, FileReader, MAX_READ_BYTES};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::{CacheMap, Dep, Op, OpContext, ResultRef, VertexSpec};
 
@@ -95,30 +94,16 @@ impl Op for BuildOp {
         let input = inputs
             .get(self.input)
             .ok_or_else(|| BuildError::internal("an input is missing"))?;
-        let reader = FileReader::of_ref(ctx.bridge(), input).await?;
-        let bytes = reader.read_file(&self.filename, FileRange::default()).await?;
-        drop(reader);
-        debug_assert!(bytes.len() <= MAX_READ_BYTES);
+        let bytes = ctx.bridge().read_file(input, &self.filename).await?;
         let definition = pb::Definition::decode(bytes);
         let definition = definition.map_err(|error| {
             BuildError::from_source(ErrorKind::User, error)
                 .context(format!("failed to parse {}", self.filename))
         })?;
-        let request = BridgeRequest {
-            definition: Some(definition),
-            ..BridgeRequest::default()
-        };
-        let build = async {
-            let result = ctx.bridge().solve(request).await?;
-            match result.single {
-                Some(reference) => reference.result().await,
-                None => Ok(ResultRef::SCRATCH),
-            }
-        };
         tokio::select! {
             biased;
             () = ctx.cancel().cancelled() => Err(BuildError::canceled()),
-            result = Box::pin(build) => Ok(vec![Some(result?)]),
+            result = ctx.bridge().build(definition) => Ok(vec![Some(result?)]),
         }
     }
 

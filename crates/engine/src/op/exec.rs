@@ -4,7 +4,6 @@ mod cache_dir;
 pub(crate) mod devices;
 mod key;
 pub(crate) mod mounts;
-pub(crate) mod ssh;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;

@@ -15,14 +15,14 @@ use crate::bridge::{
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
 use crate::error::{BuildError, ErrorKind};
-use crate::export::image::WrittenImage;
 use crate::job::{DeviceGrant, Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::{SessionGroup, SessionId};
 use crate::solve::{
     CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext,
-    ExportSource, Exported, ExporterInstance, InlineCache, Statement, StoredResults, verify,
+    ExportSource, Exported, ExporterInstance, ExporterRequest, HeldBlobs, InlineCache, Statement,
+    StoredResults, verify,
 };
 
 /// The attribute by which the frontend's build argument reaches exporters.
@@ -30,15 +30,6 @@ const EPOCH_ATTR: &str = "source-date-epoch";
 /// The option with which steps say why they are executed.
 const EXPLAIN_OPT: &str = "cooper.explain";
 const EPOCH_ARG: &str = "build-arg:SOURCE_DATE_EPOCH";
-
-/// An exporter as the client asks for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExporterRequest {
-    /// Its type, e.g. `image`.
-    pub kind: String,
-    /// Its attributes.
-    pub attrs: BTreeMap<String, String>,
-}
 
 /// A client's wish for a build.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +76,7 @@ pub struct SolveResponse {
     /// What is to be remembered of the result.
     pub statements: Vec<Statement>,
     /// Holds the blobs of what was exported.
-    pub held: Vec<WrittenImage>,
+    pub held: Vec<HeldBlobs>,
 }
 
 /// What is known before anything runs.

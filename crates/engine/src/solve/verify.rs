@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use export::platforms::{self, PLATFORMS_KEY};
 use oci::Platform;
 
 use crate::bridge::BuildResult;
 use crate::error::BuildError;
-use crate::export::platforms::{self, PLATFORMS_KEY};
 
 /// The frontend's option that names platforms, separated by commas.
 const PLATFORM_OPT: &str = "platform";

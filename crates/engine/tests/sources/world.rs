@@ -19,14 +19,14 @@ use engine::session::{
 use engine::solve::{
     ExportContext, ExportSource, Exported, Exporter, ExporterInstance, ExporterRequest, SolveRequest,
 };
-use engine::source::http::HttpFiles;
-use engine::source::image::fetch::BlobFetcher;
-use engine::source::image::{Images, providers};
 use engine::unlazy::Unlazy;
 use engine::worker::{Worker, WorkerParts};
 use engine::{BuildError, Engine};
 use llb::{MarshalOptions, State, pb};
 use registry::{Client, HostsConfig};
+use source::http::HttpFiles;
+use source::image::fetch::BlobFetcher;
+use source::image::{Images, providers};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::attestation::ProvenanceProcessor;
-use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
 use engine::bridge::{
     Bridge, BridgeRequest, BuildResult, CacheOption, Frontend, FrontendRequest, SourceResolver,
     StatementContent, WarnOptions,
 };
+use engine::bridge::{MetaContext, MetaRequest, SourceMeta};
 use engine::driver::{CacheImporter, ImportContext, ImportedCache};
 use engine::engine::Services;
 use engine::job::JobId;

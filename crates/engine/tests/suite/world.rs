@@ -7,32 +7,32 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use engine::bridge::meta::{MetaContext, MetaRequest, SourceMeta};
 use engine::bridge::{
     Bridge, BuildResult, Frontend, FrontendRequest, PolicyAnswer, PolicyQuestion, SourceResolver,
 };
+use engine::bridge::{MetaContext, MetaRequest, SourceMeta};
 use engine::engine::Services;
-use engine::export::image::{ImageExporter, LayerExporter};
-use engine::export::oci::{ArchiveExporter, Variant};
-use engine::export::tar::TarExporter;
 use engine::op::compose::{DiffOp, MergeOp};
 use engine::op::file::FileOp;
 use engine::op::{Op, OpFactory, VertexSpec};
-use engine::remotecache::{self, ObjectAccess, RemoteCaches};
 use engine::session::{
     ByteStream, ClientBlob, ClientBlobWriter, ClientContent, Credentials, FileStream, Session, SessionError,
     SessionId, Sessions, SyncRequest, Token, TokenRequest,
 };
 use engine::solve::{Exporter, ExporterRequest, SolveRequest, SolveResponse};
-use engine::source::image::fetch::BlobFetcher;
-use engine::source::image::{ImageOp, Images, providers};
-use engine::source::image_blob::BlobOp;
-use engine::source::oci_layout::{self, LayoutOp};
 use engine::unlazy::Unlazy;
 use engine::{BuildError, Engine};
+use export::image::{ImageExporter, LayerExporter};
+use export::oci::{ArchiveExporter, Variant};
+use export::tar::TarExporter;
 use llb::pb;
 use llb::{FileActions, MarshalOptions, MkfileOptions, State};
 use registry::{Client, ClientOptions, HostsConfig};
+use remotecache::{self, ObjectAccess, RemoteCaches};
+use source::image::fetch::BlobFetcher;
+use source::image::{ImageOp, Images, providers};
+use source::image_blob::BlobOp;
+use source::oci_layout::{self, LayoutOp};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use build::agent::AgentSocket;
 use bytes::Bytes;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
 use executor::{ContainerMount, FileSource, MountSource, Root};
@@ -9,7 +10,6 @@ use llb::pb;
 use tokio_util::sync::CancellationToken;
 
 use super::cache_dir::{CacheDir, Wanted};
-use super::ssh::AgentSocket;
 use super::{ExecParts, blocking};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
