@@ -6,6 +6,7 @@ mod cache_shapes;
 mod decisions;
 mod image_export;
 mod image_source;
+mod nested_builds;
 mod object_cache;
 mod remote_cache;
 mod world;

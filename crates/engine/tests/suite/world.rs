@@ -12,6 +12,7 @@ use engine::bridge::{
 };
 use engine::bridge::{MetaContext, MetaRequest, SourceMeta};
 use engine::engine::Services;
+use engine::op::build::BuildOp;
 use engine::op::compose::{DiffOp, MergeOp};
 use engine::op::file::FileOp;
 use engine::op::{Op, OpFactory, VertexSpec};
@@ -224,6 +225,7 @@ impl OpFactory for Ops {
                 Ok(Arc::new(BlobOp::new(vertex, Arc::clone(&self.images))?))
             }
             Some(pb::op::Op::Source(_)) => Ok(Arc::new(ImageOp::new(vertex, Arc::clone(&self.images))?)),
+            Some(pb::op::Op::Build(_)) => Ok(Arc::new(BuildOp::new(vertex)?)),
             Some(pb::op::Op::Merge(_)) => Ok(Arc::new(MergeOp::new(vertex, self.store.clone())?)),
             Some(pb::op::Op::Diff(_)) => Ok(Arc::new(DiffOp::new(
                 vertex,
