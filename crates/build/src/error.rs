@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 
 use llb::pb;
@@ -82,11 +83,13 @@ struct Parts {
     unsupported_capability: Option<String>,
     deny_messages: Vec<String>,
     lost_inputs: Vec<usize>,
+    place: &'static Location<'static>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl BuildError {
     /// Makes an error of a text of its own.
+    #[track_caller]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Parts {
             kind,
@@ -100,11 +103,13 @@ impl BuildError {
             unsupported_capability: None,
             deny_messages: Vec::new(),
             lost_inputs: Vec::new(),
+            place: Location::caller(),
             source: None,
         }))
     }
 
     /// Makes an error of another one; the text is that error's with its sources, joined by `: `.
+    #[track_caller]
     pub fn from_source(kind: ErrorKind, source: impl StdError + Send + Sync + 'static) -> Self {
         let mut error = Self::new(kind, chain_text(&source));
         Arc::make_mut(&mut error.0).source = Some(Arc::new(source));
@@ -112,16 +117,19 @@ impl BuildError {
     }
 
     /// Makes a [`ErrorKind::User`] error.
+    #[track_caller]
     pub fn user(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::User, message)
     }
 
     /// Makes a [`ErrorKind::Internal`] error.
+    #[track_caller]
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
 
     /// Makes the error of cancelled work.
+    #[track_caller]
     pub fn canceled() -> Self {
         Self::new(ErrorKind::Canceled, "context canceled")
     }
@@ -139,6 +147,11 @@ impl BuildError {
     pub fn with_message(mut self, message: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.0).message = message.into();
         self
+    }
+
+    /// Returns the place in the source code where the error was made.
+    pub fn place(&self) -> &'static Location<'static> {
+        self.0.place
     }
 
     /// Names the vertex that failed, unless one is named already.

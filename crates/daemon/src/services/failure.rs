@@ -1,7 +1,7 @@
 //! The engine's errors as gRPC statuses. This is the only place that maps one to the other.
 
 use api::errors::{Detail, Failure};
-use api::pb::errdefs;
+use api::pb::{errdefs, stack};
 use engine::error::{FailedOp, Subject};
 use engine::{BuildError, ErrorKind};
 use tonic::{Code, Status};
@@ -30,7 +30,7 @@ pub fn failure(error: &BuildError) -> Failure {
         ErrorKind::Canceled => Code::Cancelled,
         ErrorKind::Internal => Code::Internal,
     };
-    let mut failure = Failure::new(code, error.to_string());
+    let mut failure = Failure::new(code, error.to_string()).with(Detail::Stack(stack(error)));
     if let Some(code) = error.exit_code() {
         failure = failure.with(exit_detail(code));
     }
@@ -87,6 +87,24 @@ pub fn failure_with_refs(error: &BuildError, (inputs, mounts): (Vec<String>, Vec
         solve.mount_i_ds = mounts;
     }
     failure
+}
+
+/// Where in which program the error was made: what `buildctl --debug` shows.
+fn stack(error: &BuildError) -> stack::Stack {
+    let place = error.place();
+    stack::Stack {
+        frames: vec![stack::Frame {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            file: place.file().to_owned(),
+            line: i32::try_from(place.line()).unwrap_or(0),
+        }],
+        cmdline: std::env::args_os()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect(),
+        pid: i32::try_from(std::process::id()).unwrap_or(0),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: String::new(),
+    }
 }
 
 /// Type of the detail that says with which code a process ended.
