@@ -31,7 +31,6 @@ mod open;
 mod pin;
 mod prune;
 mod record;
-mod reserve;
 mod space;
 mod state;
 mod store;

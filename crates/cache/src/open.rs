@@ -18,7 +18,6 @@ use crate::db::{
 };
 use crate::error::{OpenError, StoreError};
 use crate::graph;
-use crate::reserve::Reserve;
 use crate::state::{Row, State};
 use crate::store::{Backend, Shared, Store, StoreOptions};
 use crate::types::RefId;
@@ -50,10 +49,7 @@ pub(crate) fn open(
         root: root.to_owned(),
         source,
     };
-    let reserve = Reserve::new(root);
-    // Opening may write; should there be no room, there is now. Taken again by the first flush that finds plenty.
-    reserve.give();
-    let mut reopen = opener(root, options.backend, reserve.clone());
+    let mut reopen = opener(root, options.backend);
     let database = reopen().map_err(database_error)?;
     let boot_id = options.boot_id.unwrap_or_else(boot_id);
     let mut loaded = load(&database).map_err(database_error)?;
@@ -73,7 +69,7 @@ pub(crate) fn open(
             root: root.to_owned(),
             source: Box::new(source),
         })?;
-    let parts = parts(&content, &snapshotter, &state, reopen, reserve);
+    let parts = parts(&content, &snapshotter, &state, reopen);
     let db = Db::start(database, options.flush_interval, parts);
     let root = root.to_owned();
     let shared = Shared {
@@ -103,12 +99,11 @@ pub struct Recovered {
 }
 
 /// Returns what opens the database, and opens it again after a failure.
-fn opener(root: &Path, backend: Backend, reserve: Reserve) -> Reopen {
+fn opener(root: &Path, backend: Backend) -> Reopen {
     match backend {
         Backend::File => {
             let path = root.join("metadata.redb");
             Box::new(move || {
-                reserve.give();
                 // The database's own way of making it would let everyone write where the umask does.
                 let mut options = OpenOptions::new();
                 options.append(true).create(true).mode(0o600).open(&path)?;
@@ -129,14 +124,10 @@ fn parts(
     snapshotter: &Arc<dyn Snapshotter>,
     state: &Arc<Mutex<State>>,
     reopen: Reopen,
-    reserve: Reserve,
 ) -> Parts {
     let shared = || (content.clone(), Arc::clone(snapshotter), Arc::clone(state));
     let (content, snapshotter, state) = shared();
-    let sync = Box::new(move || {
-        reserve.take();
-        crate::store::sync(&content, &*snapshotter, &state)
-    });
+    let sync = Box::new(move || crate::store::sync(&content, &*snapshotter, &state));
     let (content, snapshotter, state) = shared();
     let reap = Box::new(move |after| crate::store::reap(&content, &*snapshotter, &state, after));
     let (_, _, state) = shared();

@@ -1,6 +1,7 @@
 //! Removing refs nobody holds.
 
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::mpsc;
 use std::time::SystemTime;
 
@@ -128,10 +129,10 @@ impl Store {
         }
     }
 
-    /// Returns the size of the metadata on disk.
+    /// Returns the size of the metadata on disk, the room that is kept for it included.
     fn metadata_bytes(&self) -> u64 {
-        let size = |name| std::fs::metadata(self.shared.root.join(name)).map_or(0, |metadata| metadata.len());
-        size("metadata.redb").saturating_add(size("reserve"))
+        let path = self.shared.root.join("metadata.redb");
+        std::fs::metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
     }
 
     fn candidates(&self, step: &PruneOptions, filters: &Filters) -> Vec<Candidate<RefId>> {
