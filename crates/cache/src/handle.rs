@@ -184,6 +184,12 @@ impl ImmutableRef {
             .collect()
     }
 
+    /// Returns the first blob of each of the layers that make up this ref, bottom first, if all of them have one. Looks at no
+    /// more layers than it takes to know that, from the top.
+    pub fn blob_chain(&self) -> Option<Vec<Descriptor>> {
+        self.hold.store.shared.state().blob_chain(self.id())
+    }
+
     /// Returns the identity of the stack of uncompressed layers, when all of them have a diffID.
     pub fn chain_id(&self) -> Option<Digest> {
         self.hold.store.shared.state().diff_chain_of(self.id())

@@ -478,6 +478,18 @@ impl State {
         chain
     }
 
+    /// The first blobs of the layers that make up `id`, where all have one.
+    pub fn blob_chain(&self, id: &RefId) -> Option<Vec<Descriptor>> {
+        // Layers without a blob are the rule, and the topmost then says it all.
+        let row = &self.refs.get(id)?.row;
+        if matches!(row.parents, Parents::Layer { .. }) && row.blobs.is_empty() {
+            return None;
+        }
+        let layers = self.layers(id);
+        let blob = |layer: &RefId| self.refs.get(layer)?.row.blobs.first().cloned();
+        layers.iter().map(blob).collect()
+    }
+
     /// Identity of the stack of uncompressed layers up to `id`, where all are known.
     pub fn diff_chain_of(&self, id: &RefId) -> Option<Digest> {
         let diff_ids: Option<Vec<Digest>> = self

@@ -207,6 +207,12 @@ impl Store {
         crate::open::open(root, content, snapshotter, options)
     }
 
+    /// Lets what is loaded from now on be looked for on disk again: what was found is not looked for twice. To be called when
+    /// a build starts.
+    pub fn expire_checks(&self) {
+        self.shared.snapshotter.expire_checks();
+    }
+
     /// Tells what opening the store had to put right.
     pub fn recovered(&self) -> Recovered {
         self.shared.recovered

@@ -230,6 +230,8 @@ impl Shared {
             job: Arc::clone(&job),
         };
         self.added.send_modify(|count| *count += 1);
+        // Someone may have removed files by hand since the last build.
+        self.services.store.expire_checks();
         self.driver()?.open_job(job).await?;
         Ok(open)
     }

@@ -3,6 +3,7 @@
 mod copier;
 mod file;
 mod mode;
+mod pool;
 mod whole;
 
 use std::io;

@@ -40,6 +40,8 @@ pub(crate) struct Layout {
     sequence: AtomicU64,
     /// Set by every change, cleared by a flush.
     dirty: AtomicBool,
+    /// Number of the present round of checks.
+    round: AtomicU64,
     /// Directories in `trash/` that wait for the next flush to be deleted, as deleting takes longer than all of a commit.
     discarded: Mutex<Vec<PathBuf>>,
 }
@@ -57,6 +59,8 @@ struct Known {
     parent: Option<SnapshotKey>,
     /// Snapshots, also ones being created, that stand on this one.
     children: usize,
+    /// The last round of checks in which this and all below it were found on disk; 0: none.
+    checked: u64,
 }
 
 impl State {
@@ -106,6 +110,7 @@ impl Layout {
             root,
             state: Mutex::default(),
             sequence: AtomicU64::new(0),
+            round: AtomicU64::new(1),
             // Whoever ran before may have gone without flushing.
             dirty: AtomicBool::new(true),
             discarded: Mutex::default(),
@@ -146,6 +151,7 @@ impl Layout {
                         kind,
                         parent,
                         children: 0,
+                        checked: 0,
                     },
                 );
             }
@@ -236,35 +242,52 @@ impl Layout {
         Ok(dirs)
     }
 
-    /// Looks whether the directories of `key` and all below it are on disk.
+    /// Looks whether the directories of `key` and all below it are on disk, down to the first that was found in this round.
     pub(crate) fn check(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
-        let dirs: Vec<(SnapshotKey, PathBuf)> = {
-            let state = self.state();
-            let mut dirs = Vec::new();
-            let mut next = Some(key);
-            while let Some(key) = next {
-                let known = state.get(key)?;
-                let own = self.dir(known.kind, key);
-                // A view has no files of its own.
-                let path = if known.kind == Kind::View {
-                    own
-                } else {
-                    own.join("fs")
-                };
-                dirs.push((key.clone(), path));
-                next = known.parent.as_ref();
-            }
-            dirs
-        };
-        for (key, path) in dirs {
-            match fs::symlink_metadata(&path) {
+        let round = self.round.load(Ordering::Acquire);
+        let dirs = self.unchecked(key, round)?;
+        for (key, path) in &dirs {
+            match fs::symlink_metadata(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(SnapshotError::NotFound { key });
+                    return Err(SnapshotError::NotFound { key: key.clone() });
                 }
-                done => done.map(drop).at("stat", &path)?,
+                done => done.map(drop).at("stat", path)?,
+            }
+        }
+        let mut state = self.state();
+        for (key, _) in &dirs {
+            if let Some(known) = state.known.get_mut(key) {
+                known.checked = round;
             }
         }
         Ok(())
+    }
+
+    fn unchecked(&self, key: &SnapshotKey, round: u64) -> Result<Vec<(SnapshotKey, PathBuf)>, SnapshotError> {
+        let state = self.state();
+        let mut dirs = Vec::new();
+        let mut next = Some(key);
+        while let Some(key) = next {
+            let known = state.get(key)?;
+            if known.checked == round {
+                break;
+            }
+            let own = self.dir(known.kind, key);
+            // A view has no files of its own.
+            let path = if known.kind == Kind::View {
+                own
+            } else {
+                own.join("fs")
+            };
+            dirs.push((key.clone(), path));
+            next = known.parent.as_ref();
+        }
+        Ok(dirs)
+    }
+
+    /// Begins a new round of checks.
+    pub(crate) fn expire_checks(&self) {
+        self.round.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Makes the snapshot `key`; `fill` puts into a new directory what the backend needs there. Nothing of it is seen
@@ -298,6 +321,7 @@ impl Layout {
                         kind,
                         parent: parent.cloned(),
                         children: 0,
+                        checked: 0,
                     },
                 );
                 self.dirty.store(true, Ordering::Release);

@@ -205,6 +205,10 @@ impl Snapshotter for Overlay {
         self.layout.check(key)
     }
 
+    fn expire_checks(&self) {
+        self.layout.expire_checks();
+    }
+
     fn usage(&self, key: &SnapshotKey) -> Result<Usage, SnapshotError> {
         layout::usage(&self.layout.find(key)?.0)
     }

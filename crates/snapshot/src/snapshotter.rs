@@ -115,8 +115,12 @@ pub trait Snapshotter: Send + Sync {
     fn stat(&self, key: &SnapshotKey) -> Result<SnapshotStat, SnapshotError>;
 
     /// Looks on disk whether the files of `key` and of all it stands on are there, as someone may have removed them by hand.
+    /// What was found is not looked at again until [`expire_checks`](Self::expire_checks): snapshots share what they stand on.
     /// Errors: `NotFound` of the snapshot whose files are gone.
     fn check(&self, key: &SnapshotKey) -> Result<(), SnapshotError>;
+
+    /// Lets [`check`](Self::check) look again at everything.
+    fn expire_checks(&self);
 
     /// Measures what `key` takes on top of its parent. Walks its files; callers remember the answer for committed ones.
     fn usage(&self, key: &SnapshotKey) -> Result<Usage, SnapshotError>;

@@ -12,6 +12,7 @@ use crate::fixture::*;
 fn remove_tree(dir: &Dir, reference: &ImmutableRef) {
     let key = reference.snapshot().unwrap().unwrap();
     fs::remove_dir_all(dir.path().join("snapshots/committed").join(key.as_str())).unwrap();
+    reference.store().expire_checks();
 }
 
 fn blob_file(dir: &Dir, digest: &Digest) -> PathBuf {

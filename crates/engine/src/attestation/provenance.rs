@@ -313,8 +313,6 @@ async fn cached(bridge: &Bridge, stored: &[StoredResult]) -> Result<Option<Resul
 
 /// The blobs of a ref, if all of its layers have one.
 fn blob_chain(result: &ResultRef) -> Option<Vec<Descriptor>> {
-    let chain = result.get()?.layer_chain();
-    let blobs = chain.iter().map(|layer| layer.blobs().into_iter().next());
-    let blobs: Option<Vec<Descriptor>> = blobs.collect();
-    blobs.filter(|blobs| !blobs.is_empty())
+    let blobs = result.get()?.blob_chain()?;
+    (!blobs.is_empty()).then_some(blobs)
 }

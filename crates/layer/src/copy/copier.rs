@@ -5,14 +5,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci::pattern::{Matcher, ParentState};
 use rustix::fs::OFlags;
 
 use super::file::{self, Look, Place};
 use super::mode::Mode;
+use super::pool::{Job, Pool};
 use super::{CopyError, CopyOptions, ModeChange};
 use crate::tree::{FileType, Root, Stat, TreeContext, TreeError, at};
+
+/// Copies with fewer files than this are not worth a thread.
+const FEW_FILES: usize = 64;
 
 pub(super) struct Copier<'a> {
     pub(super) from: &'a Root,
@@ -26,7 +31,10 @@ pub(super) struct Copier<'a> {
     /// Directories on the way to the current entry, made when something in them is copied.
     parents: Vec<Parent>,
     /// The destination's directory, open from one entry to the next.
-    open: Option<(PathBuf, OwnedFd)>,
+    open: Option<(PathBuf, Arc<OwnedFd>)>,
+    /// Files that were copied so far, and the threads that copy when there are many.
+    files: usize,
+    pool: Option<Pool>,
 }
 
 struct Parent {
@@ -77,6 +85,8 @@ impl<'a> Copier<'a> {
             links: BTreeMap::new(),
             parents: Vec::new(),
             open: None,
+            files: 0,
+            pool: None,
         })
     }
 
@@ -85,7 +95,14 @@ impl<'a> Copier<'a> {
         let (dir, name) = (source.parent().unwrap_or(Path::new("")), source.file_name());
         let name = name.map_or(Path::new("."), Path::new);
         let dir = at::open_beneath(self.from, dir, OFlags::PATH | OFlags::DIRECTORY).on("open", source)?;
-        self.entry(&dir, name, source, Path::new(""), target, &Matched::default())
+        self.entry(
+            &Arc::new(dir),
+            name,
+            source,
+            Path::new(""),
+            target,
+            &Matched::default(),
+        )
     }
 
     /// Returns whether patterns take an entry, and whether they leave it out explicitly.
@@ -120,7 +137,7 @@ impl<'a> Copier<'a> {
     /// Copies `name` in `dir`. `components` is the path below the source, empty for the source itself.
     fn entry(
         &mut self,
-        dir: &OwnedFd,
+        dir: &Arc<OwnedFd>,
         name: &Path,
         source: &Path,
         components: &Path,
@@ -145,15 +162,7 @@ impl<'a> Copier<'a> {
             self.make_parents(!is_top)?;
         }
         if !stat.is_dir() {
-            return self.file(
-                Place {
-                    dir: dir.as_fd(),
-                    name,
-                },
-                &stat,
-                source,
-                target,
-            );
+            return self.file(dir, name, &stat, source, target);
         }
         let existed = self.find(target)?.is_some();
         if include {
@@ -175,6 +184,8 @@ impl<'a> Copier<'a> {
         };
         let implied = self.parents.pop().is_some_and(|parent| parent.is_implied);
         copied?;
+        // Files that are made change a directory's times.
+        self.pool.as_ref().map_or(Ok(()), Pool::settle)?;
         let place = Place {
             dir: dir.as_fd(),
             name,
@@ -191,7 +202,7 @@ impl<'a> Copier<'a> {
 
     fn contents(
         &mut self,
-        dir: &OwnedFd,
+        dir: &Arc<OwnedFd>,
         name: &Path,
         source: &Path,
         components: &Path,
@@ -199,7 +210,7 @@ impl<'a> Copier<'a> {
         state: &Matched,
     ) -> Result<(), CopyError> {
         at::check_depth(components).on("open", source)?;
-        let below = at::open_dir_beneath(dir, name).on("open", source)?;
+        let below = Arc::new(at::open_dir_beneath(dir, name).on("open", source)?);
         for name in at::list(&below).on("readdirent", source)? {
             let (source, components) = (source.join(&name), components.join(&name));
             self.entry(
@@ -219,7 +230,7 @@ impl<'a> Copier<'a> {
         let dir = target.parent().unwrap_or(Path::new(""));
         if !matches!(&self.open, Some((path, _)) if path == dir) {
             let fd = at::open_beneath(self.to, dir, OFlags::PATH | OFlags::DIRECTORY).on("open", dir)?;
-            self.open = Some((dir.to_owned(), fd));
+            self.open = Some((dir.to_owned(), Arc::new(fd)));
         }
         Ok(())
     }
@@ -353,7 +364,14 @@ impl<'a> Copier<'a> {
         })
     }
 
-    fn file(&mut self, source: Place<'_>, stat: &Stat, path: &Path, target: &Path) -> Result<(), CopyError> {
+    fn file(
+        &mut self,
+        dir: &Arc<OwnedFd>,
+        name: &Path,
+        stat: &Stat,
+        path: &Path,
+        target: &Path,
+    ) -> Result<(), CopyError> {
         match self.find(target)? {
             Some(existing) if existing.is_dir() => {
                 return Err(CopyError::FileOverDirectory {
@@ -364,28 +382,60 @@ impl<'a> Copier<'a> {
             None => {}
         }
         let look = self.look(stat);
-        if stat.is_linked() && stat.file_type() == FileType::Regular {
-            if let Some(first) = self.links.get(&stat.identity()).cloned() {
-                let above = first.parent().unwrap_or(Path::new(""));
-                let dir =
-                    at::open_beneath(self.to, above, OFlags::PATH | OFlags::DIRECTORY).on("open", &first)?;
-                let name = first.file_name().map_or(Path::new("."), Path::new);
-                let linked = self.at("link", target, |place| {
-                    file::link(
-                        Place {
-                            dir: dir.as_fd(),
-                            name,
-                        },
-                        place,
-                    )?;
-                    file::describe(place, look, false)
-                });
-                return linked;
-            }
-            self.links.insert(stat.identity(), target.to_owned());
+        let is_linked = stat.is_linked() && stat.file_type() == FileType::Regular;
+        if is_linked && let Some(first) = self.links.get(&stat.identity()).cloned() {
+            return self.link(&first, target, look);
         }
-        self.at("copy", target, |place| file::create(source, stat, place, look))
-            .map_err(|error| on_source(error, path))
+        self.enter(target)?;
+        let Some((_, to)) = &self.open else {
+            return Err(CopyError::Tree(TreeError {
+                action: "open",
+                path: target.to_owned(),
+                source: io::ErrorKind::NotFound.into(),
+            }));
+        };
+        let job = Job {
+            from: Arc::clone(dir),
+            name: name.to_owned(),
+            stat: *stat,
+            to: Arc::clone(to),
+            target: target.file_name().map_or_else(|| ".".into(), PathBuf::from),
+            look,
+            path: path.to_owned(),
+        };
+        if is_linked {
+            // Its other names are made of it.
+            self.links.insert(stat.identity(), target.to_owned());
+            return job.run();
+        }
+        self.hand_over(job)
+    }
+
+    /// Copies a file, or has it copied.
+    fn hand_over(&mut self, job: Job) -> Result<(), CopyError> {
+        self.files += 1;
+        if self.files == FEW_FILES {
+            self.pool = Pool::start();
+        }
+        match &self.pool {
+            Some(pool) => pool.give(job),
+            None => job.run(),
+        }
+    }
+
+    /// Makes another name of a file that was copied to `first`.
+    fn link(&mut self, first: &Path, target: &Path, look: Look) -> Result<(), CopyError> {
+        let above = first.parent().unwrap_or(Path::new(""));
+        let dir = at::open_beneath(self.to, above, OFlags::PATH | OFlags::DIRECTORY).on("open", first)?;
+        let name = first.file_name().map_or(Path::new("."), Path::new);
+        self.at("link", target, |place| {
+            let from = Place {
+                dir: dir.as_fd(),
+                name,
+            };
+            file::link(from, place)?;
+            file::describe(place, look, false)
+        })
     }
 }
 

@@ -98,6 +98,25 @@ fn parents_are_made_only_when_asked_for() {
 }
 
 #[test]
+fn many_files_are_copied_as_few_are() {
+    let trees = Trees::new();
+    let root = trees.from().join("d");
+    for number in 0..400 {
+        let name = format!("{}/{}/file{number}", number % 3, number % 7);
+        write(root.join(&name), &name);
+        if number % 9 == 0 {
+            fs::hard_link(root.join(&name), root.join(format!("0/hard{number}"))).unwrap();
+        }
+    }
+    // The directories, too: whoever still wrote to one that is done would change its time.
+    for path in walk(&root).into_iter().rev() {
+        set_time(root.join(path), 1_234_567_890, 987_654_321);
+    }
+    trees.copy("/d", "/", &options()).unwrap();
+    assert_same(&trees.from(), &trees.to());
+}
+
+#[test]
 fn everything_a_file_has_is_copied() {
     if !is_root() {
         return;
