@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use llb::pb;
 
+use crate::convert::Memory;
 use crate::error::{ConvertError, Progress, Stop};
 use crate::request::{
     Answer, AnswerError, FilesNeed, ImageAnswer, ImageConfigNeed, Need, SourceAnswer, SourceMetadataNeed,
@@ -16,17 +17,24 @@ pub(crate) type Known = BTreeMap<String, Answer>;
 /// Looks answers up and notes what is missing.
 pub(crate) struct Asker<'a> {
     known: &'a Known,
+    memory: &'a Memory,
     missing: RefCell<BTreeMap<String, Need>>,
     order: RefCell<Vec<String>>,
 }
 
 impl<'a> Asker<'a> {
-    pub(crate) fn new(known: &'a Known) -> Self {
+    pub(crate) fn new(known: &'a Known, memory: &'a Memory) -> Self {
         Self {
             known,
+            memory,
             missing: RefCell::default(),
             order: RefCell::default(),
         }
+    }
+
+    /// Returns what passes leave to later ones.
+    pub(crate) fn memory(&self) -> &'a Memory {
+        self.memory
     }
 
     /// Returns what was asked for in vain, in order.

@@ -1,9 +1,10 @@
 //! The resumable conversion.
 //!
 //! Every step makes a whole pass over the request with the answers known so far. A pass that misses some notes them all
-//! and stops; passes are cheap, and the code in between needs no state machine.
+//! and stops; passes are cheap, and the code in between needs no state machine. The file is read in the first of them only.
 
 use crate::ask::{Asker, Known};
+use crate::convert::Memory;
 use crate::frontend;
 use crate::request::{Answer, ContextOutcome, ContextStep, Failure, FailureKind, Need, Request, Step};
 
@@ -73,6 +74,7 @@ enum Passed<T> {
 struct Passes {
     request: Request,
     known: Known,
+    memory: Memory,
     /// Keys of the needs that were returned last.
     asked: Vec<String>,
 }
@@ -82,6 +84,7 @@ impl Passes {
         Self {
             request,
             known: Known::new(),
+            memory: Memory::default(),
             asked: Vec::new(),
         }
     }
@@ -105,7 +108,7 @@ impl Passes {
             }));
         }
         self.known.extend(self.asked.drain(..).zip(answers));
-        let asker = Asker::new(&self.known);
+        let asker = Asker::new(&self.known, &self.memory);
         if let Some(outcome) = pass(&self.request, &asker)? {
             return Ok(Passed::Done(outcome));
         }

@@ -119,8 +119,9 @@ impl Digest {
     }
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 fn hex_of(bytes: &[u8]) -> String {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut out = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         out.push(char::from(HEX[usize::from(byte >> 4)]));
@@ -129,15 +130,29 @@ fn hex_of(bytes: &[u8]) -> String {
     out
 }
 
+/// Longest text of a digest: `sha512:` and 128 digits.
+const MAX_TEXT: usize = 7 + 128;
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}:{}", self.algorithm, self.hex()))
+        // Definitions name each vertex several times: no allocation here.
+        let mut text = [0_u8; MAX_TEXT];
+        let name = self.algorithm.as_str().as_bytes();
+        text[..name.len()].copy_from_slice(name);
+        text[name.len()] = b':';
+        let hash = self.as_bytes();
+        let end = name.len() + 1 + hash.len() * 2;
+        for (slot, byte) in text[name.len() + 1..end].chunks_exact_mut(2).zip(hash) {
+            slot[0] = HEX[usize::from(byte >> 4)];
+            slot[1] = HEX[usize::from(byte & 15)];
+        }
+        f.pad(std::str::from_utf8(&text[..end]).map_err(|_| fmt::Error)?)
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm, self.hex())
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Going through the commands of all stages.
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use oci::{History, path};
 
@@ -126,7 +126,7 @@ impl Converter<'_> {
     }
 
     fn dispatch(&mut self, id: StageId, command: &Command) -> Progress<()> {
-        let instruction = Rc::clone(&command.instruction);
+        let instruction = Arc::clone(&command.instruction);
         self.stages[id.0].in_onbuild = command.is_onbuild;
         let linter = self.linter.with_comments(&instruction.comments);
         let step = Step {

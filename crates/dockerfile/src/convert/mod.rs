@@ -13,7 +13,7 @@ mod stages;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llb::pb::Definition;
 use llb::{Deferred, MarshalOptions, ProxyEnv, SourceMap, State};
@@ -27,7 +27,7 @@ use crate::context::{Contexts, PendingLocal};
 use crate::env::Env;
 use crate::error::{ConvertError, Progress};
 use crate::instruction::{self, Stage};
-use crate::lint::{LintConfig, Linter, rules};
+use crate::lint::{Finding, LintConfig, Linter, rules};
 use crate::outline::Capture;
 use crate::parser;
 use crate::position::Range;
@@ -122,6 +122,43 @@ pub(crate) fn lint_config(text: &str, option: Option<&LintConfig>) -> Progress<L
     )?)
 }
 
+/// A file that was read, to be used by later passes and for other platforms.
+#[derive(Debug)]
+pub(crate) struct Read {
+    text: String,
+    config: LintConfig,
+    parsed: instruction::Parsed,
+    escape: char,
+    findings: Vec<Finding>,
+}
+
+/// Remembers what was read first.
+#[derive(Debug, Default)]
+pub(crate) struct Memory(OnceLock<Read>);
+
+/// Reads the stages of a file, once for all passes that look for the same.
+fn read_once(text: &str, linter: &Linter, memory: &Memory) -> Progress<(instruction::Parsed, char)> {
+    let fits =
+        |read: &&Read| read.text == text && linter.config().is_none_or(|config| *config == read.config);
+    if let Some(read) = memory.0.get().filter(fits) {
+        linter.extend(&read.findings);
+        return Ok((read.parsed.clone(), read.escape));
+    }
+    let before = linter.count();
+    let (parsed, escape) = read(text, linter)?;
+    if let Some(config) = linter.config() {
+        // Another text may have been read before; then this one is read again.
+        let _ = memory.0.set(Read {
+            text: text.to_owned(),
+            config: config.clone(),
+            parsed: parsed.clone(),
+            escape,
+            findings: linter.findings().split_off(before),
+        });
+    }
+    Ok((parsed, escape))
+}
+
 /// Reads the stages of a file.
 pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed, char)> {
     if text.is_empty() {
@@ -135,7 +172,7 @@ pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed
             rules::no_empty_continuation,
         );
     }
-    let parsed = instruction::parse(&file.nodes, linter)?;
+    let parsed = instruction::parse(file.nodes, linter)?;
     Ok((parsed, file.escape))
 }
 
@@ -143,7 +180,7 @@ pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed
 pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
     let options = job.contexts.options;
     let linter = job.linter.clone();
-    let (parsed, escape) = read(job.text, &linter)?;
+    let (parsed, escape) = read_once(job.text, &linter, job.contexts.asker.memory())?;
     if parsed.stages.is_empty() {
         return Err(ConvertError::NoStages.into());
     }

@@ -1,5 +1,7 @@
 //! Triggers that a base image, or a base stage, runs in stages that start from it.
 
+use std::sync::Arc;
+
 use super::Converter;
 use super::stages::{Command, StageId};
 use crate::error::{ConvertError, Progress, Stop};
@@ -68,8 +70,8 @@ impl Converter<'_> {
             .map(|range| range.end.line)
             .max()
             .unwrap_or_default();
-        let instruction = parse_trigger(&node).map_err(|error| Stop::from(error).at(&node.location()))?;
-        let mut command = self.command(instruction)?;
+        let instruction = parse_trigger(&mut node).map_err(|error| Stop::from(error).at(&node.location()))?;
+        let mut command = self.command(Arc::new(instruction))?;
         command.is_onbuild = true;
         Ok(command)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use llb::State;
 use oci::{History, ImageConfig, Platform};
@@ -23,7 +24,7 @@ pub(crate) struct StageId(pub(crate) usize);
 /// An instruction with the stages it takes files from.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
-    pub(crate) instruction: Rc<Instruction>,
+    pub(crate) instruction: Arc<Instruction>,
     /// COPY: at most one. RUN: one for each mount.
     pub(crate) sources: Vec<StageId>,
     pub(crate) is_onbuild: bool,
@@ -339,7 +340,7 @@ impl Converter<'_> {
     }
 
     /// Finds the sources of an instruction; what is no stage becomes one that stands for an image.
-    pub(super) fn command(&mut self, instruction: Instruction) -> Progress<Command> {
+    pub(super) fn command(&mut self, instruction: Arc<Instruction>) -> Progress<Command> {
         let sources = match &instruction.kind {
             Kind::Copy(copy) if !copy.from.is_empty() => {
                 vec![self.copy_source(&copy.from, &instruction.location)?]
@@ -357,7 +358,7 @@ impl Converter<'_> {
             _ => Vec::new(),
         };
         Ok(Command {
-            instruction: Rc::new(instruction),
+            instruction,
             sources,
             is_onbuild: false,
         })

@@ -30,7 +30,7 @@ pub(super) fn parse(node: &Node) -> Result<Healthcheck, InstructionError> {
     if kind != "CMD" {
         return Err(InstructionError::HealthcheckKind(kind));
     }
-    let mut command = command_words(args, node.json);
+    let mut command = command_words(args.to_vec(), node.json);
     if command.is_empty() {
         return Err(InstructionError::HealthcheckCommand);
     }

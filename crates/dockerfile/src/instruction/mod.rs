@@ -9,6 +9,8 @@ mod mount;
 mod parse;
 mod run;
 
+use std::sync::Arc;
+
 use oci::Healthcheck;
 
 pub(crate) use error::{InstructionError, LocatedInstructionError};
@@ -135,7 +137,7 @@ pub(crate) struct Stage {
     pub(crate) code: String,
     pub(crate) location: Vec<Range>,
     pub(crate) comments: Vec<String>,
-    pub(crate) instructions: Vec<Instruction>,
+    pub(crate) instructions: Vec<Arc<Instruction>>,
 }
 
 /// An ARG in front of the first FROM.

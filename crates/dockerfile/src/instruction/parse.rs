@@ -1,5 +1,7 @@
 //! From nodes to stages and instructions.
 
+use std::sync::Arc;
+
 use super::error::{InstructionError, LocatedInstructionError};
 use super::flags::{FlagKind, Flags};
 use super::{
@@ -25,15 +27,16 @@ enum Found {
 }
 
 /// Reads all instructions.
-pub(crate) fn parse(nodes: &[Node], linter: &Linter) -> Result<Parsed, LocatedInstructionError> {
+pub(crate) fn parse(nodes: Vec<Node>, linter: &Linter) -> Result<Parsed, LocatedInstructionError> {
     let mut parsed = Parsed::default();
-    for node in nodes {
+    for mut node in nodes {
+        let found = parse_node(&mut node, linter);
         let located = |error, line| LocatedInstructionError {
             error,
             line,
             ranges: node.location(),
         };
-        let found = parse_node(node, linter).map_err(|error| located(error, Some(node.start_line)))?;
+        let found = found.map_err(|error| located(error, Some(node.start_line)))?;
         match found {
             Found::Stage(stage) => parsed.stages.push(stage),
             Found::Instruction(Instruction {
@@ -44,7 +47,7 @@ pub(crate) fn parse(nodes: &[Node], linter: &Linter) -> Result<Parsed, LocatedIn
                 parsed.meta_args.push(MetaArgs { args, location });
             }
             Found::Instruction(instruction) => match parsed.stages.last_mut() {
-                Some(stage) => stage.instructions.push(instruction),
+                Some(stage) => stage.instructions.push(Arc::new(instruction)),
                 None => return Err(located(InstructionError::NoStage, None)),
             },
         }
@@ -53,7 +56,7 @@ pub(crate) fn parse(nodes: &[Node], linter: &Linter) -> Result<Parsed, LocatedIn
 }
 
 /// Reads one instruction of an ONBUILD trigger.
-pub(crate) fn parse_trigger(node: &Node) -> Result<Instruction, InstructionError> {
+pub(crate) fn parse_trigger(node: &mut Node) -> Result<Instruction, InstructionError> {
     match parse_node(node, &Linter::silent())? {
         Found::Instruction(instruction) => Ok(instruction),
         Found::Stage(_) => Err(InstructionError::NotACommand("*instructions.Stage")),
@@ -81,17 +84,17 @@ const NAMES: [&str; 18] = [
     "WORKDIR",
 ];
 
-fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
+/// Reads an instruction; moves out of the node what it needs, all but where it is.
+fn parse_node(node: &mut Node, linter: &Linter) -> Result<Found, InstructionError> {
     let linter = linter.with_comments(&node.comments);
-    let no_flags = || Flags::parse(&node.flags, &[]).map(|_| ());
     let kind = match node.name.to_lowercase().as_str() {
         "from" => return parse_from(node, &linter).map(Found::Stage),
         "env" => {
-            no_flags()?;
+            no_flags(node)?;
             Kind::Env(key_values(node, "ENV")?)
         }
         "label" => {
-            no_flags()?;
+            no_flags(node)?;
             Kind::Label(key_values(node, "LABEL")?)
         }
         "maintainer" => {
@@ -101,7 +104,7 @@ fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
                 rules::maintainer_deprecated,
             );
             let name = one_argument(node, "MAINTAINER")?;
-            no_flags()?;
+            no_flags(node)?;
             Kind::Maintainer(name)
         }
         "add" => Kind::Add(parse_add(node)?),
@@ -109,28 +112,28 @@ fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
         "onbuild" => Kind::OnBuild(parse_onbuild(node)?),
         "workdir" => {
             let path = one_argument(node, "WORKDIR")?;
-            no_flags()?;
+            no_flags(node)?;
             Kind::Workdir(path)
         }
         "run" => Kind::Run(run::parse(node)?),
         "cmd" => {
-            no_flags()?;
+            no_flags(node)?;
             Kind::Cmd(command_line(node))
         }
         "entrypoint" => {
-            no_flags()?;
+            no_flags(node)?;
             Kind::Entrypoint(command_line(node))
         }
         "healthcheck" => Kind::Healthcheck(healthcheck::parse(node)?),
         "expose" => {
             let mut ports = arguments(node, "EXPOSE")?;
-            no_flags()?;
+            no_flags(node)?;
             ports.sort();
             Kind::Expose(ports)
         }
         "user" => {
             let user = one_argument(node, "USER")?;
-            no_flags()?;
+            no_flags(node)?;
             Kind::User(user)
         }
         "volume" => Kind::Volume(parse_volume(node)?),
@@ -143,38 +146,50 @@ fn parse_node(node: &Node, linter: &Linter) -> Result<Found, InstructionError> {
         }
     };
     Ok(Found::Instruction(Instruction {
-        code: node.original.trim().to_owned(),
-        name: node.name.clone(),
+        code: trimmed(std::mem::take(&mut node.original)),
+        name: std::mem::take(&mut node.name),
         location: node.location(),
-        comments: node.comments.clone(),
+        comments: std::mem::take(&mut node.comments),
         kind,
     }))
 }
 
-fn arguments(node: &Node, name: &'static str) -> Result<Vec<String>, InstructionError> {
-    if node.args.is_empty() {
-        Err(InstructionError::AtLeastOneArgument(name))
-    } else {
-        Ok(node.args.clone())
+fn no_flags(node: &Node) -> Result<(), InstructionError> {
+    Flags::parse(&node.flags, &[]).map(|_| ())
+}
+
+/// Cuts space off at both ends.
+fn trimmed(text: String) -> String {
+    match text.trim() {
+        cut if cut.len() == text.len() => text,
+        cut => cut.to_owned(),
     }
 }
 
-fn one_argument(node: &Node, name: &'static str) -> Result<String, InstructionError> {
-    match node.args.as_slice() {
-        [argument] => Ok(argument.clone()),
+fn arguments(node: &mut Node, name: &'static str) -> Result<Vec<String>, InstructionError> {
+    if node.args.is_empty() {
+        Err(InstructionError::AtLeastOneArgument(name))
+    } else {
+        Ok(std::mem::take(&mut node.args))
+    }
+}
+
+fn one_argument(node: &mut Node, name: &'static str) -> Result<String, InstructionError> {
+    match node.args.as_mut_slice() {
+        [argument] => Ok(std::mem::take(argument)),
         _ => Err(InstructionError::ExactlyOneArgument(name)),
     }
 }
 
-fn key_values(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, InstructionError> {
-    let args = arguments(node, name)?;
-    let pairs = args.chunks_exact(3).map(|chunk| {
+fn key_values(node: &mut Node, name: &'static str) -> Result<Vec<KeyValue>, InstructionError> {
+    let mut args = arguments(node, name)?;
+    let pairs = args.chunks_exact_mut(3).map(|chunk| {
         if chunk[0].is_empty() {
             return Err(InstructionError::BlankName(name));
         }
         Ok(KeyValue {
-            key: chunk[0].clone(),
-            value: chunk[1].clone(),
+            key: std::mem::take(&mut chunk[0]),
+            value: std::mem::take(&mut chunk[1]),
             legacy: chunk[2].is_empty(),
         })
     });
@@ -364,28 +379,28 @@ fn parse_onbuild(node: &Node) -> Result<String, InstructionError> {
 }
 
 /// The words of a command: as they are in JSON form, else one text.
-pub(super) fn command_words(args: &[String], json: bool) -> Vec<String> {
-    if json || args.is_empty() {
-        args.to_vec()
+pub(super) fn command_words(args: Vec<String>, json: bool) -> Vec<String> {
+    if json || args.len() < 2 {
+        args
     } else {
         vec![args.join(" ")]
     }
 }
 
-pub(super) fn command_line(node: &Node) -> CommandLine {
-    let file = |document: &crate::parser::Heredoc| InlineFile {
-        name: document.name.clone(),
-        content: document.content.clone(),
+pub(super) fn command_line(node: &mut Node) -> CommandLine {
+    let file = |document: crate::parser::Heredoc| InlineFile {
+        name: document.name,
+        content: document.content,
         chomp: document.chomp,
     };
     CommandLine {
-        args: command_words(&node.args, node.json),
-        files: node.heredocs.iter().map(file).collect(),
+        args: command_words(std::mem::take(&mut node.args), node.json),
+        files: std::mem::take(&mut node.heredocs).into_iter().map(file).collect(),
         prepend_shell: !node.json,
     }
 }
 
-fn parse_volume(node: &Node) -> Result<Vec<String>, InstructionError> {
+fn parse_volume(node: &mut Node) -> Result<Vec<String>, InstructionError> {
     let args = arguments(node, "VOLUME")?;
     Flags::parse(&node.flags, &[])?;
     let volumes = args.iter().map(|volume| match volume.trim() {
@@ -395,7 +410,7 @@ fn parse_volume(node: &Node) -> Result<Vec<String>, InstructionError> {
     volumes.collect()
 }
 
-fn parse_arg(node: &Node, linter: &Linter) -> Result<Vec<Argument>, InstructionError> {
+fn parse_arg(node: &mut Node, linter: &Linter) -> Result<Vec<Argument>, InstructionError> {
     let args = arguments(node, "ARG")?.into_iter().map(|arg| {
         let (key, value) = match arg.split_once('=') {
             Some(("", _)) => return Err(InstructionError::BlankName("ARG")),
@@ -414,9 +429,9 @@ fn parse_arg(node: &Node, linter: &Linter) -> Result<Vec<Argument>, InstructionE
     Ok(args)
 }
 
-fn parse_shell(node: &Node) -> Result<Vec<String>, InstructionError> {
+fn parse_shell(node: &mut Node) -> Result<Vec<String>, InstructionError> {
     Flags::parse(&node.flags, &[])?;
-    let words = command_words(&node.args, node.json);
+    let words = command_words(std::mem::take(&mut node.args), node.json);
     if words.is_empty() {
         return Err(InstructionError::AtLeastOneArgument("SHELL"));
     }
@@ -433,7 +448,7 @@ mod tests {
 
     fn parse_text(dockerfile: &str) -> Result<Parsed, String> {
         let file = crate::parser::parse(dockerfile).map_err(|err| err.to_string())?;
-        parse(&file.nodes, &Linter::silent()).map_err(|err| err.to_string())
+        parse(file.nodes, &Linter::silent()).map_err(|err| err.to_string())
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) struct Device {
     pub(crate) required: bool,
 }
 
-pub(super) fn parse(node: &Node) -> Result<Run, InstructionError> {
+pub(super) fn parse(node: &mut Node) -> Result<Run, InstructionError> {
     let known = [
         ("device", FlagKind::Texts),
         ("mount", FlagKind::Texts),
@@ -44,7 +44,6 @@ pub(super) fn parse(node: &Node) -> Result<Run, InstructionError> {
         ("security", FlagKind::Text),
     ];
     let flags = Flags::parse(&node.flags, &known)?;
-    let command = command_line(node);
     let devices = flags
         .texts("device")
         .iter()
@@ -67,7 +66,7 @@ pub(super) fn parse(node: &Node) -> Result<Run, InstructionError> {
         Some(other) => return Err(InstructionError::Security(other.to_owned())),
     };
     Ok(Run {
-        command,
+        command: command_line(node),
         mount_flags,
         mounts,
         network,

@@ -131,6 +131,18 @@ impl Linter {
             .map_or(0, |findings| findings.borrow().len())
     }
 
+    /// Returns what it looks for; `None` for nothing.
+    pub(crate) fn config(&self) -> Option<&LintConfig> {
+        self.findings.as_ref().map(|_| &*self.config)
+    }
+
+    /// Adds what was found before.
+    pub(crate) fn extend(&self, found: &[Finding]) {
+        if let Some(findings) = &self.findings {
+            findings.borrow_mut().extend_from_slice(found);
+        }
+    }
+
     /// Notes a finding if its rule is wanted.
     pub(crate) fn run(&self, rule: &'static Rule, location: &[Range], message: impl FnOnce() -> String) {
         let Some(findings) = &self.findings else { return };

@@ -114,7 +114,7 @@ impl Constraints {
         self.worker_constraints
             .extend(other.worker_constraints.iter().cloned());
         self.locations.extend(other.locations.iter().cloned());
-        self.metadata = merge_metadata(self.metadata, &other.metadata);
+        self.metadata = merge_metadata(self.metadata, other.metadata.clone());
         self
     }
 
@@ -128,23 +128,12 @@ pub(super) fn add_cap(caps: &mut BTreeMap<String, bool>, cap: &str) {
 }
 
 /// Adds what `other` says to `base`; where both say something, `other` wins.
-pub(super) fn merge_metadata(mut base: OpMetadata, other: &OpMetadata) -> OpMetadata {
+pub(super) fn merge_metadata(mut base: OpMetadata, other: OpMetadata) -> OpMetadata {
     base.ignore_cache |= other.ignore_cache;
-    base.description.extend(
-        other
-            .description
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone())),
-    );
-    base.caps.extend(other.caps.keys().map(|cap| (cap.clone(), true)));
-    if other.export_cache.is_some() {
-        base.export_cache = other.export_cache;
-    }
-    if other.progress_group.is_some() {
-        base.progress_group.clone_from(&other.progress_group);
-    }
-    if other.linux_resources.is_some() {
-        base.linux_resources.clone_from(&other.linux_resources);
-    }
+    base.description.extend(other.description);
+    base.caps.extend(other.caps.into_keys().map(|cap| (cap, true)));
+    base.export_cache = other.export_cache.or(base.export_cache);
+    base.progress_group = other.progress_group.or(base.progress_group);
+    base.linux_resources = other.linux_resources.or(base.linux_resources);
     base
 }

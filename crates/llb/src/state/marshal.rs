@@ -99,7 +99,10 @@ impl State {
         };
         let mut marshaler = Marshaler::new(options);
         marshaler.add(&output)?;
-        Ok(marshaler.done.get(&Key::of(&output.vertex)).copied())
+        Ok(marshaler
+            .done
+            .get(&Key::of(&output.vertex))
+            .map(|(digest, _)| *digest))
     }
 }
 
@@ -128,7 +131,8 @@ struct Encoded {
 
 struct Marshaler<'a> {
     options: &'a MarshalOptions,
-    done: BTreeMap<Key, Digest>,
+    /// Digests, and how they are written.
+    done: BTreeMap<Key, (Digest, String)>,
     seen: BTreeSet<Digest>,
     def: Vec<Bytes>,
     metadata: BTreeMap<String, OpMetadata>,
@@ -176,10 +180,11 @@ impl<'a> Marshaler<'a> {
             locations,
         } = self.encode_vertex(vertex)?;
         let digest = Digest::sha256(&raw);
-        self.done.insert(Key::of(vertex), digest);
-        let entry = self.metadata.entry(digest.to_string()).or_default();
-        *entry = merge_metadata(std::mem::take(entry), &metadata);
-        self.sources.add(digest, locations);
+        let name = digest.to_string();
+        let entry = self.metadata.entry(name.clone()).or_default();
+        *entry = merge_metadata(std::mem::take(entry), metadata);
+        self.sources.add(name.clone(), locations);
+        self.done.insert(Key::of(vertex), (digest, name));
         if self.seen.insert(digest) {
             self.def.push(raw);
         }
@@ -225,7 +230,7 @@ impl<'a> Marshaler<'a> {
         let digest = self
             .done
             .get(&Key::of(&output.vertex))
-            .map(ToString::to_string)
+            .map(|(_, name)| name.clone())
             .unwrap_or_default();
         Input {
             digest,
@@ -234,23 +239,19 @@ impl<'a> Marshaler<'a> {
     }
 
     /// Returns an operation without its kind, and the metadata beside it.
-    fn constrained(&self, constraints: &Constraints) -> (Op, OpMetadata) {
+    fn constrained(&self, constraints: Constraints) -> (Op, OpMetadata) {
         let platform = constraints.platform.as_ref().unwrap_or(&self.options.platform);
-        let filters = self
-            .options
-            .worker_constraints
-            .iter()
-            .chain(&constraints.worker_constraints);
+        let filters = self.options.worker_constraints.iter().cloned();
         let op = Op {
             platform: Some(platform.into()),
             constraints: Some(WorkerConstraints {
-                filter: filters.cloned().collect(),
+                filter: filters.chain(constraints.worker_constraints).collect(),
             }),
             ..Op::default()
         };
         (
             op,
-            merge_metadata(self.options.metadata.clone(), &constraints.metadata),
+            merge_metadata(self.options.metadata.clone(), constraints.metadata),
         )
     }
 }

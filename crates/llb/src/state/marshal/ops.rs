@@ -37,7 +37,8 @@ impl Marshaler<'_> {
             }
             _ => false,
         };
-        let (constrained, metadata) = self.constrained(&constraints);
+        let locations = std::mem::take(&mut constraints.locations);
+        let (constrained, metadata) = self.constrained(constraints);
         let platform = constrained.platform.filter(|_| keeps_platform);
         let raw = encode_op(&Op {
             inputs,
@@ -48,7 +49,7 @@ impl Marshaler<'_> {
         Ok(Encoded {
             raw,
             metadata,
-            locations: constraints.locations,
+            locations,
         })
     }
 

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oci::Digest;
-
 use super::{MarshalError, MarshalOptions};
 use crate::pb::{Location, Locations, Source, SourceInfo};
 use crate::state::{SourceLocation, SourceMap};
@@ -16,7 +14,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub fn add(&mut self, digest: Digest, locations: Vec<SourceLocation>) {
+    pub fn add(&mut self, digest: String, locations: Vec<SourceLocation>) {
         let located: Vec<Location> = locations
             .into_iter()
             .map(|SourceLocation { map, ranges }| Location {
@@ -25,7 +23,7 @@ impl Sources {
             })
             .collect();
         self.locations
-            .entry(digest.to_string())
+            .entry(digest)
             .or_default()
             .locations
             .extend(located);
