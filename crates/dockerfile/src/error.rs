@@ -191,6 +191,11 @@ pub(crate) enum ConvertError {
     Subrequest(String),
     #[error("invalid nil input definition to definition op")]
     NilInput,
+    /// The first part is what the ecosystem says, the second tells where to look.
+    #[error(
+        "string field contains invalid UTF-8: {file} line {line} holds bytes that are not UTF-8, save the file as UTF-8"
+    )]
+    Utf8 { file: String, line: u32 },
     #[error("the definition is too large")]
     TooLarge,
     #[error("{context}: {error}")]

@@ -21,7 +21,7 @@ use crate::request::{
     BuildOutcome, ContextOutcome, Failure, FailureKind, Forward, MetadataOutcome, Outcome, PlatformOutcome,
     Request, SourceRange, Warning,
 };
-use crate::{sbom, subrequest};
+use crate::{raw, sbom, subrequest};
 
 /// Capabilities that a client may ask this frontend for.
 const FRONTEND_CAPABILITIES: [&str; 4] = [
@@ -113,7 +113,7 @@ fn failure(error: &ConvertError, source: Option<pb::SourceInfo>, warnings: Vec<W
         error.locations().into_iter().map(place).collect()
     };
     Box::new(Failure {
-        message: error.to_string(),
+        message: raw::shown(error.to_string()),
         kind: kind_of(error),
         sources: source.map(place).unwrap_or_default(),
         cause: error.cause(),
@@ -215,7 +215,7 @@ fn forward(request: &Request, options: &Options, source: &Source) -> Option<Forw
     };
     Some(Forward {
         source: Some(place),
-        ..make(&image, &directive.value)
+        ..make(&raw::shown(image), &raw::shown(directive.value))
     })
 }
 
@@ -228,7 +228,7 @@ impl Source {
             language: "Dockerfile".to_owned(),
             data: entrypoint.data.clone().into(),
         });
-        let text = String::from_utf8_lossy(&entrypoint.data).into_owned();
+        let text = raw::decode(&entrypoint.data);
         Self {
             entrypoint,
             text,
@@ -246,7 +246,7 @@ impl Source {
         let warning = |finding: Finding| Warning {
             vertex,
             rule: finding.rule.name.to_owned(),
-            short: finding.short(),
+            short: raw::shown(finding.short()),
             detail: vec![finding.rule.description.to_owned()],
             url: finding.rule.url.to_owned(),
             level: 1,

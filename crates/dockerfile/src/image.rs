@@ -4,6 +4,7 @@ use oci::{ImageConfig, Platform, json};
 use serde_json::{Map, Value};
 
 use crate::error::{ConvertError, Progress};
+use crate::raw;
 
 /// Marks an image that has a list of layers, if an empty one; others without layers have none. Never printed.
 const EMPTY_LIST: &str = "empty diff_ids";
@@ -57,12 +58,11 @@ pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
     if image.extra.contains_key(EMPTY_LIST) {
         let mut image = image.clone();
         image.extra.clear();
-        return Ok(to_text(&image)?.into_bytes());
+        return Ok(raw::json(to_text(&image)?).into_bytes());
     }
     // Quotes are escaped within texts, so this cannot be found in one.
-    Ok(to_text(image)?
-        .replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1)
-        .into_bytes())
+    let text = to_text(image)?.replacen("\"diff_ids\":[]}", "\"diff_ids\":null}", 1);
+    Ok(raw::json(text).into_bytes())
 }
 
 /// Returns the configuration a build from nothing starts with.

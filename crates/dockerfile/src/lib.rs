@@ -32,6 +32,7 @@ mod outline;
 mod parser;
 mod position;
 mod print_source;
+mod raw;
 mod request;
 mod sbom;
 mod signal;

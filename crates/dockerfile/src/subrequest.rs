@@ -15,7 +15,7 @@ use crate::lint::{Finding, Linter};
 use crate::outline::Outline;
 use crate::position::Range;
 use crate::table::table;
-use crate::{convert_llb, print_source};
+use crate::{convert_llb, print_source, raw};
 
 const INDENT: &str = "  ";
 
@@ -86,13 +86,17 @@ pub(crate) fn answer(
 }
 
 fn json<T: Serialize>(value: &T) -> Progress<Vec<u8>> {
-    to_vec_indent(value, INDENT).map_err(|error| ConvertError::Json(error.to_string()).into())
+    let json = to_vec_indent(value, INDENT).map_err(|error| ConvertError::Json(error.to_string()))?;
+    Ok(match String::from_utf8(json) {
+        Ok(text) => raw::json(text).into_bytes(),
+        Err(error) => error.into_bytes(),
+    })
 }
 
 fn metadata<T: Serialize>(value: &T, text: String) -> Progress<Metadata> {
     Ok(Metadata::from([
         ("result.json".to_owned(), json(value)?),
-        ("result.txt".to_owned(), text.into_bytes()),
+        ("result.txt".to_owned(), raw::shown(text).into_bytes()),
         ("version".to_owned(), b"1.0.0".to_vec()),
     ]))
 }

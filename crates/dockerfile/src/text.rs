@@ -1,6 +1,22 @@
 //! Small facts about text that error messages and history depend on.
 
-pub(crate) use llb::quote;
+use crate::raw;
+
+/// Quotes as Go's `%q` does.
+pub(crate) fn quote(text: &str) -> String {
+    if !raw::is_in(text) {
+        return llb::quote(text);
+    }
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match raw::byte_of(c) {
+            Some(byte) => out.push_str(&format!("\\x{byte:02x}")),
+            None => out.push_str(llb::quote(c.encode_utf8(&mut [0; 4])).trim_matches('"')),
+        }
+    }
+    out.push('"');
+    out
+}
 
 /// Quotes each text and puts the list in brackets, as Go's `%q` does with a slice.
 pub(crate) fn quote_list(texts: &[String]) -> String {

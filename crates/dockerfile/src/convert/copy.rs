@@ -16,6 +16,7 @@ use crate::git_ref::{GitRef, is_git, is_http, url_file_name};
 use crate::instruction::{Copy, InlineSource};
 use crate::lint::rules;
 use crate::os_path;
+use crate::raw;
 use crate::word::Lexer;
 
 /// A COPY or ADD with its words expanded.
@@ -225,7 +226,7 @@ impl Converter<'_> {
         let file = os_path::remove_drive(&document.path, &work.os, false)
             .map_err(|error| ConvertError::OsPath(error).context("removing drive letter"))?;
         let platform = self.stages[work.step.id.0].platform.clone().unwrap_or_default();
-        let content = document.content.into_bytes();
+        let content = raw::encode(&document.content).into_owned();
         let written = State::scratch().file(
             FileActions::new().mkfile(&file, 0o644, content, MkfileOptions::default()),
             &internal("preparing inline document").platform(&platform),

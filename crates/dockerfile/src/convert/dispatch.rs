@@ -11,6 +11,7 @@ use crate::error::{ConvertError, Progress, Stop};
 use crate::instruction::{Instruction, Kind};
 use crate::lint::{Linter, rules};
 use crate::os_path;
+use crate::raw;
 use crate::suggest;
 use crate::word::{Lexer, Variables};
 
@@ -202,7 +203,7 @@ impl Converter<'_> {
 
     /// Expands a word; variables that are not set are warned of.
     pub(super) fn expand_with(&self, lexer: &Lexer, step: &Step<'_>, word: &str) -> Progress<String> {
-        if !word.contains(['$', '\'', '"', '\\', '`', '\u{feff}']) {
+        if !word.contains(['$', '\'', '"', '\\', '`', '\u{feff}']) && !raw::is_in(word) {
             return Ok(word.to_owned());
         }
         let env = &self.stages[step.id.0].env;

@@ -10,6 +10,7 @@ mod resolve;
 mod run;
 mod settings;
 mod stages;
+mod utf8;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,12 +68,18 @@ pub(crate) struct Converted {
     pub(crate) ignore_cache: bool,
     pub(crate) outline: crate::outline::Outline,
     marshal: MarshalOptions,
+    /// Some of the Dockerfile is not ASCII, so perhaps not UTF-8, or its flags end within characters.
+    may_have_raw: bool,
 }
 
 impl Converted {
     /// Encodes the target.
     pub(crate) fn definition(&self) -> Progress<Definition> {
-        Ok(self.state.marshal(&self.marshal)?)
+        let mut definition = self.state.marshal(&self.marshal)?;
+        if self.may_have_raw {
+            utf8::check(&mut definition)?;
+        }
+        Ok(definition)
     }
 }
 
@@ -107,6 +114,8 @@ struct Converter<'a> {
     build_context_slot: Deferred,
     ignore: Option<Matcher>,
     locals: Vec<PendingLocal>,
+    /// Some of the Dockerfile is not ASCII, so perhaps not UTF-8, or its flags end within characters.
+    may_have_raw: bool,
     /// Bytes of the definition and the image so far, roughly.
     spent_bytes: usize,
 }
@@ -227,6 +236,7 @@ pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
         build_context_slot,
         ignore: None,
         locals: Vec::new(),
+        may_have_raw: !job.text.is_ascii(),
         spent_bytes: 0,
     };
     converter.resolve_epoch(&parsed.stages)?;
@@ -306,6 +316,7 @@ impl Converter<'_> {
                 caps: Some(options.capabilities.clone()),
                 ..MarshalOptions::default()
             },
+            may_have_raw: self.may_have_raw,
         })
     }
 }

@@ -17,8 +17,8 @@ use crate::env::{Env, Masked};
 use crate::error::{ConvertError, Progress};
 use crate::instruction::{self, CommandLine, InlineFile, MountKind, Network, Run};
 use crate::parser::{parse_heredoc, trim_leading_tabs};
-use crate::text;
 use crate::word::Variables;
+use crate::{raw, text};
 
 /// Where a script of its own is mounted.
 const SCRIPT_DIR: &str = "/dev/pipes/";
@@ -223,8 +223,12 @@ fn command_words(stage: &StageState, line: &CommandLine) -> Progress<Words> {
 }
 
 fn script_mount(stage: &StageState, file: &InlineFile, content: String) -> Mount {
-    let actions =
-        FileActions::new().mkfile(&file.name, 0o755, content.into_bytes(), MkfileOptions::default());
+    let actions = FileActions::new().mkfile(
+        &file.name,
+        0o755,
+        raw::encode(&content).into_owned(),
+        MkfileOptions::default(),
+    );
     let platform = stage.platform.clone().unwrap_or_default();
     let constraints = internal("preparing inline document").platform(&platform);
     let state = State::scratch().dir("/").file(actions, &constraints);

@@ -1,5 +1,6 @@
 //! The `--flag` words in front of an instruction's arguments.
 
+use crate::raw;
 use crate::text::is_latin1_space;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -13,14 +14,14 @@ enum Phase {
 ///
 /// Works on bytes and takes each for a character of its own: so the ecosystem reads flags outside of ASCII.
 pub(super) fn split_flags(line: &str, escape: char) -> (Vec<String>, String) {
-    let bytes = line.as_bytes();
+    let bytes = raw::encode(line);
     let escape = u8::try_from(escape).unwrap_or(b'\\');
     let mut flags = Vec::new();
     let mut word = String::new();
     let mut quoted = false;
     let mut phase = Phase::Spaces;
     let mut at = 0;
-    let rest = |at: usize| String::from_utf8_lossy(&bytes[at..]).into_owned();
+    let rest = |at: usize| raw::decode(&bytes[at..]);
     while at < bytes.len() {
         let mut byte = bytes[at];
         if phase == Phase::Spaces {
@@ -93,7 +94,7 @@ mod tests {
         assert_eq!(split("-a"), (vec![], "-a".into()));
         assert_eq!(
             split("--x=\u{800}"),
-            (vec!["--x=\u{e0}".into()], "\u{fffd}".into())
+            (vec!["--x=\u{e0}".into()], raw::decode(b"\x80"))
         );
     }
 }

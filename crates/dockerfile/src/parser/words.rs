@@ -2,6 +2,7 @@
 
 use super::flags::split_flags;
 use super::{Node, SyntaxError, takes_heredocs};
+use crate::raw;
 use crate::text::{is_latin1_space, split_separator, split_separators};
 
 /// Splits a logical line.
@@ -61,7 +62,8 @@ fn json_array(rest: &str) -> Result<Option<Vec<String>>, SyntaxError> {
     if !rest.trim_start().starts_with('[') {
         return Ok(None);
     }
-    let rest = rest.trim_start();
+    let rest = raw::shown(rest.trim_start().to_owned());
+    let rest = rest.as_str();
     let parse = |text: &str| serde_json::from_str::<Vec<serde_json::Value>>(text);
     let Ok(values) = parse(rest).or_else(|_| parse(&without_lone_surrogates(rest))) else {
         return Ok(None);
@@ -129,7 +131,7 @@ fn json_or_words(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {
 }
 
 fn healthcheck(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {
-    let bytes = rest.as_bytes();
+    let bytes = raw::encode(rest);
     let end = bytes
         .iter()
         .position(|byte| is_latin1_space(*byte))
@@ -141,9 +143,8 @@ fn healthcheck(node: &mut Node, rest: &str) -> Result<(), SyntaxError> {
         .iter()
         .position(|byte| !is_latin1_space(*byte))
         .map_or(bytes.len(), |at| end + at);
-    node.args
-        .push(String::from_utf8_lossy(&bytes[..end]).into_owned());
-    json_or_text(node, &String::from_utf8_lossy(&bytes[next..]))
+    node.args.push(raw::decode(&bytes[..end]));
+    json_or_text(node, &raw::decode(&bytes[next..]))
 }
 
 /// Splits at spaces outside of quotes; quotes and escapes stay.
@@ -153,7 +154,7 @@ fn quoted_words(rest: &str, escape: char) -> Vec<String> {
     let mut keep_empty = false;
     let mut quote = None;
     let mut in_word = false;
-    let mut chars = rest.chars();
+    let mut chars = rest.chars().map(raw::replaced);
     while let Some(c) = chars.next() {
         if quote.is_none() && c.is_whitespace() {
             if in_word && (keep_empty || !word.is_empty()) {

@@ -1,14 +1,14 @@
 //! Expansion of variables in a word, and splitting into words, as a shell would.
 //!
 //! Quotes are removed unless asked otherwise; `$name`, `${name}` and the modifiers `-`, `+`, `?` (each with `:`), `#`,
-//! `##`, `%`, `%%`, `/` and `//` are known.
+//! `##`, `%`, `%%`, `/` and `//` are known. Bytes that are not UTF-8 become U+FFFD.
 
 mod pattern;
 
 use std::collections::BTreeSet;
 use std::str::Chars;
 
-use crate::text;
+use crate::{raw, text};
 
 /// How deep substitutions may nest in each other.
 const MAX_DEPTH: usize = 100;
@@ -178,11 +178,11 @@ impl<'a> Scan<'a> {
     }
 
     fn peek(&self) -> Option<char> {
-        self.rest.clone().next()
+        self.rest.clone().next().map(raw::replaced)
     }
 
     fn next(&mut self) -> Option<char> {
-        self.rest.next()
+        self.rest.next().map(raw::replaced)
     }
 
     fn add_char(&mut self, words: &mut Words, c: char) {

@@ -19,7 +19,11 @@ fn images() -> Value {
 }
 
 pub fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
-    let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.as_bytes().to_vec());
+    convert_bytes(dockerfile.as_bytes(), options)
+}
+
+pub fn convert_bytes(dockerfile: &[u8], options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
+    let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.to_vec());
     let images = images();
     let mut driver = Driver {
         files: &files,

@@ -5,3 +5,4 @@ mod devices;
 mod drive;
 mod golden;
 mod hostile;
+mod utf8;
