@@ -6,7 +6,7 @@ use std::sync::Arc;
 use oci::{History, path};
 
 use super::stages::{Command, StageId};
-use super::{Converter, SBOM_SCAN_CONTEXT, SBOM_SCAN_STAGE, is_enabled_for, names_of};
+use super::{Converter, SBOM_SCAN_CONTEXT, SBOM_SCAN_STAGE, STEP_BYTES, is_enabled_for, names_of};
 use crate::error::{ConvertError, Progress, Stop};
 use crate::instruction::{Instruction, Kind};
 use crate::lint::{Linter, rules};
@@ -129,6 +129,12 @@ impl Converter<'_> {
     fn dispatch(&mut self, id: StageId, command: &Command) -> Progress<()> {
         let instruction = Arc::clone(&command.instruction);
         self.stages[id.0].in_onbuild = command.is_onbuild;
+        if matches!(
+            instruction.kind,
+            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_)
+        ) {
+            self.spend(STEP_BYTES)?;
+        }
         let linter = self.linter.with_comments(&instruction.comments);
         let step = Step {
             id,

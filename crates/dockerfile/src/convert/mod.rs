@@ -43,6 +43,9 @@ const EPOCH_ARG: &str = "SOURCE_DATE_EPOCH";
 const SCRATCH: &str = "scratch";
 /// How many bytes definition and image may come to; beyond, nobody accepts them.
 const MAX_BYTES: usize = 64 << 20;
+/// What a stage, or a step that makes an operation, comes to at least: names, places, platform, history. There can be
+/// some 20,000 of them; no builder runs as many.
+const STEP_BYTES: usize = 3 << 10;
 
 /// What to convert, and how.
 pub(crate) struct Job<'a> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use llb::State;
 use oci::{History, ImageConfig, Platform};
 
-use super::{Converter, SCRATCH, names_of, validate};
+use super::{Converter, SCRATCH, STEP_BYTES, names_of, validate};
 use crate::context::{NamedContext, Paths};
 use crate::env::Env;
 use crate::error::{ConvertError, Progress, Stop};
@@ -153,6 +153,7 @@ impl Converter<'_> {
         let names = self.declared_names();
         for (at, mut stage) in stages.into_iter().enumerate() {
             let location = stage.location.clone();
+            self.spend(STEP_BYTES).map_err(|stop| stop.at(&location))?;
             let linter = self.linter.with_comments(&stage.comments);
             let (base, result) = self.lexer.expand(&stage.base_name, &self.global_args);
             validate::undeclared_args(&names, &base.unmatched, &location, &linter);
@@ -357,6 +358,8 @@ impl Converter<'_> {
             }
             _ => Vec::new(),
         };
+        // Some of them are stages now.
+        self.spend(STEP_BYTES * sources.len())?;
         Ok(Command {
             instruction,
             sources,
