@@ -28,7 +28,17 @@ impl Range {
     }
 }
 
-/// Lists lines one by one, from `start` to `end`; just `start` if `end` is not behind it.
+/// How many lines are listed one by one. Every argument, finding and vertex of an instruction has the list.
+const MAX_LISTED: u32 = 100;
+
+/// Lists lines one by one, from `start` to `end`, or as one range if they are many; just `start` if `end` is not
+/// behind it.
 pub(crate) fn line_ranges(start: u32, end: u32) -> Vec<Range> {
+    if end.saturating_sub(start) >= MAX_LISTED {
+        return vec![Range {
+            start: Range::line(start).start,
+            end: Range::line(end).end,
+        }];
+    }
     (start..=end.max(start)).map(Range::line).collect()
 }

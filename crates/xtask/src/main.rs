@@ -16,7 +16,7 @@ mod shell;
 mod test;
 mod tidy;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
   bench     measure a part alone, optimised: bench dockerfile
+  fuzz      convert mutated Dockerfiles for some time; fuzz SECONDS
   demo      build and run the example with an embedded engine";
 
 fn main() -> Result<()> {
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
         "test" => test::run(),
         "e2e" => e2e::command(rest),
         "bench" => bench(rest),
+        "fuzz" => fuzz(rest),
         "demo" => demo::command(),
         _ => bail!("unknown command {command:?}\n{USAGE}"),
     }
@@ -61,6 +63,33 @@ fn bench(parts: &[String]) -> Result<()> {
     shell::run(
         std::process::Command::new(env!("CARGO"))
             .args(arguments)
+            .current_dir(shell::root()),
+    )
+}
+
+/// Converts mutated Dockerfiles, optimised, from a seed that is the time.
+fn fuzz(rest: &[String]) -> Result<()> {
+    let seconds = match rest {
+        [] => 60,
+        [seconds] => seconds.parse::<u32>().context("fuzz wants a number of seconds")?,
+        _ => bail!("fuzz wants a number of seconds"),
+    };
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let arguments = [
+        "test",
+        "--quiet",
+        "--release",
+        "--package",
+        "dockerfile",
+        "--test",
+        "suite",
+    ];
+    shell::run(
+        std::process::Command::new(env!("CARGO"))
+            .args(arguments)
+            .args(["mutants", "--", "--nocapture"])
+            .env("FUZZ_SECONDS", seconds.to_string())
+            .env("FUZZ_SEED", seed.as_secs().to_string())
             .current_dir(shell::root()),
     )
 }

@@ -8,7 +8,7 @@ use oci::{Digest, path};
 use super::dispatch::Step;
 use super::name::shown;
 use super::stages::StageId;
-use super::{Converter, wire_ranges};
+use super::{Converter, STEP_BYTES, wire_ranges};
 use crate::chmod::{Chmod, parse_chmod};
 use crate::context::internal;
 use crate::error::{ConvertError, Progress};
@@ -17,7 +17,9 @@ use crate::instruction::{Copy, InlineSource};
 use crate::lint::rules;
 use crate::os_path;
 use crate::raw;
-use crate::word::Lexer;
+
+/// How many inputs that are made for it an instruction may have.
+pub(super) const MAX_MADE: usize = 5_000;
 
 /// A COPY or ADD with its words expanded.
 struct Work<'c> {
@@ -53,6 +55,7 @@ impl Converter<'_> {
                 stage.state.clone()
             }
         };
+        self.check_copy(&copy)?;
         let mut work = self.begin_copy(step, copy, is_add, from)?;
         for written in std::mem::take(&mut work.copy.sources) {
             work.message.push_str(&format!(" {written}"));
@@ -73,8 +76,28 @@ impl Converter<'_> {
         Ok(())
     }
 
+    /// Counts what each source adds: patterns are repeated, what is no file of the context is a vertex of its own.
+    fn check_copy(&mut self, copy: &Copy) -> Progress<()> {
+        let remote = copy
+            .sources
+            .iter()
+            .filter(|source| is_http(source) || is_git(source));
+        let made = copy.contents.len() + remote.count();
+        let patterns: usize = copy.excludes.iter().map(|pattern| pattern.len() + 8).sum();
+        let count = copy.sources.len() + copy.contents.len();
+        self.spend(
+            STEP_BYTES
+                .saturating_mul(made)
+                .saturating_add(patterns.saturating_mul(count)),
+        )?;
+        if made > MAX_MADE {
+            return Err(ConvertError::TooLarge.into());
+        }
+        Ok(())
+    }
+
     fn expand_copy(&self, step: &Step<'_>, copy: &Copy) -> Progress<Copy> {
-        let mut documents = Lexer::new('\\');
+        let mut documents = self.lexer.with_escape('\\');
         documents.skip_quotes = true;
         let mut copy = copy.clone();
         copy.chown = self.expand(step, &copy.chown)?;

@@ -17,8 +17,8 @@ use crate::word::{Lexer, Variables};
 
 /// How much more it costs to take a variable over than to print it.
 const INHERIT_WEIGHT: usize = 8;
-/// Beyond this many findings nothing is suggested any more.
-const MAX_SUGGESTIONS: usize = 1000;
+/// Beyond this many comparisons of names nothing is suggested any more.
+const MAX_COMPARED: usize = 200_000;
 
 /// The command being dispatched.
 pub(super) struct Step<'c> {
@@ -228,10 +228,12 @@ impl Converter<'_> {
         let unknown = unmatched.difference(args);
         for name in unknown.filter(|name| !super::NON_ENV_ARGS.contains(&name.as_str())) {
             let suggestion = || {
-                if self.linter.count() > MAX_SUGGESTIONS {
+                if self.compared.get() > MAX_COMPARED {
                     return None;
                 }
-                suggest::search(name, names_of(env), false)
+                let names = names_of(env);
+                self.compared.set(self.compared.get() + names.len());
+                suggest::search(name, names, false)
             };
             let message = || rules::undefined_var(name, suggestion().as_deref());
             step.linter

@@ -13,6 +13,7 @@ mod stages;
 mod utf8;
 mod validate;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
@@ -119,6 +120,8 @@ struct Converter<'a> {
     locals: Vec<PendingLocal>,
     /// Some of the Dockerfile is not ASCII, so perhaps not UTF-8, or its flags end within characters.
     may_have_raw: bool,
+    /// Names that were compared for suggestions.
+    compared: Cell<usize>,
     /// Bytes of the definition and the image so far, roughly.
     spent_bytes: usize,
 }
@@ -240,6 +243,7 @@ pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
         ignore: None,
         locals: Vec::new(),
         may_have_raw: !job.text.is_ascii(),
+        compared: Cell::new(0),
         spent_bytes: 0,
     };
     converter.resolve_epoch(&parsed.stages)?;

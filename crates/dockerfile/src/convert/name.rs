@@ -87,20 +87,20 @@ fn cross_target(base: &Platform, env: &dyn Variables) -> String {
 fn target_of(env: &dyn Variables) -> Option<Platform> {
     let mut target = Platform::default();
     let mut set = false;
-    for name in env.names() {
-        let value = env.get(name).unwrap_or_default();
-        let field = match name {
-            "TARGETPLATFORM" => match Platform::parse(value) {
-                Ok(platform) => return Some(platform),
-                Err(_) => continue,
-            },
-            "TARGETOS" => &mut target.os,
-            "TARGETARCH" => &mut target.architecture,
-            "TARGETVARIANT" => &mut target.variant,
-            _ => continue,
-        };
-        value.clone_into(field);
-        set = true;
+    let whole = env.get("TARGETPLATFORM");
+    if let Some(platform) = whole.and_then(|value| Platform::parse(value).ok()) {
+        return Some(platform);
+    }
+    let parts = [
+        ("TARGETOS", &mut target.os),
+        ("TARGETARCH", &mut target.architecture),
+        ("TARGETVARIANT", &mut target.variant),
+    ];
+    for (name, field) in parts {
+        if let Some(value) = env.get(name) {
+            value.clone_into(field);
+            set = true;
+        }
     }
     set.then_some(target)
 }

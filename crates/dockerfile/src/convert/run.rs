@@ -6,6 +6,7 @@ use llb::pb::{NetMode, SecurityMode};
 use llb::{Constraints, FileActions, MkfileOptions, Mount, State, caps};
 
 use super::Converter;
+use super::copy::MAX_MADE;
 use super::dispatch::Step;
 use super::mounts::Extras;
 use super::name::shown;
@@ -50,6 +51,9 @@ impl Converter<'_> {
             words.args
         };
         self.check_size(id, &args)?;
+        if parsed.len() > MAX_MADE {
+            return Err(ConvertError::TooLarge.into());
+        }
         let pairs = self.stages[id.0].env.to_pairs();
         let base = self.stages[id.0].state.environment(pairs);
         let mut command = base.run(args.clone());
@@ -132,7 +136,7 @@ impl Converter<'_> {
         summary: &str,
     ) -> Constraints {
         let id = step.id;
-        let mut lexer = self.lexer;
+        let mut lexer = self.lexer.clone();
         lexer.raw_quotes = true;
         lexer.skip_unset = true;
         let stage = &self.stages[id.0];

@@ -1,5 +1,6 @@
 //! From nodes to stages and instructions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::error::{InstructionError, LocatedInstructionError};
@@ -249,13 +250,18 @@ fn copy_of(
         unpack: flags.bool("unpack"),
         ..Copy::default()
     };
+    // Of several with the same name the last counts.
+    let documents = node
+        .heredocs
+        .iter()
+        .map(|read| (&read.name, read.content.as_str()));
+    let documents: BTreeMap<&String, &str> = documents.collect();
     for source in sources {
         let Some(document) = parse_heredoc(source).ok().flatten() else {
             copy.sources.push(source.clone());
             continue;
         };
-        let read = node.heredocs.iter().rev().find(|read| read.name == document.name);
-        let content = read.map_or("", |read| read.content.as_str());
+        let content = documents.get(&document.name).copied().unwrap_or_default();
         let content = if document.chomp {
             trim_leading_tabs(content)
         } else {

@@ -5,13 +5,18 @@
 
 mod pattern;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::str::Chars;
 
 use crate::{raw, text};
 
 /// How deep substitutions may nest in each other.
 const MAX_DEPTH: usize = 100;
+/// How many bytes of values, and steps of matching patterns, all words of a lexer may come to. A variable can double
+/// with each line, so without a bound there is none to time and memory.
+const MAX_WORK: usize = 32 << 20;
 
 /// Why a word cannot be expanded. The texts are BuildKit's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +35,8 @@ pub(crate) enum WordError {
     BadSubstitution,
     #[error("syntax error: substitutions nested too deeply")]
     TooDeep,
+    #[error("the values of variables are too large: they come to more than {MAX_WORK} bytes")]
+    TooLarge,
     #[error("unsupported modifier ({0}) in substitution")]
     Modifier(String),
     #[error("{name}: {message}")]
@@ -81,8 +88,8 @@ pub(crate) struct Expanded {
     pub(crate) unmatched: BTreeSet<String>,
 }
 
-/// Expands words; its settings say how literally.
-#[derive(Clone, Copy, Debug)]
+/// Expands words; its settings say how literally. Clones share the bound of what they may do.
+#[derive(Clone, Debug)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "four independent switches of the lexer, set by name"
@@ -97,17 +104,35 @@ pub(crate) struct Lexer {
     pub(crate) skip_quotes: bool,
     /// Variables that are not set stay as written.
     pub(crate) skip_unset: bool,
+    /// What may still be done.
+    work: Rc<Cell<usize>>,
 }
 
 impl Lexer {
-    pub(crate) const fn new(escape: char) -> Self {
+    pub(crate) fn new(escape: char) -> Self {
         Self {
             escape,
             raw_quotes: false,
             raw_escapes: false,
             skip_quotes: false,
             skip_unset: false,
+            work: Rc::new(Cell::new(MAX_WORK)),
         }
+    }
+
+    /// Makes a lexer for another escape character that shares the bound of this one.
+    pub(crate) fn with_escape(&self, escape: char) -> Self {
+        Self {
+            work: Rc::clone(&self.work),
+            ..Self::new(escape)
+        }
+    }
+
+    /// Counts work.
+    fn spend(&self, work: usize) -> Result<(), WordError> {
+        let left = self.work.get().checked_sub(work).ok_or(WordError::TooLarge)?;
+        self.work.set(left);
+        Ok(())
     }
 
     /// Expands a word. What was found before an error is returned along with it.
@@ -153,7 +178,7 @@ struct Words {
 }
 
 struct Scan<'a> {
-    lexer: Lexer,
+    lexer: &'a Lexer,
     rest: Chars<'a>,
     variables: &'a dyn Variables,
     raw_escapes: bool,
@@ -164,9 +189,9 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(lexer: &Lexer, word: &'a str, variables: &'a dyn Variables) -> Self {
+    fn new(lexer: &'a Lexer, word: &'a str, variables: &'a dyn Variables) -> Self {
         Self {
-            lexer: *lexer,
+            lexer,
             rest: word.strip_prefix('\u{feff}').unwrap_or(word).chars(),
             variables,
             raw_escapes: lexer.raw_escapes,
@@ -364,7 +389,14 @@ impl<'a> Scan<'a> {
         value
     }
 
+    /// Reads a substitution and returns what takes its place.
     fn dollar(&mut self) -> Result<String, WordError> {
+        let value = self.substitution()?;
+        self.lexer.spend(value.len())?;
+        Ok(value)
+    }
+
+    fn substitution(&mut self) -> Result<String, WordError> {
         self.next();
         if self.peek() != Some('{') {
             let name = self.name();
@@ -404,7 +436,7 @@ impl<'a> Scan<'a> {
     fn inner(&mut self, stop: char, raw_escapes: bool, missing: WordError) -> Result<String, WordError> {
         match self.run(Some(stop), raw_escapes) {
             Ok((word, _)) => Ok(word),
-            Err(WordError::TooDeep) => Err(WordError::TooDeep),
+            Err(error @ (WordError::TooDeep | WordError::TooLarge)) => Err(error),
             Err(_) if self.peek().is_none() => Err(missing),
             Err(error) => Err(error),
         }
@@ -454,7 +486,7 @@ impl<'a> Scan<'a> {
                 } else {
                     pattern::trim_suffix
                 };
-                trim(word, value, greedy)
+                trim(self.lexer, word, value, greedy)
             }
             _ => Err(WordError::Modifier(shown)),
         }
@@ -471,7 +503,7 @@ impl<'a> Scan<'a> {
         if self.lexer.skip_unset && value.is_none() {
             return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
         }
-        pattern::replace(&pattern, value.unwrap_or_default(), &replacement, all)
+        pattern::replace(self.lexer, &pattern, value.unwrap_or_default(), &replacement, all)
     }
 
     /// Reads a name, a number or a special parameter; empty if there is none.

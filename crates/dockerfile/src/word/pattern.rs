@@ -1,7 +1,7 @@
 //! The wildcards of `${name#pattern}` and `${name/pattern/replacement}`: `*` is any text, `?` any character, neither a
 //! line end.
 
-use super::WordError;
+use super::{Lexer, WordError};
 
 /// How many steps a match may take; beyond it the pattern is refused.
 const MAX_STEPS: usize = 20_000_000;
@@ -138,19 +138,30 @@ fn located(pattern: &str) -> impl FnOnce(PatternError) -> WordError {
 }
 
 /// Removes the shortest, or longest, text at the start that matches.
-pub(super) fn trim_prefix(pattern: &str, value: &str, greedy: bool) -> Result<String, WordError> {
+pub(super) fn trim_prefix(
+    lexer: &Lexer,
+    pattern: &str,
+    value: &str,
+    greedy: bool,
+) -> Result<String, WordError> {
     let text: Vec<char> = value.chars().collect();
-    trim(pattern, compile(pattern.chars()), &text, greedy).map(|rest| rest.iter().collect())
+    trim(lexer, pattern, compile(pattern.chars()), &text, greedy).map(|rest| rest.iter().collect())
 }
 
 /// Removes the shortest, or longest, text at the end that matches.
-pub(super) fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<String, WordError> {
+pub(super) fn trim_suffix(
+    lexer: &Lexer,
+    pattern: &str,
+    value: &str,
+    greedy: bool,
+) -> Result<String, WordError> {
     let reversed = reverse(pattern);
     let text: Vec<char> = value.chars().rev().collect();
-    trim(&reversed, compile(reversed.chars()), &text, greedy).map(|rest| rest.iter().rev().collect())
+    trim(lexer, &reversed, compile(reversed.chars()), &text, greedy).map(|rest| rest.iter().rev().collect())
 }
 
 fn trim<'t>(
+    lexer: &Lexer,
     pattern: &str,
     tokens: Result<Vec<Token>, PatternError>,
     text: &'t [char],
@@ -163,6 +174,7 @@ fn trim<'t>(
         steps: 0,
     };
     let found = matcher.find(text, 0, true).map_err(located(pattern))?;
+    lexer.spend(text.len() + matcher.steps)?;
     Ok(found.map_or(text, |(_, end)| &text[end..]))
 }
 
@@ -186,7 +198,13 @@ fn reverse(pattern: &str) -> String {
 /// Replaces the first match, or all of them.
 ///
 /// With `all` the replacement is a template: `$0` is the matched text, other names are empty, `$$` is a dollar.
-pub(super) fn replace(pattern: &str, value: &str, replacement: &str, all: bool) -> Result<String, WordError> {
+pub(super) fn replace(
+    lexer: &Lexer,
+    pattern: &str,
+    value: &str,
+    replacement: &str,
+    all: bool,
+) -> Result<String, WordError> {
     let tokens = compile(pattern.chars()).map_err(located(pattern))?;
     let text: Vec<char> = value.chars().collect();
     let mut matcher = Matcher {
@@ -198,14 +216,15 @@ pub(super) fn replace(pattern: &str, value: &str, replacement: &str, all: bool) 
     let mut copied = 0;
     let mut from = 0;
     while from <= text.len() {
-        let Some((start, end)) = matcher.find(&text, from, false).map_err(located(pattern))? else {
-            break;
-        };
+        let found = matcher.find(&text, from, false).map_err(located(pattern))?;
+        lexer.spend(tokens.len() + std::mem::take(&mut matcher.steps))?;
+        let Some((start, end)) = found else { break };
         out.extend(&text[copied..start]);
+        lexer.spend(replacement.len())?;
         // An empty match right behind another match does not count.
         if end > copied || start == 0 || !all {
             if all {
-                expand_template(replacement, &text[start..end], &mut out);
+                expand_template(lexer, replacement, &text[start..end], &mut out)?;
             } else {
                 out.push_str(replacement);
             }
@@ -220,7 +239,12 @@ pub(super) fn replace(pattern: &str, value: &str, replacement: &str, all: bool) 
     Ok(out)
 }
 
-fn expand_template(template: &str, matched: &[char], out: &mut String) {
+fn expand_template(
+    lexer: &Lexer,
+    template: &str,
+    matched: &[char],
+    out: &mut String,
+) -> Result<(), WordError> {
     let mut rest = template;
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
@@ -243,6 +267,7 @@ fn expand_template(template: &str, matched: &[char], out: &mut String) {
         match tail {
             Some(tail) if !name.is_empty() => {
                 if name == "0" {
+                    lexer.spend(matched.len())?;
                     out.extend(matched);
                 }
                 rest = tail;
@@ -252,4 +277,5 @@ fn expand_template(template: &str, matched: &[char], out: &mut String) {
         }
     }
     out.push_str(rest);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dockerfile::Outcome;
 use llb::pb;
 
-use crate::hostile::convert;
+use crate::hostile::{convert, convert_without};
 
 /// The devices of each step: name, and whether it may be missing.
 fn devices(dockerfile: &str) -> Vec<Vec<(String, bool)>> {
@@ -46,6 +46,18 @@ fn devices_are_optional_unless_required() {
         [vec![("a/b".to_owned(), true), ("class".to_owned(), false)]]
     );
     assert_eq!(devices("FROM alpine\nRUN x\n"), [vec![]]);
+}
+
+#[test]
+fn a_server_without_devices_is_named() {
+    let without = [llb::caps::EXEC_META_CDI.to_owned()];
+    let failure = convert_without("FROM alpine\nRUN --device=v/c=d x\n", &without).unwrap_err();
+    assert_eq!(
+        failure.message,
+        "RUN --device is not supported by this build server"
+    );
+    assert_eq!(failure.sources[0].ranges[0].start.line, 2);
+    assert!(convert_without("FROM alpine\nRUN x\n", &without).is_ok());
 }
 
 #[test]

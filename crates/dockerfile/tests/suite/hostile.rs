@@ -23,6 +23,19 @@ pub fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Ou
 }
 
 pub fn convert_bytes(dockerfile: &[u8], options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
+    run(dockerfile, options, &[])
+}
+
+/// Converts for a server without some capabilities.
+pub fn convert_without(dockerfile: &str, missing: &[String]) -> Result<Outcome, Box<Failure>> {
+    run(dockerfile.as_bytes(), BTreeMap::new(), missing)
+}
+
+fn run(
+    dockerfile: &[u8],
+    options: BTreeMap<String, String>,
+    missing: &[String],
+) -> Result<Outcome, Box<Failure>> {
     let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.to_vec());
     let images = images();
     let mut driver = Driver {
@@ -34,7 +47,7 @@ pub fn convert_bytes(dockerfile: &[u8], options: BTreeMap<String, String>) -> Re
         solved: Vec::new(),
         asked: Vec::new(),
     };
-    driver.run(request(options, &["linux/amd64".to_owned()], &[]))
+    driver.run(request(options, &["linux/amd64".to_owned()], missing))
 }
 
 /// Repeats a line with a number in it up to a size.
@@ -100,6 +113,67 @@ fn many_lines(bytes: usize) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Variables that grow with each line, and triggers that multiply.
+fn growing(bytes: usize) -> Vec<(&'static str, String)> {
+    let alpine = "FROM alpine\n";
+    let lines = |line: &'static str| repeat(alpine, move |at| line.replace('#', &at.to_string()), bytes);
+    vec![
+        ("double env", lines("ENV a=${a}${a}#\n")),
+        ("double arg", lines("ARG a=${a}${a}#\n")),
+        ("double default", lines("ENV a=${b:-${a}${a}#}\n")),
+        ("double pattern", lines("ENV a=${a//x/xx}x\n")),
+        (
+            "double global",
+            repeat("", |at| format!("ARG a=${{a}}${{a}}{at}\n"), bytes) + alpine,
+        ),
+        ("double label", lines("ENV a=${a}${a}#\nLABEL l#=$a$a$a$a\n")),
+        (
+            "double workdir",
+            lines("WORKDIR a$PWD/b\nENV a=${a}x${a}\nWORKDIR $a\n"),
+        ),
+        ("empty stages", repeat("", |_| "FROM scratch\n".to_owned(), bytes)),
+        ("triggers of a stage", {
+            let start = repeat(
+                "FROM alpine AS s0\n",
+                |at| format!("ONBUILD ENV a{at}=b\n"),
+                bytes / 2,
+            );
+            repeat(
+                &start,
+                |at| format!("FROM s0 AS t{at}\nCOPY --from=t{} / /\n", at.saturating_sub(1)),
+                bytes,
+            )
+        }),
+        ("triggers that need stages", {
+            let start = repeat(
+                "FROM alpine AS s0\n",
+                |at| format!("ONBUILD COPY --from=i{at} / /\n"),
+                bytes / 2,
+            );
+            repeat(
+                &start,
+                |at| format!("FROM s0 AS t{at}\nCOPY --from=t{} / /\n", at.saturating_sub(1)),
+                bytes,
+            )
+        }),
+        ("chained triggers", {
+            repeat(
+                "FROM alpine AS s0\n",
+                |at| format!("ONBUILD RUN {at}\nFROM s{at} AS s{}\n", at + 1),
+                bytes,
+            )
+        }),
+        ("variables and copies", {
+            let start = repeat(alpine, |at| format!("ENV e{at}=v\n"), bytes / 2);
+            repeat(&start, |at| format!("COPY a{at} b\n"), bytes)
+        }),
+        ("variables and mistakes", {
+            let start = repeat(alpine, |at| format!("ENV e{at}=v\n"), bytes / 2);
+            repeat(&start, |at| format!("LABEL a=$u{at}\n"), bytes)
+        }),
+    ]
+}
+
 /// Few instructions of absurd length.
 fn long_lines(bytes: usize) -> Vec<(&'static str, String)> {
     let long = |start: &str, word: &str| format!("FROM alpine\n{start}{}", word.repeat(bytes / word.len()));
@@ -156,6 +230,69 @@ fn long_lines(bytes: usize) -> Vec<(&'static str, String)> {
         ("long unknown", "x".repeat(bytes)),
         ("zeros", "\0".repeat(bytes)),
     ]
+}
+
+/// One instruction of many things that differ.
+fn long_lists(bytes: usize) -> Vec<(&'static str, String)> {
+    vec![
+        ("many documents", documents("COPY", " /", bytes)),
+        ("many documents of a command", documents("RUN", "", bytes)),
+        (
+            "many mounts of stages",
+            numbered("FROM alpine\nRUN ", "--mount=from=i#,target=/# \\\n", "x", bytes),
+        ),
+        (
+            "many caches",
+            numbered(
+                "FROM alpine\nRUN ",
+                "--mount=type=cache,target=/# \\\n",
+                "x",
+                bytes,
+            ),
+        ),
+        (
+            "many secrets",
+            numbered(
+                "FROM alpine\nRUN ",
+                "--mount=type=secret,id=#,env=e# \\\n",
+                "x",
+                bytes,
+            ),
+        ),
+        (
+            "many devices",
+            numbered("FROM alpine\nRUN ", "--device=v/c=# \\\n", "x", bytes),
+        ),
+        (
+            "many volumes",
+            numbered("FROM alpine\nVOLUME ", "/v# \\\n", "", bytes),
+        ),
+        (
+            "many arguments",
+            numbered("FROM alpine\nARG ", "a#=$a#b \\\n", "", bytes),
+        ),
+        (
+            "many labels",
+            numbered("FROM alpine\nLABEL ", "a#=$a# \\\n", "", bytes),
+        ),
+        (
+            "many urls",
+            numbered("FROM alpine\nADD ", "http://e.com/# \\\n", "/", bytes),
+        ),
+    ]
+}
+
+/// One instruction of many words with numbers in them.
+fn numbered(start: &str, word: &str, end: &str, bytes: usize) -> String {
+    repeat(start, |at| word.replace('#', &at.to_string()), bytes) + end + "\n"
+}
+
+/// One instruction with many documents, all of them there.
+fn documents(instruction: &str, end: &str, bytes: usize) -> String {
+    let count = bytes / 24;
+    let announced: String = (0..count).map(|at| format!("<<d{at} \\\n")).collect();
+    let read: String = (0..count).map(|at| format!("{at}\nd{at}\n")).collect();
+    format!("FROM alpine\n{instruction} {announced}{end}\n{read}")
 }
 
 /// Makes the next piece of a text; it is handed a source of numbers below a bound.
@@ -221,7 +358,7 @@ fn noise(bytes: usize) -> Vec<(&'static str, String)> {
 }
 
 /// How long the thread has run so far. The load of the machine does not count.
-fn time_run() -> Duration {
+pub fn time_run() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
@@ -241,7 +378,9 @@ fn monsters_are_survived() {
     let size = bytes.unwrap_or(size);
     let monsters = many_lines(size)
         .into_iter()
+        .chain(growing(size))
         .chain(long_lines(size))
+        .chain(long_lists(size))
         .chain(noise(size));
     let mut slow = Vec::new();
     for (name, dockerfile) in monsters {
@@ -281,7 +420,7 @@ fn a_large_dockerfile_is_quick() {
 }
 
 /// All Dockerfiles of the golden cases.
-fn corpus() -> Vec<String> {
+pub fn corpus() -> Vec<String> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut paths: Vec<_> = std::fs::read_dir(dir)
         .unwrap()

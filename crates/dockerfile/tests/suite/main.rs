@@ -3,6 +3,7 @@
 
 mod devices;
 mod drive;
+mod fuzz;
 mod golden;
 mod hostile;
 mod utf8;
