@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use api::pb::control::{BuildHistoryRecord, BuildResultInfo, Descriptor, StatusResponse};
+use api::pb::control::{BuildHistoryRecord, Descriptor, StatusResponse};
 use engine::cache::Pin;
 use engine::content::Durability;
 use engine::progress::Subscription;
@@ -235,23 +235,23 @@ impl Archive {
 
     /// Lists the blobs that a record names and that are here, and what images among them consist of beside layers.
     fn named(&self, record: &BuildHistoryRecord) -> Vec<Digest> {
-        let results = record.result.iter().chain(record.results.values());
-        let of_result = |result: &BuildResultInfo| {
-            let made = result.results.values().chain(&result.attestations);
-            made.map(|descriptor| descriptor.digest.clone())
-                .collect::<Vec<_>>()
-        };
+        let results = || record.result.iter().chain(record.results.values());
+        let parsed = |descriptor: &Descriptor| descriptor.digest.parse::<Digest>().ok();
+        let is_here = |digest: &Digest| matches!(self.0.content().info(digest), Ok(Some(_)));
+        let attestations = results().flat_map(|result| &result.attestations);
         let own = record
             .logs
             .iter()
             .chain(&record.external_error)
             .chain(&record.trace);
-        let own = own.map(|descriptor| descriptor.digest.clone());
-        let mut open: Vec<Digest> = own
-            .chain(results.flat_map(of_result))
-            .filter_map(|digest| digest.parse().ok())
+        let mut found: Vec<Digest> = own
+            .chain(attestations)
+            .filter_map(parsed)
+            .filter(is_here)
             .collect();
-        let mut found = Vec::new();
+        // Only what was exported can consist of other blobs.
+        let exported = results().flat_map(|result| result.results.values());
+        let mut open: Vec<Digest> = exported.filter_map(parsed).collect();
         while let Some(digest) = open.pop() {
             let size = match self.0.content().info(&digest) {
                 Ok(Some(stat)) if !found.contains(&digest) => stat.size_bytes,
