@@ -286,8 +286,10 @@ impl Store {
         {
             return self.stack(&mut state, &id, &added, &options);
         }
+        let below = lower.zip(upper);
+        let below = below.and_then(|(lower, upper)| state.equal_below(lower.id(), upper.id()));
         let parents = Parents::Diff {
-            lower: id_of(lower),
+            lower: below.or_else(|| id_of(lower)),
             upper: id_of(upper),
         };
         self.insert_derived(&mut state, &id, parents, &options)
@@ -466,6 +468,7 @@ pub(crate) fn set_blob(
         state.update(&hold.id, &mut transaction, |row| {
             (row.chain_id, row.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
         });
+        state.settle_chains(&mut transaction);
     }
     shared.submit(&mut state, transaction)?;
     Ok(())

@@ -52,6 +52,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// Reports whether this layer has a blob but no identity of its stack.
+    fn lacks_chain(&self) -> bool {
+        matches!(self.parents, Parents::Layer { .. }) && !self.blobs.is_empty() && self.chain_id.is_none()
+    }
+
     pub fn new(parents: Parents, options: &RefOptions, epoch: u64) -> Self {
         Self {
             parents,
@@ -135,6 +140,8 @@ pub(crate) struct State {
     by_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_blob_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_index: BTreeMap<String, BTreeSet<RefId>>,
+    /// Layers with a blob that stand on one without: what they are a stack of cannot be told yet.
+    chainless: BTreeSet<RefId>,
     /// How many refs name a blob.
     blobs: BTreeMap<Digest, usize>,
     /// How many refs share a committed snapshot, by name.
@@ -236,6 +243,9 @@ impl State {
         for index in &row.index {
             self.by_index.entry(index.clone()).or_default().insert(id.clone());
         }
+        if row.lacks_chain() {
+            self.chainless.insert(id.clone());
+        }
     }
 
     /// Undoes `note`; adds what nobody names any more to what is deleted once durable.
@@ -262,6 +272,7 @@ impl State {
         for index in &row.index {
             unindex(&mut self.by_index, index, id);
         }
+        self.chainless.remove(id);
     }
 
     /// Changes a row; `None` if there is no such ref. What it shares with others is kept right.
@@ -296,6 +307,9 @@ impl State {
         }
         if let Some(chain_id) = row.blob_chain_id {
             self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
+        }
+        if row.lacks_chain() {
+            self.chainless.insert(id.clone());
         }
         for index in &row.index {
             self.by_index.entry(index.clone()).or_default().insert(id.clone());
@@ -468,6 +482,42 @@ impl State {
         self.snapshots.contains_key(name)
     }
 
+    /// Gives layers the identity of their stack that could not have it because a layer below had no blob yet: blobs are made
+    /// in any order.
+    pub fn settle_chains(&mut self, transaction: &mut Transaction) {
+        loop {
+            let chain_of = |id: &RefId| Some((id.clone(), self.chain_above(id)?));
+            let known: Vec<_> = self.chainless.iter().filter_map(chain_of).collect();
+            if known.is_empty() {
+                return;
+            }
+            for (id, (chain_id, blob_chain_id)) in known {
+                self.update(&id, transaction, |row| {
+                    (row.chain_id, row.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+                });
+            }
+        }
+    }
+
+    /// As [`chain_of`](Self::chain_of), from what is known of the layer below alone.
+    fn chain_above(&self, id: &RefId) -> Option<(Digest, Digest)> {
+        let row = &self.refs.get(id)?.row;
+        let Parents::Layer { parent } = &row.parents else {
+            return None;
+        };
+        let below = match parent {
+            None => None,
+            Some(parent) => {
+                let below = &self.refs.get(parent)?.row;
+                if !matches!(below.parents, Parents::Layer { .. }) {
+                    return self.chain_of(id);
+                }
+                Some((below.chain_id?, below.blob_chain_id?))
+            }
+        };
+        Some(next_chain(below, row.diff_id?, row.blobs.first()?.digest))
+    }
+
     /// Identities of the stack of layers up to `id`: of the uncompressed layers, and of the blobs as they came.
     pub fn chain_of(&self, id: &RefId) -> Option<(Digest, Digest)> {
         let mut chain: Option<(Digest, Digest)> = None;
@@ -533,6 +583,24 @@ impl State {
             }
         }
         out.extend(chain.into_iter().rev());
+    }
+
+    /// Finds the layer that `upper` stands on and whose stack is the same as that of `lower`: the same image can be here twice,
+    /// with other times of its files.
+    pub fn equal_below(&self, lower: &RefId, upper: &RefId) -> Option<RefId> {
+        let chain_id = self.refs.get(lower)?.row.chain_id?;
+        let mut at = Some(upper);
+        while let Some(id) = at {
+            let row = &self.refs.get(id)?.row;
+            if row.chain_id == Some(chain_id) {
+                return Some(id.clone());
+            }
+            at = match &row.parents {
+                Parents::Layer { parent } => parent.as_ref(),
+                Parents::Merge { .. } | Parents::Diff { .. } => None,
+            };
+        }
+        None
     }
 
     /// Lists the refs from above `lower` up to `upper`, if `upper` stands on `lower` through layers alone.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cache::{OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions};
+use cache::{ImmutableRef, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions};
 use oci::Digest;
 
 use crate::fixture::*;
@@ -267,6 +267,82 @@ fn exported_blobs_are_remembered_and_found() {
     let image = store.from_blob_chain(&layers, &described("image")).unwrap();
     let image = image.filter(|image| image.is_lazy() || image.id() == b.id());
     assert!(image.is_some());
+}
+
+#[test]
+fn blobs_may_be_made_in_any_order() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1], [1, 0, 2]] {
+        let dir = Dir::new();
+        let mut store = dir.open();
+        let mut stack: Vec<ImmutableRef> = Vec::new();
+        for name in ["a", "b", "c"] {
+            let below = stack.last().cloned();
+            stack.push(step(&store, below.as_ref(), name));
+        }
+        let blobs = ["a", "b", "c"].map(|name| tar_layer(name, name));
+        let layers = [0, 1, 2].map(|index| layer_blob(&blobs[index], &[]));
+        for (count, index) in order.into_iter().enumerate() {
+            let pin = store.pin(&[layers[index].descriptor.digest]);
+            put(&store, &blobs[index]);
+            stack[index].finalize().unwrap();
+            stack[index]
+                .set_blob(
+                    layers[index].diff_id,
+                    layers[index].descriptor.clone(),
+                    vec![],
+                    true,
+                )
+                .unwrap();
+            drop(pin);
+            if count == 1 {
+                // What cannot be told yet can still be told after a restart.
+                let ids: Vec<_> = stack.iter().map(|layer| layer.id().clone()).collect();
+                stack.iter().for_each(ImmutableRef::retain);
+                stack.clear();
+                drop(store);
+                store = dir.open();
+                stack = ids.iter().map(|id| store.get(id).unwrap()).collect();
+            }
+        }
+        for count in 1..=3 {
+            let image = store
+                .from_blob_chain(&layers[..count], &described("image"))
+                .unwrap();
+            assert_eq!(image.unwrap().id(), stack[count - 1].id(), "{order:?} {count}");
+        }
+        check(&store);
+    }
+}
+
+#[test]
+fn what_an_image_adds_to_an_equal_one_is_its_layers() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let blobs = ["a", "b"].map(|name| tar_layer(name, name));
+    let layers = [0, 1].map(|index| layer_blob(&blobs[index], &[]));
+    for blob in &blobs {
+        std::mem::forget(store.pin(&[put(&store, blob)]));
+    }
+    let a = step(&store, None, "a");
+    let b = step(&store, Some(&a), "b");
+    b.finalize().unwrap();
+    // An image with the same first layer, before it is known that it is the same.
+    let image = store
+        .from_blob_chain(&layers[..1], &described("image"))
+        .unwrap()
+        .unwrap();
+    for (reference, layer) in [&a, &b].into_iter().zip(&layers) {
+        reference
+            .set_blob(layer.diff_id, layer.descriptor.clone(), vec![], true)
+            .unwrap();
+    }
+    assert_ne!(image.id(), a.id());
+    let diff = store.diff(Some(&image), Some(&b), described("diff")).unwrap();
+    let chain = diff.layer_chain();
+    assert_eq!(chain.len(), 1);
+    assert_eq!(chain[0].id(), b.id());
+    assert_eq!(read(&diff, "a"), None);
+    assert_eq!(read(&diff, "b").as_deref(), Some("b"));
 }
 
 #[test]
