@@ -1,7 +1,8 @@
 //! Wire types and gRPC stubs, generated from `proto/`. The tree of modules is that of the packages.
 //!
 //! The short names are the ones to use: [`control`], [`gateway`], [`worker`], [`filesync`], [`secrets`], [`ssh`],
-//! [`upload`], [`exporter`], [`policysession`], [`fsutil`], [`apicaps`], [`errdefs`], [`stack`], [`rpc`], [`trace`], [`content`].
+//! [`upload`], [`exporter`], [`policysession`], [`fsutil`], [`apicaps`], [`errdefs`], [`stack`], [`rpc`], [`trace`], [`content`],
+//! and Cooper's own [`explain`].
 #![expect(missing_docs, reason = "the names are those of the protocol")]
 #![expect(
     clippy::large_enum_variant,
@@ -58,6 +59,12 @@ pub mod moby {
     }
 }
 
+pub mod cooper {
+    pub mod v1 {
+        include!("gen/cooper.v1.rs");
+    }
+}
+
 pub mod containerd {
     pub mod services {
         pub mod content {
@@ -102,6 +109,7 @@ pub mod stack {
 }
 
 pub use containerd::services::content::v1 as content;
+pub use cooper::v1 as explain;
 pub use google::rpc;
 pub use llb::{pb, sourcepolicy};
 pub use moby::buildkit::secrets::v1 as secrets;

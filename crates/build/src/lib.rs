@@ -18,6 +18,7 @@ pub mod blocking;
 pub mod cache_export;
 pub mod cache_import;
 pub mod error;
+pub mod explanation;
 pub mod export;
 pub mod job;
 pub mod meta;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use layer::checksum::Selector;
 use llb::pb;
 use oci::Digest;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,12 @@ pub trait Op: Send + Sync + fmt::Debug {
         input: usize,
         reference: &ResultRef,
     ) -> Result<Option<Digest>, BuildError>;
+
+    /// What [`Op::content_digest`] covers of an input, none being everything; `None` if the content does not identify it.
+    fn content_selectors(&self, input: usize) -> Option<&[Selector]> {
+        let _ = input;
+        None
+    }
 
     /// Does the work. `inputs` are in the order of the vertex's inputs. Yields one result per output; `None` where an
     /// output cannot be used by others. Only called when the inputs' bytes may be needed: making a lazy ref real is the

@@ -8,6 +8,8 @@
 //! [`VertexProgress`] is what an op writes to: it fans out to every job that shares the vertex and replays to those
 //! that join later.
 
+mod explained;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -16,6 +18,9 @@ use bytes::Bytes;
 use llb::pb;
 use oci::Digest;
 use tokio::sync::watch;
+
+use crate::explanation::Explanation;
+pub use explained::ExplanationSubscription;
 
 /// Bytes of log text kept per job, and per vertex for jobs that join later.
 const MAX_LOG_BYTES: usize = 16 << 20;
@@ -286,6 +291,7 @@ impl Board {
 #[derive(Debug, Default)]
 struct JobBoard {
     board: Board,
+    explanations: Vec<Arc<Explanation>>,
     closed: bool,
 }
 
@@ -460,6 +466,7 @@ struct VertexBoard {
     board: Board,
     vertex: Vertex,
     jobs: Vec<JobProgress>,
+    explanation: Option<Arc<Explanation>>,
     /// How many guards of [`VertexProgress::resume`] there are.
     resumed: usize,
 }
@@ -485,6 +492,7 @@ impl VertexProgress {
             board: Board::default(),
             vertex,
             jobs: Vec::new(),
+            explanation: None,
             resumed: 0,
         })))
     }
@@ -512,17 +520,15 @@ impl VertexProgress {
                 Entry::Warning(warning) => job.warn(warning.as_ref().clone()),
             }
         }
+        if let Some(explanation) = &this.explanation {
+            job.explain(Arc::clone(explanation));
+        }
         this.jobs.push(job.clone());
     }
 
     /// No longer shows the vertex in a job.
     pub fn detach(&self, job: &JobProgress) {
         self.lock().jobs.retain(|known| !Arc::ptr_eq(&known.0, &job.0));
-    }
-
-    /// Returns whether both are the same vertex's.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Returns the vertex's digest.

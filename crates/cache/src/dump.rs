@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use redb::{ReadOnlyDatabase, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableError};
 
 use crate::db::{BoxError, META, NAMES, REFS, Table, VALUES};
+use crate::describe::{DESCRIPTIONS, GONE, GONE_ORDER, GROUPS, LISTED, LISTINGS};
 use crate::error::OpenError;
-use crate::graph::{BACKLINKS, BY_REF, BY_RESULT, DESCRIPTIONS, GROUPS, LINKS, RESULTS};
+use crate::graph::{BACKLINKS, BY_REF, BY_RESULT, LINKS, RESULTS};
 use crate::open::StateLock;
 
-const TABLES: [(&str, Table); 11] = [
+const TABLES: [(&str, Table); 15] = [
     ("meta", META),
     ("refs", REFS),
     ("values", VALUES),
@@ -23,6 +24,10 @@ const TABLES: [(&str, Table); 11] = [
     ("by_ref", BY_REF),
     ("descriptions", DESCRIPTIONS),
     ("groups", GROUPS),
+    ("listings", LISTINGS),
+    ("listed", LISTED),
+    ("gone", GONE),
+    ("gone_order", GONE_ORDER),
 ];
 
 /// Writes the database of a state directory that no process uses: its path, then per table its name and a line per entry.

@@ -7,8 +7,9 @@ use oci::{Algorithm, Digest};
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::db::{BoxError, Table, prefix_range};
+use crate::describe::{self, RecordDescription};
 use crate::error::StoreError;
-use crate::record::{CacheResult, Link, RecordDescription};
+use crate::record::{CacheResult, Link};
 use crate::types::RefId;
 
 /// Parent, link, child → nothing.
@@ -21,10 +22,6 @@ pub(crate) const RESULTS: Table = Table::new("results");
 pub(crate) const BY_RESULT: Table = Table::new("by_result");
 /// Ref id, NUL, result id → nothing.
 pub(crate) const BY_REF: Table = Table::new("by_ref");
-/// Record → description, JSON.
-pub(crate) const DESCRIPTIONS: Table = Table::new("descriptions");
-/// Group, NUL, time in nanoseconds counted backwards, record → nothing.
-pub(crate) const GROUPS: Table = Table::new("groups");
 
 /// Longest id of a record or result, in bytes.
 pub(crate) const ID_MAX: usize = 512;
@@ -134,31 +131,11 @@ pub(crate) fn by_result_key(result: &[u8], record: &[u8]) -> Vec<u8> {
     [result, &[0], record].concat()
 }
 
-pub(crate) fn group_key(group: &str, created_at_ns: i64, record: &[u8]) -> Vec<u8> {
-    // Newest first.
-    let backwards = i64::MAX.wrapping_sub(created_at_ns).cast_unsigned() ^ (1 << 63);
-    [group.as_bytes(), &[0], &backwards.to_be_bytes(), record].concat()
-}
-
-/// Returns the record of a [`GROUPS`] key.
-pub(crate) fn group_key_record<'k>(group: &str, key: &'k [u8]) -> Option<&'k [u8]> {
-    key.get(group.len() + 9..)
-}
-
 /// A stored result.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ResultRow {
     pub refs: Vec<RefId>,
     pub created_at_ns: i64,
-}
-
-/// A stored description.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct DescriptionRow {
-    pub group: String,
-    pub created_at_ns: i64,
-    /// The caller's JSON as text; invalid UTF-8 is replaced.
-    pub json: String,
 }
 
 /// A batch whose results are known to have their refs.
@@ -195,20 +172,7 @@ pub(crate) fn apply(write: &WriteTransaction, changes: RecordChanges) -> Result<
     }
     drop((links, backlinks, results, by_result, by_ref));
     for (record, description) in changes.descriptions {
-        let record = encode_id(&record);
-        delete_description(write, &record)?;
-        let created_at_ns = crate::clock::to_nanos(description.created_at);
-        let json = String::from_utf8_lossy(&description.json).into_owned();
-        let key = group_key(&description.group, created_at_ns, &record);
-        let row = DescriptionRow {
-            group: description.group,
-            created_at_ns,
-            json,
-        };
-        write
-            .open_table(DESCRIPTIONS)?
-            .insert(&record[..], &serde_json::to_vec(&row)?[..])?;
-        write.open_table(GROUPS)?.insert(&key[..], nothing)?;
+        describe::put(write, &record, description)?;
     }
     Ok(())
 }
@@ -225,7 +189,7 @@ pub(crate) fn keys(
         .collect()
 }
 
-fn has_prefix(
+pub(crate) fn has_prefix(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     prefix: &[u8],
 ) -> Result<bool, redb::StorageError> {
@@ -295,20 +259,7 @@ fn delete_dead_ends(write: &WriteTransaction, mut suspects: Vec<Vec<u8>>) -> Res
             links.remove(&[&parent[..], &encode_link(&link), &child].concat()[..])?;
             suspects.push(parent);
         }
-        delete_description(write, &record)?;
-    }
-    Ok(())
-}
-
-fn delete_description(write: &WriteTransaction, record: &[u8]) -> Result<(), BoxError> {
-    let old = write
-        .open_table(DESCRIPTIONS)?
-        .remove(record)?
-        .map(|row| row.value().to_vec());
-    if let Some(row) = old.and_then(|row| serde_json::from_slice::<DescriptionRow>(&row).ok()) {
-        write
-            .open_table(GROUPS)?
-            .remove(&group_key(&row.group, row.created_at_ns, record)[..])?;
+        describe::bury(write, &record)?;
     }
     Ok(())
 }
@@ -316,6 +267,7 @@ fn delete_description(write: &WriteTransaction, record: &[u8]) -> Result<(), Box
 /// Creates all tables, so that readers need not expect their absence.
 pub(crate) fn create_tables(write: &WriteTransaction) -> Result<(), BoxError> {
     use crate::db::{META, NAMES, REFS, VALUES};
+    use crate::describe::{DESCRIPTIONS, GONE, GONE_ORDER, GROUPS, LISTED, LISTINGS};
     for table in [
         META,
         REFS,
@@ -328,6 +280,10 @@ pub(crate) fn create_tables(write: &WriteTransaction) -> Result<(), BoxError> {
         BY_REF,
         DESCRIPTIONS,
         GROUPS,
+        LISTINGS,
+        LISTED,
+        GONE,
+        GONE_ORDER,
     ] {
         write.open_table(table)?;
     }

@@ -20,6 +20,7 @@
 mod chain;
 mod clock;
 mod db;
+mod describe;
 mod dump;
 mod error;
 mod filter;
@@ -39,13 +40,14 @@ mod unpack;
 mod usage;
 mod verify;
 
+pub use describe::{Described, RecordDescription};
 pub use dump::dump;
 pub use error::{DiffIdMismatch, FilterError, OpenError, StoreError};
 pub use gc::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 pub use handle::{ImmutableRef, MutableRef};
 pub use open::{Recovered, StateLock};
 pub use pin::Pin;
-pub use record::{Batch, CacheResult, Link, RecordDescription, Records};
+pub use record::{Batch, CacheResult, Link, Records};
 pub use store::{Backend, StorageFactory, Store, StoreOptions, Ticket};
 pub use types::{
     LayerBlob, MissingBlob, Parents, Provider, RecordType, RefId, RefIdError, RefOptions, RefStat,

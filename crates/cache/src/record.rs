@@ -9,9 +9,10 @@ use std::time::SystemTime;
 use oci::Digest;
 
 use crate::clock;
-use crate::db::{Change, Table, Transaction, prefix_range};
+use crate::db::{Change, Sequence, Table, Transaction, prefix_range};
+use crate::describe::RecordDescription;
 use crate::error::StoreError;
-use crate::graph::{self, DescriptionRow, RecordChanges, ResultRow, database_error};
+use crate::graph::{self, RecordChanges, ResultRow, database_error};
 use crate::store::Store;
 use crate::types::RefId;
 
@@ -36,17 +37,6 @@ pub struct CacheResult {
     /// The refs it consists of; all have to exist for the result to be returned. Empty is the empty tree.
     pub refs: Vec<RefId>,
     /// When it was computed.
-    pub created_at: SystemTime,
-}
-
-/// What a record's key was made from, for people who ask why something ran.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordDescription {
-    /// What comparable records have in common, for example a hash of a step's name.
-    pub group: String,
-    /// The inputs, as JSON.
-    pub json: Vec<u8>,
-    /// When it was written.
     pub created_at: SystemTime,
 }
 
@@ -76,7 +66,7 @@ impl Batch {
         self
     }
 
-    /// Describes a record's inputs.
+    /// Describes a record's inputs; left out if the record does not exist once the rest is applied.
     pub fn describe(&mut self, record: impl Into<String>, description: RecordDescription) -> &mut Self {
         self.descriptions.push((record.into(), description));
         self
@@ -98,29 +88,31 @@ impl Records {
     /// Applies a batch. On return it is visible to readers; durable with the store's next flush, in order with everything
     /// before it. A result whose ref does not exist (any more) is left out.
     pub fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        let sequence = self.submit(batch)?;
+        self.store.shared.db.wait_visible(sequence)
+    }
+
+    pub(crate) fn submit(&self, batch: Batch) -> Result<Sequence, StoreError> {
         let shared = &self.store.shared;
-        let sequence = {
-            let mut state = shared.state();
-            let mut transaction = Transaction::default();
-            let mut changes = RecordChanges {
-                links: batch.links,
-                descriptions: batch.descriptions,
-                results: Vec::new(),
-            };
-            for (record, result) in batch.results {
-                if result.refs.iter().any(|id| state.get(id).is_none()) {
-                    continue;
-                }
-                for id in &result.refs {
-                    state.update(id, &mut transaction, |row| row.retain = true);
-                }
-                changes.results.push((record, result));
-            }
-            check(&changes)?;
-            transaction.changes.push(Change::Records(changes));
-            shared.submit(&mut state, transaction)?
+        let mut state = shared.state();
+        let mut transaction = Transaction::default();
+        let mut changes = RecordChanges {
+            links: batch.links,
+            descriptions: batch.descriptions,
+            results: Vec::new(),
         };
-        shared.db.wait_visible(sequence)
+        for (record, result) in batch.results {
+            if result.refs.iter().any(|id| state.get(id).is_none()) {
+                continue;
+            }
+            for id in &result.refs {
+                state.update(id, &mut transaction, |row| row.retain = true);
+            }
+            changes.results.push((record, result));
+        }
+        check(&changes)?;
+        transaction.changes.push(Change::Records(changes));
+        shared.submit(&mut state, transaction)
     }
 
     /// Reports whether the record is known: has a link or a result.
@@ -246,41 +238,6 @@ impl Records {
         Ok(decoded.map(|(_, parent, link)| (parent, link)).collect())
     }
 
-    /// Returns what a record's key was made from.
-    pub fn description(&self, record: &str) -> Result<Option<RecordDescription>, StoreError> {
-        let read = self.store.shared.db.read()?;
-        let table = read.open_table(graph::DESCRIPTIONS).map_err(database_error)?;
-        let row = table.get(&graph::encode_id(record)[..]).map_err(database_error)?;
-        Ok(row.and_then(|row| decode_description(row.value())))
-    }
-
-    /// Lists described records of a group, newest first, at most `limit`.
-    pub fn described(
-        &self,
-        group: &str,
-        limit: usize,
-    ) -> Result<Vec<(String, RecordDescription)>, StoreError> {
-        let read = self.store.shared.db.read()?;
-        let groups = read.open_table(graph::GROUPS).map_err(database_error)?;
-        let descriptions = read.open_table(graph::DESCRIPTIONS).map_err(database_error)?;
-        let (from, to) = prefix_range([group.as_bytes(), &[0]].concat());
-        let mut found = Vec::new();
-        for row in groups
-            .range(&from[..]..&to[..])
-            .map_err(database_error)?
-            .take(limit)
-        {
-            let key = row.map_err(database_error)?.0;
-            let Some(record) = graph::group_key_record(group, key.value()) else {
-                continue;
-            };
-            let description = descriptions.get(record).map_err(database_error)?;
-            let description = description.and_then(|row| decode_description(row.value()));
-            found.extend(graph::decode_id(record).zip(description));
-        }
-        Ok(found)
-    }
-
     /// Removes a result everywhere, and the records that lead nowhere without it.
     pub fn release(&self, result: &str) -> Result<(), StoreError> {
         let shared = &self.store.shared;
@@ -309,16 +266,6 @@ fn decode_result(id: &[u8], row: &[u8]) -> Option<CacheResult> {
     })
 }
 
-fn decode_description(row: &[u8]) -> Option<RecordDescription> {
-    let row: DescriptionRow = serde_json::from_slice(row).ok()?;
-    let created_at = clock::from_nanos(row.created_at_ns);
-    Some(RecordDescription {
-        group: row.group,
-        json: row.json.into_bytes(),
-        created_at,
-    })
-}
-
 /// Refuses ids that no key can hold.
 fn check(changes: &RecordChanges) -> Result<(), StoreError> {
     let links = changes
@@ -332,7 +279,7 @@ fn check(changes: &RecordChanges) -> Result<(), StoreError> {
     let descriptions = changes
         .descriptions
         .iter()
-        .flat_map(|(record, description)| [record, &description.group]);
+        .flat_map(|(record, description)| std::iter::once(record).chain(&description.groups));
     for id in links.chain(results).chain(descriptions) {
         if id.is_empty() || id.len() > graph::ID_MAX || id.contains('\0') {
             return Err(StoreError::InvalidRecordId { id: id.clone() });

@@ -14,6 +14,7 @@ pub mod connect;
 pub mod cooper;
 pub mod definition;
 pub mod docker_config;
+pub mod explanation;
 pub mod failure;
 pub mod format;
 pub mod ids;
@@ -48,24 +49,30 @@ struct Ended {
     warnings: Vec<VertexWarning>,
 }
 
-/// Runs a build and shows it; signals cancel it.
+/// Runs a build and shows it; signals cancel it. With `tells`, what is known of why steps ran is told in the end.
 async fn run_build(
     channel: Channel,
     build: solve::Build,
     display: Box<dyn Display>,
+    tells: bool,
 ) -> Result<Ended, Failure> {
     let cancel = CancellationToken::new();
     let _signals = AbortOnDropHandle::new(tokio::spawn(cancel_on_signals(cancel.clone())?));
     let (events, messages) = mpsc::channel(64);
     let show = tokio::spawn(progress::show(display, messages));
+    let explains = build.explain && tells;
     let outcome = Box::pin(solve::run(channel, build, events, cancel)).await;
-    let warnings = match show.await {
-        Ok(warnings) => warnings,
+    let shown = match show.await {
+        Ok(shown) => shown,
         Err(error) => return Err(Failure::new(format!("progress ended early: {error}"))),
     };
+    if let (true, Ok(shown)) = (explains, &shown) {
+        let text = explanation::to_text(&shown.explanations);
+        std::io::stderr().write_all(format!("\nWhy steps ran:\n{text}").as_bytes())?;
+    }
     Ok(Ended {
         outcome: outcome?,
-        warnings: warnings?,
+        warnings: shown?.warnings,
     })
 }
 

@@ -12,6 +12,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -27,10 +28,12 @@ use crate::services::secrets::Secrets;
 use crate::services::targets::Targets;
 use crate::services::uploads::Uploads;
 use crate::spec::{AgentSpec, CacheEntry, Destination, Output, SecretOrigin};
-use crate::{local_cache, oci_index};
+use crate::{explanation, local_cache, oci_index};
 
 /// How long the progress of a build that has ended may be silent before it is given up.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the reasons of a build that has ended are waited for.
+const REASONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The header that names a build to the gateway.
 const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 
@@ -69,6 +72,8 @@ pub struct Build {
     pub shared_key: String,
     /// Streams that the frontend fetches by address.
     pub uploads: Option<Uploads>,
+    /// Whether to ask why steps run.
+    pub explain: bool,
 }
 
 /// What a build yielded.
@@ -100,6 +105,10 @@ pub async fn run(
     let (host, layouts_to_index) = host(&build, &session_id, &caches).await?;
     let request = request(&build, &session_id, &caches);
 
+    let explained = build.explain.then(|| {
+        let follow = explanation::follow(channel.clone(), build.id.clone(), events.clone());
+        AbortOnDropHandle::new(tokio::spawn(follow))
+    });
     let (ended, has_ended) = oneshot::channel();
     let mut progress = std::pin::pin!(follow(control.clone(), build.id.clone(), events, has_ended));
     let mut session = std::pin::pin!(host.run(control.clone()));
@@ -129,10 +138,22 @@ pub async fn run(
         Some(result) => result,
         None => progress.await,
     };
+    if let Some(explained) = explained {
+        wait_for_reasons(explained).await;
+    }
     let outcome = result?;
     followed?;
     finish(&outcome, &caches, &layouts_to_index)?;
     Ok(outcome)
+}
+
+/// Waits for the last explanations of a build that has ended; a build does not fail for want of them.
+async fn wait_for_reasons(explained: AbortOnDropHandle<Result<(), Failure>>) {
+    match tokio::time::timeout(REASONS_TIMEOUT, explained).await {
+        Ok(Ok(Err(failure))) => tracing::warn!("{failure}"),
+        Ok(Err(error)) => tracing::warn!(%error, "why steps ran is not known"),
+        Ok(Ok(Ok(()))) | Err(_) => {}
+    }
 }
 
 /// A question to a frontend, asked through the gateway.

@@ -173,12 +173,14 @@ pub async fn drain(wired: Wired) {
         engine,
         sessions,
         history,
+        explanations,
         ..
     } = wired;
     let work = async {
         engine.drain().await;
         sessions.drain().await;
         history.drain().await;
+        explanations.drain().await;
     };
     if tokio::time::timeout(DRAIN, work).await.is_err() {
         tracing::warn!("something still runs after {} s", DRAIN.as_secs());

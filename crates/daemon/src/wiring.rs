@@ -23,6 +23,8 @@ use crate::services::bridge::BridgeService;
 use crate::services::caps;
 use crate::services::content::ContentService;
 use crate::services::control::ControlService;
+use crate::services::explain::ExplainService;
+use crate::services::explanations::Explanations;
 use crate::services::frontends::FrontendServer;
 use crate::services::history::{History, HistoryLimits};
 use crate::services::traces::Traces;
@@ -73,6 +75,8 @@ pub struct Wired {
     pub sessions: SessionTable,
     /// The builds.
     pub history: History,
+    /// Why their steps ran.
+    pub explanations: Explanations,
     /// The gRPC services.
     pub routes: Routes,
     /// Stops what runs beside builds.
@@ -133,34 +137,51 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     tracing::info!(id = record.id, labels = ?record.labels, "found worker");
     let stop = CancellationToken::new();
     let history = History::open(history_limits(file), engine.services().store.clone());
+    let explain = explain_service(&engine, &history);
     let collector = Collector::start(engine.services().store.clone(), policies, stop.clone());
     let control = ControlService {
         engine: engine.clone(),
         sessions: sessions.clone(),
         history: history.clone(),
+        explanations: explain.explanations.clone(),
         worker: record.clone(),
         devices,
         collector,
     };
     let bridge = BridgeService::new(engine.clone(), record);
-    let routes = routes(control, bridge, ContentService::new(&engine));
+    let routes = routes(control, bridge, ContentService::new(&engine), explain.clone());
     Ok(Wired {
         engine,
         sessions,
         history,
+        explanations: explain.explanations,
         routes,
         stop,
     })
 }
 
+fn explain_service(engine: &Engine, history: &History) -> ExplainService {
+    ExplainService {
+        engine: engine.clone(),
+        history: history.clone(),
+        explanations: Explanations::open(engine.services().store.clone()),
+    }
+}
+
 /// All services that clients may call.
-fn routes(control: ControlService, bridge: BridgeService, content: ContentService) -> Routes {
+fn routes(
+    control: ControlService,
+    bridge: BridgeService,
+    content: ContentService,
+    explain: ExplainService,
+) -> Routes {
     let (_, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::builder();
     routes
         .add_service(control.server())
         .add_service(bridge.server())
         .add_service(content.server())
+        .add_service(explain.server())
         .add_service(TraceServiceServer::new(Traces))
         .add_service(health);
     routes.routes()

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cache::ImmutableRef;
-use layer::checksum::{ChecksumError, ChecksumTree, Selector};
+use layer::checksum::{Attributes, ChecksumError, ChecksumTree, Listed, Selector};
 use oci::Digest;
 
 use crate::error::{BuildError, ErrorKind};
@@ -39,6 +39,30 @@ fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Diges
         reference.set_checksums(&tree.encode()).map_err(internal)?;
     }
     Ok(digest)
+}
+
+/// Lists what `selectors` choose of a ref whose digest [`of`] computed. Blocking.
+///
+/// # Errors
+/// Those of [`of`].
+pub(crate) fn list(
+    reference: &ImmutableRef,
+    selectors: &[Selector],
+    limit: usize,
+) -> Result<Listed, BuildError> {
+    let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
+    let kept = reference
+        .checksums()
+        .map_err(internal)?
+        .and_then(|bytes| ChecksumTree::decode(&bytes).ok());
+    kept.unwrap_or_default()
+        .list(&mut || open(reference), selectors, limit)
+        .map_err(|error| wrap(error, &reference.id().to_string()))
+}
+
+/// Digests a file of a listing as if it had other attributes; `None` when it cannot be read. Blocking.
+pub(crate) fn hash_as(reference: &ImmutableRef, place: &str, attributes: Attributes) -> Option<[u8; 32]> {
+    layer::checksum::hash_as(&mut || open(reference), place, attributes).ok()
 }
 
 fn open(reference: &ImmutableRef) -> io::Result<OwnedFd> {

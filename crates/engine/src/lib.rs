@@ -18,6 +18,7 @@ pub mod bridge;
 pub mod checksum;
 pub mod driver;
 pub mod engine;
+pub(crate) mod explain;
 pub mod frontend;
 pub mod op;
 pub mod setup;
@@ -25,7 +26,7 @@ pub mod solve;
 pub mod worker;
 
 pub use ::{cache, content, executor, registry};
-pub use ::build::{error, job, progress, session, unlazy};
+pub use ::build::{error, explanation, job, progress, session, unlazy};
 pub use ::dockerfile::SYNTAX_VERSION as DOCKERFILE_VERSION;
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

@@ -27,6 +27,7 @@ use crate::tree::GoStat;
 
 mod encoding;
 mod hash;
+mod listing;
 mod lookup;
 mod scan;
 mod select;
@@ -35,6 +36,7 @@ mod tests;
 
 pub use encoding::DecodeError;
 pub use hash::FileHasher;
+pub use listing::{Attributes, Listed, ListedFile, ListedKind, hash_as};
 
 /// Longest path taken from outside, in bytes; the kernel's limit.
 const PATH_MAX: usize = 4096;

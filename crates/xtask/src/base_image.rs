@@ -22,7 +22,7 @@ const GROUP: &str = "root:x:0:\ndaemon:x:1:\nnobody:x:65534:\n";
 pub struct BaseRegistry {
     address: String,
     // Ended in this order.
-    _registry: Registry,
+    registry: Registry,
     _runtime: Runtime,
 }
 
@@ -39,9 +39,18 @@ impl BaseRegistry {
         registry.add_image("library/alpine", "latest", &image);
         Ok(Self {
             address: registry.domain(),
-            _registry: registry,
+            registry,
             _runtime: runtime,
         })
+    }
+
+    /// Lets `library/busybox:moving` be another image for each number.
+    pub fn move_tag(&self, number: u32) -> Result<()> {
+        let image = busybox_builder()?
+            .layer(LayerBuilder::new().file("etc/number", number.to_string()).build())
+            .build();
+        self.registry.add_image("library/busybox", "moving", &image);
+        Ok(())
     }
 
     /// `host:port`.
@@ -51,6 +60,10 @@ impl BaseRegistry {
 }
 
 fn busybox_image() -> Result<Image> {
+    Ok(busybox_builder()?.build())
+}
+
+fn busybox_builder() -> Result<ImageBuilder> {
     let busybox = setup::find("busybox").context("busybox is not installed")?;
     let program = std::fs::read(&busybox).with_context(|| busybox.display().to_string())?;
     let applets = output(Command::new(&busybox).arg("--list"))?;
@@ -80,8 +93,7 @@ fn busybox_image() -> Result<Image> {
         .platform(Platform::host())
         .env("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .layer(layer)
-        .edit(|config| config.config.cmd = vec!["sh".to_owned()])
-        .build())
+        .edit(|config| config.config.cmd = vec!["sh".to_owned()]))
 }
 
 /// Debian's `docker-registry` on a port of its own; it ends when dropped.

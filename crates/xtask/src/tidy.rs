@@ -19,7 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("snapshot", &["layer", "oci"]),
     ("cache", &["content", "snapshot", "layer", "oci"]),
     ("executor", &["snapshot", "oci"]),
-    ("build", &["cache", "llb", "oci", "solver"]),
+    ("build", &["cache", "layer", "llb", "oci", "solver"]),
     (
         "source",
         &[

@@ -98,12 +98,14 @@ fn a_result_retains_its_ref_and_goes_with_it() {
         batch.describe(
             id("k"),
             RecordDescription {
-                group: "g".into(),
+                groups: vec!["g".into()],
                 json: b"{}".to_vec(),
+                listings: Vec::new(),
                 created_at: SystemTime::now(),
             },
         );
     });
+    assert_eq!(records.gone_since(&id("k")).unwrap(), None);
     drop(a);
     assert_eq!(records.results(&id("k")).unwrap(), [result(&reference)]);
     assert_eq!(
@@ -124,6 +126,8 @@ fn a_result_retains_its_ref_and_goes_with_it() {
     assert!(!records.exists(&id("k")).unwrap() && !records.exists(&id("root")).unwrap());
     assert_eq!(records.backlinks(&id("k")).unwrap(), []);
     assert_eq!(records.described("g", 5).unwrap(), []);
+    assert!(records.gone_since(&id("k")).unwrap().is_some());
+    assert_eq!(records.gone_since(&id("root")).unwrap(), None);
     assert_eq!(records.list(None, 10).unwrap(), Vec::<String>::new());
 }
 
@@ -167,34 +171,82 @@ fn a_record_with_children_outlives_its_result() {
     );
 }
 
+fn description(seconds: u64, text: &str, listings: &[&str]) -> RecordDescription {
+    RecordDescription {
+        groups: vec!["g".into(), "h".into()],
+        json: text.into(),
+        listings: listings
+            .iter()
+            .map(|listing| listing.as_bytes().to_vec())
+            .collect(),
+        created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+    }
+}
+
 #[test]
 fn newest_descriptions_come_first_and_replace_older_ones() {
     let dir = Dir::new();
     let store = dir.open();
-    let describe = |seconds: u64, text: &str| RecordDescription {
-        group: "g".into(),
-        json: text.into(),
-        created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
-    };
     add(&store, |batch| {
         batch
-            .describe(id("a"), describe(1, "1"))
-            .describe(id("b"), describe(2, "2"))
-            .describe(id("a"), describe(3, "3"));
+            .link(id("root"), link(0, "op"), id("a"))
+            .link(id("root"), link(0, "op"), id("b"))
+            .describe(id("a"), description(1, "1", &[]))
+            .describe(id("b"), description(2, "2", &[]))
+            .describe(id("a"), description(3, "3", &[]))
+            .describe(id("unknown"), description(4, "4", &[]));
     });
-    let texts: Vec<Vec<u8>> = store
-        .records()
-        .described("g", 9)
-        .unwrap()
-        .into_iter()
-        .map(|(_, d)| d.json)
-        .collect();
-    assert_eq!(texts, [b"3".to_vec(), b"2".to_vec()]);
-    assert_eq!(store.records().described("g", 1).unwrap().len(), 1);
-    assert_eq!(
-        store.records().description(&id("b")).unwrap().unwrap(),
-        describe(2, "2")
-    );
+    let records = store.records();
+    for group in ["g", "h"] {
+        let found = records.described(group, 9).unwrap();
+        let texts: Vec<&[u8]> = found.iter().map(|found| &found.json[..]).collect();
+        assert_eq!(texts, [b"3", b"2"]);
+        assert_eq!(records.described(group, 1).unwrap().len(), 1);
+    }
+    let found = records.description(&id("b")).unwrap().unwrap();
+    assert_eq!((&found.json[..], found.record), (&b"2"[..], id("b")));
+    assert_eq!(records.description(&id("unknown")).unwrap(), None);
+}
+
+#[test]
+fn a_listing_is_kept_once_and_as_long_as_a_description_names_it() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let records = store.records();
+    let (a, b) = (step(&store, None, "a"), step(&store, None, "b"));
+    let (shared, own) = (Digest::sha256("shared"), Digest::sha256("own"));
+    add(&store, |batch| {
+        batch
+            .result(id("a"), result(a.id()))
+            .result(id("b"), result(b.id()))
+            .describe(id("a"), description(1, "1", &["shared", "own"]))
+            .describe(id("b"), description(2, "2", &["shared"]));
+    });
+    let listing = |digest| records.listing(digest).unwrap();
+    assert_eq!(listing(&shared).as_deref(), Some(&b"shared"[..]));
+    assert_eq!(listing(&own).as_deref(), Some(&b"own"[..]));
+    records.release(a.id().as_str()).unwrap();
+    assert_eq!(listing(&own), None);
+    assert!(listing(&shared).is_some() && records.gone_since(&id("a")).unwrap().is_some());
+    records.release(b.id().as_str()).unwrap();
+    assert_eq!(listing(&shared), None);
+
+    // What is made again is not gone any more, and what is described too late is not described.
+    let again = step(&store, None, "again");
+    add(&store, |batch| {
+        batch
+            .result(id("a"), result(again.id()))
+            .describe(id("a"), description(3, "3", &[]));
+    });
+    assert_eq!(records.gone_since(&id("a")).unwrap(), None);
+    let mut late = Batch::new();
+    late.describe(id("b"), description(4, "4", &["late"]));
+    records.apply_later(late).unwrap();
+    add(&store, |batch| {
+        batch.link(id("x"), link(0, "op"), id("y"));
+    });
+    assert_eq!(records.description(&id("b")).unwrap(), None);
+    assert_eq!(listing(&Digest::sha256("late")), None);
 }
 
 #[test]

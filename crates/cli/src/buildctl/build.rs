@@ -36,7 +36,7 @@ pub(super) async fn build(args: BuildArgs, connection: &ConnectionArgs) -> Resul
     if let Some(metrics) = &metrics {
         displays.push(Box::new(metrics.clone()));
     }
-    let ended = run_build(channel, build, Box::new(Tee(displays))).await;
+    let ended = run_build(channel, build, Box::new(Tee(displays)), false).await;
     if let Some(path) = &args.ref_file {
         oci_index::write_atomically(path, id.as_bytes())?;
     }
@@ -121,6 +121,7 @@ fn read_args(args: &BuildArgs) -> Result<Build, Failure> {
         proxy_network: args.proxy_network,
         shared_key: String::new(),
         uploads: None,
+        explain: false,
     })
 }
 

@@ -30,6 +30,15 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Show why the steps of a build ran instead of being taken from the cache
+    Explain {
+        /// Which engine
+        #[command(flatten)]
+        engine: EngineArgs,
+        /// Which build
+        #[command(flatten)]
+        args: ExplainArgs,
+    },
     /// Show how much disk space the cache takes
     Du {
         /// Which engine
@@ -95,6 +104,17 @@ pub enum DebugCommand {
     DumpLlb(DumpLlbArgs),
     /// Show what differs between two definitions
     DiffLlb(DiffLlbArgs),
+}
+
+/// `explain`
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// The build's ref, as `cache history` shows it; "latest" is the build that was started last
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub build: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `debug diff-llb`
@@ -211,6 +231,9 @@ pub struct BuildArgs {
     /// How progress is shown: auto, plain, tty, quiet, rawjson
     #[arg(long)]
     pub progress: Option<String>,
+    /// Say in the end why steps ran instead of being taken from the cache
+    #[arg(long)]
+    pub explain: bool,
     /// Show no progress and print the image's id
     #[arg(long, short = 'q')]
     pub quiet: bool,

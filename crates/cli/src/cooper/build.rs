@@ -66,6 +66,7 @@ pub(super) fn prepare(args: &BuildArgs) -> Result<Prepared, Failure> {
         proxy_network: false,
         shared_key: shared_key(&context.origin),
         uploads: context.uploads.clone(),
+        explain: args.explain,
     };
     Ok(Prepared {
         build,
@@ -230,7 +231,7 @@ pub(super) async fn build(channel: Channel, args: &BuildArgs, prepared: Prepared
     let asks = build.options.contains_key("requestid");
     let goes_nowhere = build.outputs.is_empty() && !asks;
     let display = progress::on_stderr(mode)?;
-    let ended = run_build(channel, build, display).await?;
+    let ended = run_build(channel, build, display, mode != Mode::RawJson).await?;
     let response = &ended.outcome.response;
     if let Some(path) = &args.metadata_file {
         metadata::write(path, response)?;

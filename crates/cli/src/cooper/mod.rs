@@ -3,6 +3,7 @@
 pub mod args;
 mod build;
 mod context;
+mod explain;
 mod hints;
 mod inspect;
 
@@ -161,6 +162,12 @@ async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure
         } => {
             let Open { channel, stop } = open(&engine, local).await?;
             let result = prune(channel, args).await;
+            end(stop).await;
+            result
+        }
+        Command::Explain { engine, args } => {
+            let Open { channel, stop } = open(&engine, local).await?;
+            let result = explain::explain(channel, args).await;
             end(stop).await;
             result
         }

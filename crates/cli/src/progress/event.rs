@@ -1,5 +1,6 @@
 //! The messages that displays read; one mirrors one `StatusResponse`.
 
+use crate::explanation::Explanation;
 use crate::format::time::Instant;
 use crate::format::value::{Value, go_struct};
 
@@ -14,6 +15,8 @@ pub struct Status {
     pub logs: Vec<VertexLog>,
     /// Warnings on vertices.
     pub warnings: Vec<VertexWarning>,
+    /// Why vertices run; only where that is asked for.
+    pub explanations: Vec<Explanation>,
 }
 
 /// Vertices that are shown as one.
@@ -116,6 +119,7 @@ impl Status {
             Statuses "statuses" ?empty = list(self.statuses.iter().map(status_value).collect());
             Logs "logs" ?empty = list(self.logs.iter().map(log_value).collect());
             Warnings "warnings" ?empty = list(self.warnings.iter().map(warning_value).collect());
+            Explanations "explanations" ?empty = list(self.explanations.iter().map(Explanation::to_value).collect());
         }
     }
 }
@@ -249,6 +253,7 @@ impl From<api::pb::control::StatusResponse> for Status {
             statuses: statuses.collect(),
             logs: logs.collect(),
             warnings: warnings.collect(),
+            explanations: Vec::new(),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::explanation::Explanation;
 use event::{Status, VertexWarning};
 
 /// How a build is shown.
@@ -166,7 +167,16 @@ pub fn on_stdout(mode: Mode) -> Result<Box<dyn Display>, ProgressError> {
     })
 }
 
-/// Shows messages until their sender is dropped; returns the warnings among them.
+/// What was among the messages of a build.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// Warnings.
+    pub warnings: Vec<VertexWarning>,
+    /// Why vertices ran.
+    pub explanations: Vec<Explanation>,
+}
+
+/// Shows messages until their sender is dropped; returns the warnings and explanations among them.
 ///
 /// Cancel safe in that nothing but output is lost.
 ///
@@ -175,7 +185,7 @@ pub fn on_stdout(mode: Mode) -> Result<Box<dyn Display>, ProgressError> {
 pub async fn show(
     mut display: Box<dyn Display>,
     mut messages: mpsc::Receiver<Status>,
-) -> Result<Vec<VertexWarning>, ProgressError> {
+) -> Result<Shown, ProgressError> {
     let (tick, least) = match std::env::var("TTY_DISPLAY_RATE")
         .ok()
         .and_then(|rate| rate.parse().ok())
@@ -186,13 +196,14 @@ pub async fn show(
     let mut ticker = tokio::time::interval(tick.max(Duration::from_millis(1)));
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refreshed: Option<Instant> = None;
-    let mut warnings = Vec::new();
+    let mut shown = Shown::default();
     let write = |source| ProgressError::Write { source };
     loop {
         tokio::select! {
             message = messages.recv() => {
                 let Some(status) = message else { break };
-                warnings.extend(status.warnings.iter().cloned());
+                shown.warnings.extend(status.warnings.iter().cloned());
+                shown.explanations.extend(status.explanations.iter().cloned());
                 display.update(status).map_err(write)?;
                 if refreshed.is_none_or(|at| at.elapsed() >= least) {
                     display.refresh().map_err(write)?;
@@ -204,7 +215,7 @@ pub async fn show(
         }
     }
     display.finish().map_err(write)?;
-    Ok(warnings)
+    Ok(shown)
 }
 
 /// Writes and flushes in one go.

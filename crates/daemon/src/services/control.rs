@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
+use super::explanations::Explanations;
 use super::failure::{failure, lookup_status};
 use super::history::{Finished, History};
 use super::history_filter::HistoryFilter;
@@ -49,6 +50,8 @@ pub struct ControlService {
     pub sessions: SessionTable,
     /// Builds that run and have ended.
     pub history: History,
+    /// Why their steps ran.
+    pub explanations: Explanations,
     /// The only worker.
     pub worker: worker::WorkerRecord,
     /// Where devices are described that steps may use.
@@ -328,6 +331,7 @@ impl Control for ControlService {
         refuse_unsupported(&request)?;
         let id = JobId(request.r#ref.clone());
         let running = (!request.internal).then(|| self.history.start(history_record(&request), trace));
+        let keeping = (!request.internal).then(|| self.explanations.keeping(&self.engine, &request.r#ref));
         let _collected = self.collector.during_build();
         let request = solve_request(request);
         let (engine, history) = (self.engine.clone(), self.history.clone());
@@ -345,7 +349,11 @@ impl Control for ControlService {
                 () = watch => Err(BuildError::canceled()),
             }
         };
-        match work.await {
+        let ended = work.await;
+        if let Some(keeping) = keeping {
+            keeping.finish().await;
+        }
+        match ended {
             Ok(done) => {
                 let exporter_response = done.exporter_response.clone();
                 if let Some(running) = running {
@@ -495,11 +503,15 @@ impl Control for ControlService {
     ) -> Answer<pb::UpdateBuildHistoryResponse> {
         let request = request.into_inner();
         let (history, id) = (self.history.clone(), request.r#ref.clone());
+        let explanations = self.explanations.clone();
         let is_found = if request.finalize && !request.delete {
             history.finalize(&id).await
         } else {
             blocking(move || match request.delete {
-                true => history.delete(&id),
+                true => {
+                    explanations.forget(&id);
+                    history.delete(&id)
+                }
                 false => history.pin(&id, request.pinned),
             })
             .await?

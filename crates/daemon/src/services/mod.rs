@@ -6,6 +6,8 @@ pub mod caps;
 mod containers;
 pub mod content;
 pub mod control;
+pub mod explain;
+pub mod explanations;
 pub mod failure;
 pub mod frontends;
 pub mod history;

@@ -4,6 +4,7 @@
 //! cheap effects (record lookups in memory, saving records) are performed on the spot. [`Driver`] is the handle through
 //! which bridges give it work.
 
+mod explaining;
 mod imports;
 mod records;
 mod run;
@@ -95,6 +96,10 @@ pub(crate) enum Command {
         stored: StoredResult,
         jobs: Vec<Arc<Job>>,
         reply: oneshot::Sender<Result<Option<ResultRef>, BuildError>>,
+    },
+    Explained {
+        job: Arc<Job>,
+        reply: oneshot::Sender<()>,
     },
     Drain {
         reply: oneshot::Sender<()>,
@@ -189,6 +194,14 @@ impl Driver {
         let (reply, answer) = oneshot::channel();
         self.send(Command::LoadStored { stored, jobs, reply }).await?;
         answer.await.map_err(|_| BuildError::canceled())?
+    }
+
+    /// Waits until it is known why the vertices run that a job shares and that run or ran.
+    pub(crate) async fn explained(&self, job: Arc<Job>) {
+        let (reply, answer) = oneshot::channel();
+        if self.send(Command::Explained { job, reply }).await.is_ok() {
+            let _ = answer.await;
+        }
     }
 
     /// Waits until no effect runs any more. Meant for the end: new work still may start.

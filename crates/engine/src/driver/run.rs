@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::driver::explaining::{Audience, Explaining};
 use crate::driver::why;
 use crate::driver::work::{self, Answer, LoadFrom};
 use crate::driver::{
@@ -58,8 +59,8 @@ struct DriverTask {
     limit: Option<Arc<Semaphore>>,
     solver: Solver<BuildError>,
     vertices: BTreeMap<VertexId, Active>,
-    /// Progress of the vertices without inputs.
-    sources: BTreeMap<Digest, VertexProgress>,
+    /// The vertices without inputs, with their progress.
+    sources: BTreeMap<Digest, (VertexId, VertexProgress)>,
     /// Specs of the graph that is being loaded.
     incoming: BTreeMap<Digest, Arc<VertexSpec>>,
     jobs: BTreeMap<JobId, Arc<Job>>,
@@ -72,6 +73,7 @@ struct DriverTask {
     tasks: HashMap<Id, EffectId>,
     cancels: BTreeMap<EffectId, CancellationToken>,
     drains: Vec<oneshot::Sender<()>>,
+    explaining: Explaining,
 }
 
 /// Starts the driver on the current runtime.
@@ -81,6 +83,7 @@ pub(crate) fn spawn(parts: DriverParts) -> Driver {
     let limit = parts
         .max_parallelism
         .map(|limit| Arc::new(Semaphore::new(limit.get())));
+    let explaining = Explaining::new(parts.records.records());
     let task = DriverTask {
         parts,
         limit,
@@ -97,6 +100,7 @@ pub(crate) fn spawn(parts: DriverParts) -> Driver {
         tasks: HashMap::new(),
         cancels: BTreeMap::new(),
         drains: Vec::new(),
+        explaining,
     };
     tokio::spawn(task.run(commands, closed));
     Driver {
@@ -109,11 +113,17 @@ pub(crate) fn spawn(parts: DriverParts) -> Driver {
 impl DriverTask {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut closed: mpsc::UnboundedReceiver<u64>) {
         let mut open = true;
-        while open || !self.running.is_empty() {
+        while open || !self.is_idle() {
             tokio::select! {
                 biased;
                 Some(job) = closed.recv() => self.close_job(job),
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended),
+                Some(explained) = self.explaining.tasks.join_next() => {
+                    // The task itself does not panic: what it waits for may.
+                    if let Ok((vertex, explained)) = explained {
+                        self.explaining.ended(vertex, explained);
+                    }
+                }
                 command = commands.recv(), if open => match command {
                     Some(command) => self.command(command),
                     None => {
@@ -124,13 +134,17 @@ impl DriverTask {
                     }
                 },
             }
-            if self.running.is_empty() {
+            if self.is_idle() {
                 for drain in self.drains.drain(..) {
                     // Whoever waited may have left.
                     let _ = drain.send(());
                 }
             }
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.explaining.tasks.is_empty()
     }
 
     fn command(&mut self, command: Command) {
@@ -175,6 +189,7 @@ impl DriverTask {
                 let _ = reply.send(self.provenance(edge));
             }
             Command::LoadStored { stored, jobs, reply } => self.load_stored(stored, jobs, reply),
+            Command::Explained { job, reply } => self.explaining.wait(job, reply),
             Command::Drain { reply } => self.drains.push(reply),
         }
     }
@@ -226,7 +241,7 @@ impl DriverTask {
                 let group = spec.metadata.progress_group.clone();
                 let progress = VertexProgress::new(digest, spec.name.clone(), inputs, group);
                 if is_source {
-                    self.sources.insert(digest, progress.clone());
+                    self.sources.insert(digest, (vertex, progress.clone()));
                 }
                 self.vertices.insert(
                     vertex,
@@ -252,10 +267,11 @@ impl DriverTask {
             }
             Event::Removed { vertex } => {
                 let removed = self.vertices.remove(&vertex);
+                self.explaining.removed(vertex);
                 // Another vertex may have the digest by now.
                 if let Some(removed) = removed.map(|active| active.progress)
-                    && let Some(source) = self.sources.get(&removed.digest())
-                    && source.is(&removed)
+                    && let Some((source, _)) = self.sources.get(&removed.digest())
+                    && *source == vertex
                 {
                     self.sources.remove(&removed.digest());
                 }
@@ -343,26 +359,51 @@ impl DriverTask {
             return Some(self.no_op(effect, vertex));
         };
         let held = results.iter().filter_map(|result| self.results.get(result));
-        let references = held.map(|held| held.reference.clone()).collect();
-        let is_asked = ctx.jobs().iter().any(|job| job.settings().explain);
-        let why =
-            is_asked.then(|| why::explain(&self.parts.records.records(), ctx.vertex(), record.as_ref()));
+        let references: Vec<ResultRef> = held.map(|held| held.reference.clone()).collect();
+        let work = why::Work {
+            records: self.parts.records.records(),
+            spec: Arc::clone(ctx.vertex()),
+            record,
+            op: Arc::clone(&op),
+            inputs: references.clone(),
+            sources: self.source_ops(ctx.vertex()),
+            started_at: SystemTime::now(),
+        };
+        let jobs = self.vertices.get(&vertex).map(|active| Arc::clone(&active.jobs));
+        let audience = Audience {
+            progress: ctx.progress().clone(),
+            jobs: jobs.unwrap_or_default(),
+        };
+        self.explaining.start(vertex, work, audience);
         let limit = self.limit.clone();
         self.start(
             effect,
             ctx.cancel().clone(),
-            work::exec(op, ctx, references, limit, why),
+            work::exec(op, ctx, references, limit),
         );
         None
     }
 
-    fn save(&self, vertex: VertexId, record: &NewRecord) {
+    /// The ops of a vertex's inputs that are sources.
+    fn source_ops(&self, spec: &VertexSpec) -> Vec<Option<Arc<dyn Op>>> {
+        let op = |(digest, _): &(Digest, usize)| {
+            let (vertex, _) = self.sources.get(digest)?;
+            let made = self.vertices.get(vertex)?.op.as_ref()?;
+            made.as_ref().ok().cloned()
+        };
+        spec.inputs.iter().map(op).collect()
+    }
+
+    fn save(&mut self, vertex: VertexId, record: &NewRecord) {
         let held = record.result.and_then(|result| self.results.get(&result));
         let result = held.map(|held| (&held.reference, held.created_at));
         let spec = self.vertices.get(&vertex).map(|active| &active.spec);
-        let description = held
-            .zip(spec)
-            .and_then(|(held, spec)| why::describe(spec, record, held.created_at));
+        let description = held.zip(spec).and_then(|(held, spec)| {
+            let (id, at) = (record.record.to_string(), held.created_at);
+            // What was not executed but loaded from elsewhere is described by what is known of it.
+            let described = self.explaining.description(vertex, id, at);
+            described.unwrap_or_else(|_| why::describe(spec, record, at))
+        });
         if let Err(error) = self.parts.records.save(record, result, description) {
             tracing::error!(%error, record = %record.record, "a cache record cannot be saved");
             if let Some(active) = self.vertices.get(&vertex) {
@@ -401,7 +442,7 @@ impl DriverTask {
             .spec
             .inputs
             .iter()
-            .map(|(digest, _)| self.sources.get(digest).cloned());
+            .map(|(digest, _)| self.sources.get(digest).map(|(_, progress)| progress.clone()));
         let ctx = OpContext::new(
             Arc::clone(&active.spec),
             active.progress.clone(),

@@ -1,248 +1,262 @@
-//! Why a step is executed: what identified it when it ran before, and what of that differs now.
-//!
-//! Every executed step leaves a description beside its record: the op's digest, a short hash of each of its fields, and
-//! the records by which its inputs were found. Values are not kept, so that none can leak; it is enough to say which
-//! field changed.
+//! Finds out why a vertex runs: describes it, reads what is remembered of others, looks at the files that it reads. Blocking,
+//! and beside the work itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use cache::RecordDescription;
-use oci::Digest;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use cache::{RecordDescription, Records};
+use layer::checksum::Listed;
 use solver::NewRecord;
 
-use crate::op::VertexSpec;
+use crate::checksum;
+use crate::explain::MAX_CHANGES;
+use crate::explain::compare;
+use crate::explain::describe::{self, Described, Input, Subject};
+use crate::explain::listing::{self, Listing, MAX_FILES};
+use crate::explanation::{Change, Explanation, Reason};
+use crate::op::{Op, ResultRef, VertexSpec};
 
-/// Fields of an op that are described; the rest counts through the op's digest alone.
-const MAX_FIELDS: usize = 1_000;
-/// Earlier runs that are compared.
-const COMPARED: usize = 8;
-/// Differences that are told.
-const TOLD: usize = 4;
+/// Earlier descriptions that are compared, per group.
+const COMPARED: usize = 16;
+/// Files that are read to tell a change of their bytes from one of their attributes: how many, and how much.
+const READ_FILES: usize = 64;
+const READ_BYTES: u64 = 64 << 20;
 
-/// What identified a step when it ran.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Described {
-    op: String,
-    fields: BTreeMap<String, String>,
-    inputs: Vec<DescribedInput>,
+/// A vertex that runs.
+pub(super) struct Work {
+    pub records: Records,
+    pub spec: Arc<VertexSpec>,
+    /// The record that it will have.
+    pub record: Option<NewRecord>,
+    pub op: Arc<dyn Op>,
+    pub inputs: Vec<ResultRef>,
+    /// The ops of inputs that are sources.
+    pub sources: Vec<Option<Arc<dyn Op>>>,
+    pub started_at: SystemTime,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct DescribedInput {
-    name: String,
-    records: BTreeSet<String>,
+/// What came of it.
+pub(super) struct Explained {
+    pub explanation: Explanation,
+    /// For those who compare with it later.
+    pub description: Option<RecordDescription>,
 }
 
-/// Hashes the leaves of a JSON document, by path.
-fn leaves(path: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
-    if fields.len() >= MAX_FIELDS {
-        return;
-    }
-    match value {
-        Value::Object(members) => {
-            for (name, member) in members {
-                let path = if path.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{path}.{name}")
-                };
-                leaves(&path, member, fields);
-            }
-        }
-        Value::Array(items) => {
-            for (index, item) in items.iter().enumerate() {
-                leaves(&format!("{path}[{index}]"), item, fields);
-            }
-        }
-        leaf => {
-            let hash: String = Digest::sha256(leaf.to_string()).hex().chars().take(16).collect();
-            fields.insert(path.to_owned(), hash);
-        }
-    }
-}
-
-fn described(spec: &VertexSpec, record: &NewRecord) -> Described {
-    let mut fields = BTreeMap::new();
-    let mut op = spec.op.as_ref().clone();
-    op.inputs.clear();
-    leaves("", &serde_json::to_value(&op).unwrap_or_default(), &mut fields);
-    let names = spec.input_names.iter();
-    let inputs = names.enumerate().map(|(number, name)| DescribedInput {
-        name: name.clone(),
-        records: record
-            .links
-            .iter()
-            .filter(|link| link.input == number)
-            .map(|link| format!("{} {:?}", link.parent, link.selector))
-            .collect(),
-    });
-    let op = record.links.first().map_or(record.record.0, |link| link.op);
-    Described {
-        op: op.to_string(),
-        fields,
-        inputs: inputs.collect(),
-    }
-}
-
-/// What runs of the same step have in common although something differs: the place in the Dockerfile if the name tells
-/// one (`[stage 2/4] RUN …`), else the name.
-fn group(spec: &VertexSpec) -> String {
-    let place = spec.name.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    let place = place.map_or(spec.name.as_str(), |(place, _)| place);
-    let platform = spec
-        .op
-        .platform
-        .as_ref()
-        .map(|platform| (&platform.os, &platform.architecture));
-    Digest::sha256(format!("{place} {platform:?}")).hex()
-}
-
-/// Describes an executed step for later runs.
+/// Describes a vertex that did not run here, without looking at files.
 pub(super) fn describe(
     spec: &VertexSpec,
     record: &NewRecord,
     created_at: SystemTime,
 ) -> Option<RecordDescription> {
-    let json = serde_json::to_vec(&described(spec, record)).ok()?;
+    let described = describe::describe(Subject {
+        spec,
+        record,
+        provenance: None,
+        pins: &[],
+    });
+    to_store(&described, Vec::new(), created_at)
+}
+
+fn to_store(
+    described: &Described,
+    listings: Vec<Vec<u8>>,
+    created_at: SystemTime,
+) -> Option<RecordDescription> {
     Some(RecordDescription {
-        group: group(spec),
-        json,
+        groups: describe::groups(described),
+        json: serde_json::to_vec(described).ok()?,
+        listings,
         created_at,
     })
 }
 
-/// What differs between two runs, as texts.
-fn differences(now: &Described, before: &Described) -> Vec<String> {
-    let mut told = Vec::new();
-    for (number, input) in now.inputs.iter().enumerate() {
-        let known = before.inputs.get(number);
-        if known.is_none_or(|known| known.records.is_disjoint(&input.records)) {
-            told.push(format!("what it takes from \"{}\" changed", input.name));
-        }
-    }
-    if now.op != before.op {
-        let names = now
-            .fields
-            .keys()
-            .chain(before.fields.keys())
-            .collect::<BTreeSet<_>>();
-        let changed: Vec<&str> = names
-            .into_iter()
-            .filter(|name| now.fields.get(*name) != before.fields.get(*name))
-            .map(String::as_str)
-            .collect();
-        match changed.as_slice() {
-            [] => told.push("what it resolves to changed".to_owned()),
-            changed => told.push(format!(
-                "its definition changed: {}",
-                changed[..changed.len().min(TOLD)].join(", ")
-            )),
-        }
-    }
-    told
+/// Files that were read of an input.
+struct Files {
+    listed: Listed,
+    listing: Listing,
 }
 
-/// Says in one sentence why a step is executed although earlier runs may be remembered.
-pub(super) fn explain(records: &cache::Records, spec: &VertexSpec, record: Option<&NewRecord>) -> String {
-    if spec.metadata.ignore_cache {
-        return "the build ignores the cache for it".to_owned();
-    }
-    let Some(record) = record else {
-        return "an input has no lasting identity, such as a directory that is used as a whole".to_owned();
-    };
-    let now = described(spec, record);
-    let before = records.described(&group(spec), COMPARED).unwrap_or_default();
-    let before = before.iter().filter_map(|(id, description)| {
-        let described: Described = serde_json::from_slice(&description.json).ok()?;
-        Some((id, differences(&now, &described)))
-    });
-    match before.min_by_key(|(_, differences)| differences.len()) {
-        None => "no earlier run is remembered".to_owned(),
-        Some((id, differences)) if differences.is_empty() => {
-            let has_result = records.results(id).is_ok_and(|results| !results.is_empty());
-            let why = if has_result {
-                "could not be loaded"
+impl Work {
+    /// Explains the vertex.
+    pub fn explain(self) -> Explained {
+        let Some(record) = &self.record else {
+            let is_client = self.spec.inputs.is_empty();
+            let reason = if is_client {
+                Reason::Client
             } else {
-                "was removed from the cache"
+                Reason::Unidentified
             };
-            format!("it ran before with the same inputs, but the result {why}")
+            return Explained {
+                explanation: self.explanation(self.ignored().unwrap_or(reason), None),
+                description: None,
+            };
+        };
+        let pins: Vec<_> = self
+            .sources
+            .iter()
+            .map(|source| describe::pin(&source.as_ref()?.provenance()?))
+            .collect();
+        let mut described = describe::describe(Subject {
+            spec: &self.spec,
+            record,
+            provenance: self.op.provenance().as_ref(),
+            pins: &pins,
+        });
+        let mut files = BTreeMap::new();
+        let mut listings = Vec::new();
+        for (number, input) in described.inputs.iter_mut().enumerate() {
+            if let Some(found) = self.files(number) {
+                let encoded = found.listing.encode();
+                input.listing = Some(oci::Digest::sha256(&encoded));
+                listings.push(encoded);
+                files.insert(number, found);
+            }
         }
-        Some((_, differences)) => differences[..differences.len().min(TOLD)].join("; "),
+        Explained {
+            explanation: self.find_reason(record, &described, &files),
+            description: to_store(&described, listings, self.started_at),
+        }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
+    fn ignored(&self) -> Option<Reason> {
+        self.spec.metadata.ignore_cache.then_some(Reason::Ignored)
+    }
 
-    use llb::pb;
-    use solver::{Link, RecordId};
+    fn explanation(&self, reason: Reason, compared_at: Option<SystemTime>) -> Explanation {
+        Explanation {
+            vertex: self
+                .spec
+                .digest
+                .unwrap_or_else(|| oci::Digest::sha256(&self.spec.raw)),
+            name: describe::shown_name(&self.spec),
+            reason,
+            compared_at,
+            changes: Vec::new(),
+            omitted: 0,
+        }
+    }
 
-    use super::*;
-
-    fn spec(arg: &str) -> VertexSpec {
-        let meta = pb::Meta {
-            args: vec!["sh".to_owned(), arg.to_owned()],
-            ..pb::Meta::default()
-        };
-        let exec = pb::ExecOp {
-            meta: Some(meta),
-            ..pb::ExecOp::default()
-        };
-        VertexSpec {
-            op: Arc::new(pb::Op {
-                op: Some(pb::op::Op::Exec(exec)),
-                ..pb::Op::default()
+    /// Lists what the step reads of an input; `None` if that does not count or cannot be looked at any more.
+    fn files(&self, number: usize) -> Option<Files> {
+        let selectors = self.op.content_selectors(number)?;
+        let reference = self.inputs.get(number)?.get()?;
+        match checksum::list(reference, selectors, MAX_FILES) {
+            Ok(listed) => Some(Files {
+                listing: Listing::from(&listed),
+                listed,
             }),
-            name: format!("[build 2/3] RUN {arg}"),
-            input_names: vec!["[build 1/3] FROM alpine".to_owned()],
-            ..VertexSpec::default()
+            Err(error) => {
+                tracing::debug!(%error, vertex = self.spec.name, "what a step reads is not listed");
+                None
+            }
         }
     }
 
-    fn record(op: &str, parent: &str) -> NewRecord {
-        let parent = RecordId(Digest::sha256(parent));
-        let link = Link {
-            parent,
-            input: 0,
-            op: Digest::sha256(op),
-            output: 0,
-            selector: None,
+    fn find_reason(
+        &self,
+        record: &NewRecord,
+        now: &Described,
+        files: &BTreeMap<usize, Files>,
+    ) -> Explanation {
+        if let Some(reason) = self.ignored() {
+            return self.explanation(reason, None);
+        }
+        let id = record.record.to_string();
+        let candidates = self.candidates(now);
+        let found = compare::nearest(now, &candidates);
+        if let Some(((known, at), described)) = found
+            && (*known == id || compare::is_equal(now, described))
+        {
+            return self.explanation(self.loss(known), Some(*at));
+        }
+        if let Some(at) = self.records.gone_since(&id).unwrap_or_default() {
+            return self.explanation(Reason::Expired, Some(at));
+        }
+        let Some(((_, at), known)) = found else {
+            return self.explanation(Reason::NeverBuilt, None);
         };
-        NewRecord {
-            record: RecordId(Digest::sha256("child")),
-            links: vec![link],
-            result: None,
+        let mut compared = |number: usize, before: &Input| {
+            let changed = files
+                .get(&number)
+                .map(|files| self.file_changes(number, files, before));
+            changed.unwrap_or_default()
+        };
+        let mut changes = compare::changes(now, known, &mut compared);
+        let omitted = changes.len().saturating_sub(MAX_CHANGES);
+        changes.truncate(MAX_CHANGES);
+        Explanation {
+            changes,
+            omitted,
+            ..self.explanation(Reason::Changed, Some(*at))
         }
     }
 
-    #[test]
-    fn the_changed_field_is_named_without_its_value() {
-        let (before, now) = (
-            described(&spec("old"), &record("a", "p")),
-            described(&spec("secret"), &record("b", "p")),
-        );
-        let told = differences(&now, &before);
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains("meta.args[1]"), "{told:?}");
-        let json = serde_json::to_string(&now).unwrap();
-        assert!(!json.contains("secret"), "{json}");
-        assert_eq!(group(&spec("old")), group(&spec("secret")));
+    /// Reads what is remembered of steps like this one from before it was started, newest first.
+    fn candidates(&self, now: &Described) -> Vec<((String, SystemTime), Described)> {
+        let groups = describe::groups(now);
+        let described = |group: &String| {
+            self.records.described(group, COMPARED).unwrap_or_else(|error| {
+                tracing::warn!(%error, "descriptions of cache records cannot be read");
+                Vec::new()
+            })
+        };
+        let mut found: Vec<cache::Described> = groups.iter().flat_map(described).collect();
+        found.sort_by(|a, b| {
+            b.created_at
+                .cmp(&a.created_at)
+                .then_with(|| a.record.cmp(&b.record))
+        });
+        found.dedup_by(|a, b| a.record == b.record);
+        let earlier = found
+            .into_iter()
+            .filter(|found| found.created_at < self.started_at);
+        earlier
+            .filter_map(|found| {
+                let described = serde_json::from_slice(&found.json).ok()?;
+                Some(((found.record, found.created_at), described))
+            })
+            .collect()
     }
 
-    #[test]
-    fn the_changed_input_is_named() {
-        let (before, now) = (
-            described(&spec("x"), &record("a", "p")),
-            described(&spec("x"), &record("a", "q")),
-        );
-        assert_eq!(
-            differences(&now, &before),
-            ["what it takes from \"[build 1/3] FROM alpine\" changed"]
-        );
-        assert!(differences(&now, &now).is_empty());
+    /// What became of a result that should have been found.
+    fn loss(&self, record: &str) -> Reason {
+        let results = self.records.results(record).unwrap_or_default();
+        match results.iter().any(|result| result.created_at < self.started_at) {
+            true => Reason::Unusable,
+            false => Reason::Expired,
+        }
+    }
+
+    fn file_changes(&self, number: usize, files: &Files, before: &Input) -> Vec<Change> {
+        let stored = before
+            .listing
+            .and_then(|digest| self.records.listing(&digest).ok()?);
+        let Some(stored) = stored.and_then(|bytes| Listing::decode(&bytes)) else {
+            return Vec::new();
+        };
+        let reference = self.inputs.get(number).and_then(ResultRef::get);
+        let (mut left_files, mut left_bytes) = (READ_FILES, READ_BYTES);
+        let mut has_same_content = |path: &str, old: &listing::Entry| {
+            left_files = left_files.checked_sub(1)?;
+            left_bytes = left_bytes.checked_sub(old.size_bytes)?;
+            let path = if path == "." {
+                String::new()
+            } else {
+                format!("/{path}")
+            };
+            let place = &files.listed.files.get(&path)?.place;
+            let hash = checksum::hash_as(reference?, place, old.attributes())?;
+            Some(old.has_hash(&hash))
+        };
+        let input = &self.spec.input_names.get(number).cloned().unwrap_or_default();
+        let mut changes = listing::diff(&stored, &files.listing, input, &mut has_same_content);
+        if changes.is_empty() && (stored.is_cut || files.listing.is_cut) {
+            changes.push(Change {
+                subject: format!("something of \"{input}\" beyond the first {MAX_FILES} files"),
+                ..Change::default()
+            });
+        }
+        changes
     }
 }

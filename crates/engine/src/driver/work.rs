@@ -14,7 +14,6 @@ use crate::driver::imports::{ImportSlot, arrived};
 use crate::driver::records::{LocalRecords, from_nanoseconds};
 use crate::error::{BuildError, FailedOp, Subject};
 use crate::op::{self, Op, OpContext, ResultRef};
-use crate::progress::LogStream;
 use crate::unlazy::{FetchContext, Unlazy};
 
 /// How long cancelled work may take to end cleanly.
@@ -114,7 +113,6 @@ pub(crate) async fn exec(
     ctx: OpContext,
     inputs: Vec<ResultRef>,
     limit: Option<Arc<Semaphore>>,
-    why: Option<String>,
 ) -> Answer {
     let limit = limit.filter(|_| op.is_limited());
     let turn = match limit {
@@ -126,10 +124,6 @@ pub(crate) async fn exec(
         },
     };
     ctx.progress().started(false);
-    if let Some(why) = why {
-        ctx.progress()
-            .log(LogStream::Stderr, format!("not cached: {why}\n"));
-    }
     let outcome = op.exec(&ctx, &inputs).await;
     drop(turn);
     ctx.progress()

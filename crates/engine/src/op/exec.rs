@@ -17,6 +17,7 @@ use executor::{
     DeviceRegistry, Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest,
     Security, Stdio, Ulimit,
 };
+use layer::checksum::Selector;
 use llb::pb;
 use oci::Digest;
 use tokio::io::AsyncReadExt;
@@ -133,7 +134,7 @@ impl Op for ExecOp {
         input: usize,
         reference: &ResultRef,
     ) -> Result<Option<Digest>, BuildError> {
-        let Some(selectors) = self.key.selectors.get(input).and_then(Option::as_ref) else {
+        let Some(selectors) = self.content_selectors(input) else {
             return Ok(None);
         };
         unpack_all(
@@ -142,7 +143,11 @@ impl Op for ExecOp {
             std::slice::from_ref(reference),
         )
         .await?;
-        checksum::of(reference, selectors.clone()).await.map(Some)
+        checksum::of(reference, selectors.to_vec()).await.map(Some)
+    }
+
+    fn content_selectors(&self, input: usize) -> Option<&[Selector]> {
+        self.key.selectors.get(input)?.as_deref()
     }
 
     async fn exec(

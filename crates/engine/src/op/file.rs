@@ -79,11 +79,7 @@ impl Op for FileOp {
         input: usize,
         reference: &ResultRef,
     ) -> Result<Option<Digest>, BuildError> {
-        let Some(selectors) = self
-            .selectors
-            .get(input)
-            .filter(|selectors| !selectors.is_empty())
-        else {
+        let Some(selectors) = self.content_selectors(input) else {
             return Ok(None);
         };
         unpack_all(
@@ -92,7 +88,12 @@ impl Op for FileOp {
             std::slice::from_ref(reference),
         )
         .await?;
-        checksum::of(reference, selectors.clone()).await.map(Some)
+        checksum::of(reference, selectors.to_vec()).await.map(Some)
+    }
+
+    fn content_selectors(&self, input: usize) -> Option<&[Selector]> {
+        let selectors = self.selectors.get(input)?;
+        (!selectors.is_empty()).then_some(selectors)
     }
 
     async fn exec(

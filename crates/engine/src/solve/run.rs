@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use llb::pb;
 use llb::sourcepolicy::Policy;
@@ -29,6 +29,8 @@ use crate::solve::{
 const EPOCH_ATTR: &str = "source-date-epoch";
 /// The option with which steps say why they are executed.
 const EXPLAIN_OPT: &str = "cooper.explain";
+/// How long a build that has ended waits until it is known why its last steps ran.
+const EXPLAIN_WAIT: Duration = Duration::from_secs(2);
 const EPOCH_ARG: &str = "build-arg:SOURCE_DATE_EPOCH";
 
 /// A client's wish for a build.
@@ -95,15 +97,30 @@ impl Engine {
     /// Those of the request, of any step, exporter or cache exporter.
     pub async fn solve(&self, mut request: SolveRequest) -> Result<SolveResponse, BuildError> {
         adjust(&mut request);
-        let mut plan = Box::pin(self.plan(&request)).await?;
+        let plan = Box::pin(self.plan(&request)).await?;
         let open = self
             .0
             .open_job(JobId(request.id.clone()), plan.settings.clone())
             .await?;
+        let solved = Box::pin(self.run(&open, plan, request)).await;
+        if let Ok(driver) = self.0.driver() {
+            let explained = driver.explained(Arc::clone(&open.job));
+            // A build does not wait long for the reasons of its steps.
+            let _ = tokio::time::timeout(EXPLAIN_WAIT, explained).await;
+        }
+        solved
+    }
+
+    async fn run(
+        &self,
+        open: &OpenJob,
+        mut plan: Plan,
+        request: SolveRequest,
+    ) -> Result<SolveResponse, BuildError> {
         let known = self.0.asked.find_all(&request.frontend_inputs);
         let root = Asked::new(&request.frontend, request.frontend_opts.clone(), known, None);
         let bridge = Bridge::of_job(Arc::clone(&self.0), Arc::clone(&open.job), root);
-        let mut result = Box::pin(self.build(&bridge, &open, &request)).await?;
+        let mut result = Box::pin(self.build(&bridge, open, &request)).await?;
         Box::pin(evaluate_all(&result)).await?;
         for processor in &self.0.services.processors {
             result = processor.process(&bridge, &request, result).await?;

@@ -863,30 +863,57 @@ async fn the_history_learns_what_was_asked_for_inputs_and_for_the_build() {
     assert!(bench.engine.solve(internal).await.unwrap().statements.is_empty());
 }
 
+/// Builds with the option that explains, and returns what logs say, with the texts of all explanations.
+async fn explained(bench: &Bench, id: &str, state: &State) -> (Vec<String>, Vec<String>) {
+    let mut asked = request(id, state);
+    asked
+        .frontend_opts
+        .insert("cooper.explain".to_owned(), "1".to_owned());
+    bench.engine.solve(asked).await.unwrap();
+    let job = JobId(id.to_owned());
+    let mut status = bench.engine.status(&job).await.unwrap();
+    let mut logs = Vec::new();
+    while let Some(batch) = status.next().await {
+        let texts = batch
+            .logs
+            .iter()
+            .map(|log| String::from_utf8_lossy(&log.data).into_owned());
+        logs.extend(texts.filter(|text| text.starts_with("not cached: ")));
+    }
+    let mut told = Vec::new();
+    let mut explanations = bench.engine.job_progress(&job).unwrap().follow_explanations();
+    while let Some(more) = explanations.next().await {
+        told.extend(more.iter().map(|explanation| explanation.lines().join("; ")));
+    }
+    (logs, told)
+}
+
 #[tokio::test]
 async fn a_step_says_why_it_is_executed() {
     let bench = Bench::new();
-    let why = async |id: &str, state: &State| {
-        let mut asked = request(id, state);
-        asked
-            .frontend_opts
-            .insert("cooper.explain".to_owned(), "1".to_owned());
-        bench.engine.solve(asked).await.unwrap();
-        let mut status = bench.engine.status(&JobId(id.to_owned())).await.unwrap();
-        let mut told = Vec::new();
-        while let Some(batch) = status.next().await {
-            let texts = batch
-                .logs
-                .iter()
-                .map(|log| String::from_utf8_lossy(&log.data).into_owned());
-            told.extend(texts.filter(|text| text.starts_with("not cached: ")));
-        }
-        told
-    };
-    let first = why("one", &step(&source("base"), "/same")).await;
-    assert_eq!(first, ["not cached: no earlier run is remembered\n"; 2]);
-    assert!(why("two", &step(&source("base"), "/same")).await.is_empty());
-    let other = why("three", &step(&source("other"), "/same")).await;
-    assert_eq!(other.len(), 2);
-    assert!(other[1].contains("docker.io/library/other"), "{other:?}");
+    let (logs, told) = explained(&bench, "one", &step(&source("base"), "/same")).await;
+    assert_eq!(logs, ["not cached: never built here before\n"; 2]);
+    assert_eq!(told, ["never built here before"; 2]);
+    let (logs, told) = explained(&bench, "two", &step(&source("base"), "/same")).await;
+    assert!(logs.is_empty() && told.is_empty(), "{logs:?} {told:?}");
+    let (_, told) = explained(&bench, "three", &step(&source("base"), "/other")).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("\"/same\"→\"/other\""), "{told:?}");
+    let (_, told) = explained(&bench, "four", &step(&source("other"), "/same")).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[1].contains("docker.io/library/other"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_step_whose_result_is_gone_says_so() {
+    let bench = Bench::new();
+    let state = step(&source("base"), "/same");
+    explained(&bench, "one", &state).await;
+    let records = bench.engine.services().store.records();
+    records.release("scratch").unwrap();
+    let (_, told) = explained(&bench, "two", &state).await;
+    assert_eq!(
+        told,
+        ["it ran before, but its result is not in the cache any more"; 2]
+    );
 }

@@ -131,7 +131,7 @@ impl Header<'_> {
 }
 
 /// Reports whether an extended attribute is content rather than a mark of the host.
-fn is_content(name: &[u8]) -> bool {
+pub(super) fn is_content(name: &[u8]) -> bool {
     name == b"security.capability" || !(name.starts_with(b"security.") || name.starts_with(b"system."))
 }
 

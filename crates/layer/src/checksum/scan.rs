@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::hash::{self, FileHasher, Header};
+use super::listing::Attributes;
 use super::lookup::MAX_LINKS;
 use super::{
     ChecksumError, ChecksumTree, Hash, Kind, OpenRoot, Record, hash_of, key_path, lookup, lossy, path_key,
@@ -33,7 +34,7 @@ impl<'o, 'a> Root<'o, 'a> {
         Self { open, fd: None }
     }
 
-    fn fd(&mut self) -> Result<BorrowedFd<'_>, ChecksumError> {
+    pub fn fd(&mut self) -> Result<BorrowedFd<'_>, ChecksumError> {
         if self.fd.is_none() {
             self.fd = Some((self.open)().map_err(|source| ChecksumError::Open { source })?);
         }
@@ -41,7 +42,7 @@ impl<'o, 'a> Root<'o, 'a> {
     }
 }
 
-fn io_error(path: &[u8], source: impl Into<io::Error>) -> ChecksumError {
+pub(super) fn io_error(path: &[u8], source: impl Into<io::Error>) -> ChecksumError {
     ChecksumError::Io {
         path: Path::new(OsStr::from_bytes(path)).to_owned(),
         source: source.into(),
@@ -63,11 +64,11 @@ fn open_plain(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::R
     }
 }
 
-fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     open_plain(root, path, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (b"", path),
@@ -104,7 +105,7 @@ fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OnDisk>, ChecksumErr
     }))
 }
 
-fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
+pub(super) fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
     rustix::fs::readlinkat(dir, name, Vec::new()).map(CString::into_bytes)
 }
 
@@ -353,7 +354,39 @@ fn read_regular(fd: OwnedFd, path: &[u8], buffer: &mut [u8]) -> Result<Hash, Che
         |buffer| rustix::fs::flistxattr(&fd, buffer),
         |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer),
     );
-    let mut hasher = start(&stat, b"", &xattrs.map_err(fail)?, path)?;
+    let hasher = start(&stat, b"", &xattrs.map_err(fail)?, path)?;
+    read_content(fd, &stat, hasher, path, buffer)
+}
+
+/// Reads a regular file as if it had these attributes.
+pub(super) fn read_regular_as(
+    root: &mut Root<'_, '_>,
+    path: &[u8],
+    attributes: Attributes,
+) -> Result<Hash, ChecksumError> {
+    let fail = |error: Errno| io_error(path, error);
+    let fd = open_plain(root.fd()?, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fail)?;
+    let mut stat = rustix::fs::fstat(&fd).map_err(fail)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(fail(Errno::INVAL));
+    }
+    stat.st_mode = (stat.st_mode & !0o7777) | attributes.mode;
+    (stat.st_uid, stat.st_gid) = (attributes.uid, attributes.gid);
+    let xattrs = xattrs(
+        |buffer| rustix::fs::flistxattr(&fd, buffer),
+        |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer),
+    );
+    let hasher = start(&stat, b"", &xattrs.map_err(fail)?, path)?;
+    read_content(fd, &stat, hasher, path, &mut vec![0; 256 * 1024])
+}
+
+fn read_content(
+    fd: OwnedFd,
+    stat: &rustix::fs::Stat,
+    mut hasher: FileHasher,
+    path: &[u8],
+    buffer: &mut [u8],
+) -> Result<Hash, ChecksumError> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 {
         let mut file = std::fs::File::from(fd);
         loop {
@@ -368,7 +401,7 @@ fn read_regular(fd: OwnedFd, path: &[u8], buffer: &mut [u8]) -> Result<Hash, Che
     Ok(hash_of(&hasher.finish()))
 }
 
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn start(
     stat: &rustix::fs::Stat,
@@ -396,7 +429,7 @@ fn start(
 }
 
 /// Reads extended attributes; none where the file system has none, and without those that cannot be read.
-fn xattrs(
+pub(super) fn xattrs(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
 ) -> rustix::io::Result<Xattrs> {

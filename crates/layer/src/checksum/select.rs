@@ -10,12 +10,12 @@ use super::{
 };
 
 /// A record that was chosen.
-struct Chosen {
+pub(super) struct Chosen {
     /// As the selector spells it, links in its path unresolved.
-    path: Vec<u8>,
-    key: Vec<u8>,
-    kind: Kind,
-    follow: bool,
+    pub path: Vec<u8>,
+    pub key: Vec<u8>,
+    pub kind: Kind,
+    pub follow: bool,
 }
 
 /// A directory's header on the way down.
@@ -26,13 +26,13 @@ struct Header {
     excluded: Option<ParentState>,
 }
 
-struct Patterns {
+pub(super) struct Patterns {
     include: Option<Matcher>,
     exclude: Option<Matcher>,
 }
 
 impl Patterns {
-    fn new(selector: &Selector) -> Result<Self, ChecksumError> {
+    pub fn new(selector: &Selector) -> Result<Self, ChecksumError> {
         let compile =
             |patterns: &[String]| (!patterns.is_empty()).then(|| Matcher::new(patterns)).transpose();
         Ok(Self {
@@ -66,7 +66,7 @@ impl Patterns {
 }
 
 /// Where a walk through the records begins, and how its paths are spelt.
-struct Start {
+pub(super) struct Start {
     /// The directory part as the selector spells it.
     spelt: Vec<u8>,
     /// The same with links resolved.
@@ -200,7 +200,11 @@ impl ChecksumTree {
     }
 
     /// Finds where to begin, reading the part of the tree that can matter.
-    fn start(&mut self, root: &mut Root<'_, '_>, selector: &Selector) -> Result<Start, ChecksumError> {
+    pub(super) fn start(
+        &mut self,
+        root: &mut Root<'_, '_>,
+        selector: &Selector,
+    ) -> Result<Start, ChecksumError> {
         let path = lookup::absolute(selector.path.as_bytes());
         let (spelt, follow) = if selector.wildcard {
             plain_prefix(&path)
@@ -225,7 +229,7 @@ impl ChecksumTree {
     }
 
     /// Lists what is chosen, with the headers of the directories it lies in, in the order of keys.
-    fn choose(
+    pub(super) fn choose(
         &self,
         selector: &Selector,
         patterns: &Patterns,

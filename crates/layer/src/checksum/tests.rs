@@ -461,3 +461,62 @@ proptest! {
         let _ = ChecksumTree::decode(&[&[1], &bytes[..]].concat());
     }
 }
+
+#[test]
+fn a_listing_tells_what_counts_of_each_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    fs::create_dir(root.join("d")).unwrap();
+    fs::write(root.join("d/a.txt"), "one").unwrap();
+    fs::write(root.join("d/b.log"), "log").unwrap();
+    fs::set_permissions(root.join("d/a.txt"), fs::Permissions::from_mode(0o640)).unwrap();
+    symlink("d/a.txt", root.join("link")).unwrap();
+    let open = || -> io::Result<OwnedFd> { Ok(fs::File::open(root)?.into()) };
+    let list = |selector: Selector, limit| {
+        let mut tree = ChecksumTree::new();
+        let selectors = [selector];
+        tree.checksum_all(&mut open.clone(), &selectors).unwrap();
+        tree.list(&mut open.clone(), &selectors, limit).unwrap()
+    };
+    let paths = |listed: &Listed| listed.files.keys().cloned().collect::<Vec<_>>();
+
+    let all = list(Selector::default(), 100);
+    assert_eq!(paths(&all), ["", "/d", "/d/a.txt", "/d/b.log", "/link"]);
+    assert!(!all.is_cut);
+    let file = &all.files["/d/a.txt"];
+    assert_eq!(
+        (file.kind, file.mode, file.size_bytes),
+        (ListedKind::File, 0o640, 3)
+    );
+    assert_eq!(all.files["/d"].kind, ListedKind::Directory);
+    assert_eq!(all.files["/link"].link.as_deref(), Some("d/a.txt"));
+
+    let followed = Selector {
+        path: "/link".to_owned(),
+        follow_links: true,
+        ..Selector::default()
+    };
+    let followed = list(followed, 100);
+    assert_eq!(followed.files["/link"].place, "/d/a.txt");
+    let chosen = Selector {
+        path: "/d".to_owned(),
+        exclude: vec!["*.log".to_owned()],
+        ..Selector::default()
+    };
+    assert_eq!(paths(&list(chosen, 100)), ["/d", "/d/a.txt"]);
+    let cut = list(Selector::default(), 2);
+    assert_eq!((cut.files.len(), cut.is_cut), (2, true));
+
+    // With other attributes the digest is another; with those that it had, it is the old one unless the bytes changed.
+    let had = Attributes {
+        mode: 0o640,
+        uid: file.uid,
+        gid: file.gid,
+    };
+    fs::set_permissions(root.join("d/a.txt"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_ne!(list(Selector::default(), 100).files["/d/a.txt"].hash, file.hash);
+    assert_eq!(hash_as(&mut open.clone(), "/d/a.txt", had).unwrap(), file.hash);
+    fs::write(root.join("d/a.txt"), "two").unwrap();
+    assert_ne!(hash_as(&mut open.clone(), "/d/a.txt", had).unwrap(), file.hash);
+    assert!(hash_as(&mut open.clone(), "/link", had).is_err());
+}

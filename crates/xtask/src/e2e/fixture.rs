@@ -72,6 +72,11 @@ impl Lab {
         format!("{}/library/busybox:latest", self.registry())
     }
 
+    /// Lets `library/busybox:moving` be another image for each number.
+    pub fn move_tag(&self, number: u32) -> Result<()> {
+        self.registry.move_tag(number)
+    }
+
     /// Writes a build context from `(path, content)` pairs. `@BASE@` in a content becomes the base image's name.
     pub fn context(&self, name: &str, files: &[(&str, &str)]) -> Result<PathBuf> {
         let context = self.dir().join(name);
@@ -218,6 +223,11 @@ impl<'lab> Daemon<'lab> {
     /// The daemon's address.
     pub fn address(&self) -> String {
         address(self.lab)
+    }
+
+    /// A command of ours by name.
+    pub fn command(&self, name: &str) -> Command {
+        self.lab.command(name)
     }
 
     /// What the daemon wrote so far.

@@ -7,6 +7,7 @@ mod build;
 mod cache;
 mod clients;
 mod errors;
+mod explain;
 mod exporters;
 pub mod fixture;
 mod frontends;
@@ -53,6 +54,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         cache::SCENARIOS,
         clients::SCENARIOS,
         errors::SCENARIOS,
+        explain::SCENARIOS,
         exporters::SCENARIOS,
         frontends::SCENARIOS,
         object_caches::SCENARIOS,
