@@ -52,6 +52,8 @@ pub struct JobSettings {
     pub source_policies: Vec<llb::sourcepolicy::Policy>,
     /// The session that is asked for policy decisions.
     pub policy_session: Option<SessionId>,
+    /// Whether steps reach the network by nothing but a proxy that policies decide for.
+    pub proxy_network: bool,
     /// Not shown in the build history.
     pub is_internal: bool,
     /// Say in a step's log why it is executed.

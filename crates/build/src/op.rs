@@ -147,8 +147,30 @@ pub struct OpProvenance {
     pub secrets: Vec<(String, bool)>,
     /// Agents that were offered to the step: id, and whether it may be absent.
     pub agents: Vec<(String, bool)>,
+    /// What the step was seen to fetch, if it ran behind a proxy.
+    pub fetched: Option<Fetched>,
     /// Whether the step had a network or otherwise saw what is not pinned.
     pub incomplete: bool,
+}
+
+/// What a step was seen to fetch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// URLs, and the checksum of what was there.
+    pub materials: Vec<(String, Digest)>,
+    /// Requests that are not pinned by a checksum.
+    pub unpinned: Vec<UnpinnedRequest>,
+}
+
+/// A request of a step that is not pinned by a checksum.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnpinnedRequest {
+    /// The method.
+    pub method: String,
+    /// The URL, without credentials.
+    pub url: String,
+    /// Why, in BuildKit's words, e.g. `unsuccessful_response`.
+    pub reason: &'static str,
 }
 
 /// A vertex as the op sees it.
@@ -168,6 +190,8 @@ pub struct VertexSpec {
     pub inputs: Vec<(Digest, usize)>,
     /// What each input is called.
     pub input_names: Vec<String>,
+    /// Whether it is a step that reaches the network by nothing but a proxy.
+    pub is_proxied: bool,
 }
 
 /// The builds that share a vertex: they change while it is active.
@@ -221,6 +245,22 @@ pub trait VertexBridge: Send + Sync + fmt::Debug {
     /// # Errors
     /// Those of the definition and its steps.
     async fn build(&self, definition: pb::Definition) -> Result<ResultRef, BuildError>;
+
+    /// Returns what decides on the requests of a step behind a proxy; `None` if everything is allowed.
+    ///
+    /// # Errors
+    /// For policies that make no sense.
+    fn url_policy(&self) -> Result<Option<Arc<dyn UrlPolicy>>, BuildError>;
+}
+
+/// Decides on the requests of a step behind a proxy, as if they were sources of its builds.
+#[async_trait]
+pub trait UrlPolicy: Send + Sync + fmt::Debug {
+    /// Decides on a URL without credentials; returns the URL to use in its place, if another is.
+    ///
+    /// # Errors
+    /// When the request may not be made.
+    async fn decide(&self, url: &str) -> Result<Option<String>, BuildError>;
 }
 
 /// What an op may ask while it works on a vertex. Cheap to clone.

@@ -18,6 +18,7 @@ pub mod flags;
 pub mod listen;
 pub mod log;
 mod meta;
+pub mod network;
 pub mod program;
 pub mod serve;
 pub mod services;

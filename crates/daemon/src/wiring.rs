@@ -11,7 +11,7 @@ use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::Entitlement;
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
-use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, RuntimeChoice};
+use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, NetworkChoice, RuntimeChoice};
 use oci::Platform;
 use registry::{HostConfig, HostsConfig};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use tonic::service::Routes;
 
 use crate::collector::Collector;
 use crate::config::{ConfigError, ConfigFile, DiskSize, GcRule, OciTable};
+use crate::network::step_network;
 use crate::services::bridge::BridgeService;
 use crate::services::caps;
 use crate::services::content::ContentService;
@@ -89,6 +90,7 @@ pub struct Wired {
 /// [`StartError`] for settings that make no sense, and for a state directory that cannot be used.
 pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) -> Result<Wired, StartError> {
     let oci = &file.worker.oci;
+    let network = step_network(oci, |name| std::env::var(name).ok())?;
     let platforms = platforms(&oci.platforms)?;
     let sessions = SessionTable::default();
     let devices = devices(file);
@@ -97,7 +99,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         root: root.clone(),
         lock_timeout,
         snapshotter: snapshotter(&oci.snapshotter),
-        executor: executor_config(file),
+        executor: executor_config(file, network.choice),
         devices: devices.clone(),
         registries: registries(file),
         web_user_agent: worker::user_agent(),
@@ -124,7 +126,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let policies = policies(oci, disk_stat(&engine));
     let facts = WorkerFacts {
         snapshotter: snapshotter.to_owned(),
-        network: "host".to_owned(),
+        network: network.label.to_owned(),
         process_mode: "sandbox".to_owned(),
         labels: oci.labels.clone(),
         platforms,
@@ -146,6 +148,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         explanations: explain.explanations.clone(),
         worker: record.clone(),
         devices,
+        proxy_network: file.proxy_network,
         collector,
     };
     let bridge = BridgeService::new(engine.clone(), record);
@@ -222,7 +225,7 @@ fn platforms(wanted: &[String]) -> Result<Vec<Platform>, ConfigError> {
     wanted.iter().map(parse).collect()
 }
 
-fn executor_config(file: &ConfigFile) -> ExecutorConfig {
+fn executor_config(file: &ConfigFile, network: NetworkChoice) -> ExecutorConfig {
     let oci = &file.worker.oci;
     let runtime = match oci.binary.as_str() {
         "" => RuntimeChoice::Embedded,
@@ -231,6 +234,7 @@ fn executor_config(file: &ConfigFile) -> ExecutorConfig {
     let dns = file.dns.clone().unwrap_or_default();
     ExecutorConfig {
         runtime,
+        network,
         dns: DnsConfig {
             nameservers: dns.nameservers,
             options: dns.options,

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use crate::error::BuildError;
 
 pub use ::build::op::{
-    CacheMap, Dep, Op, OpContext, OpProvenance, ResultRef, VertexBridge, VertexJobs, VertexSpec,
+    CacheMap, Dep, Fetched, Op, OpContext, OpProvenance, ResultRef, UnpinnedRequest, UrlPolicy, VertexBridge,
+    VertexJobs, VertexSpec,
 };
 
 /// Makes the op of a vertex.

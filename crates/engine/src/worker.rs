@@ -21,7 +21,7 @@ use crate::bridge::{MetaContext, MetaRequest, SourceMeta, SourceResolver};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::build::BuildOp;
 use crate::op::compose::{DiffOp, MergeOp, PassthroughOp};
-use crate::op::exec::{CacheDirs, ExecOp, ExecParts};
+use crate::op::exec::{CacheDirs, ExecOp, ExecParts, Proxies};
 use crate::op::file::FileOp;
 use crate::op::{Op, OpFactory, VertexSpec};
 use crate::unlazy::Unlazy;
@@ -50,6 +50,7 @@ pub struct WorkerParts {
 pub struct Worker {
     parts: WorkerParts,
     cache_dirs: CacheDirs,
+    proxies: Proxies,
     socket_dir: PathBuf,
     git: GitRepositories,
 }
@@ -71,6 +72,7 @@ impl Worker {
         Ok(Self {
             parts,
             cache_dirs: CacheDirs::default(),
+            proxies: Proxies::default(),
             socket_dir,
             git,
         })
@@ -89,6 +91,7 @@ impl Worker {
             store: self.parts.store.clone(),
             unlazy: Arc::clone(&self.parts.unlazy),
             cache_dirs: self.cache_dirs.clone(),
+            proxies: self.proxies.clone(),
             socket_dir: self.socket_dir.clone(),
         })
     }

@@ -18,15 +18,17 @@ use tokio::task::JoinSet;
 
 use crate::container::Pty;
 use crate::error::{ExecutorError, RunError};
+use crate::network::Hold;
 use crate::request::{ExitStatus, Stdio};
 use crate::runtime::{Phase, Running, Runtime};
-use crate::spec::{ContainerSpec, NetworkSpec, ProcessSpec, ResourceSpec};
+use crate::spec::{ContainerSpec, ProcessSpec, ResourceSpec};
 use crate::supervisor::ARGUMENT_ZERO;
 use crate::supervisor::wire::{
     self, Answer, Blueprint, ContainerTraits, Failure, Frame, OutgoingFrame, Prepared, Request,
 };
 use crate::sys;
 use crate::tree::{self, Stub};
+use crate::trust::{self, Trusted};
 
 /// The embedded runtime. Dropping it ends the supervisor and all containers. A supervisor that was killed is replaced
 /// when the next container is asked for.
@@ -59,6 +61,7 @@ struct Shared {
 struct Leftovers {
     root: OwnedFd,
     stubs: Vec<Stub>,
+    trusted: Option<Trusted>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,6 +96,7 @@ impl Embedded {
         request: impl FnOnce(u64) -> Request,
         body: Vec<u8>,
         stdio: Stdio,
+        network: Option<Hold>,
     ) -> Result<Arc<Running>, RunError> {
         let failed = |source| RunError::Io {
             what: "describe the container".to_owned(),
@@ -103,7 +107,13 @@ impl Embedded {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let frame = OutgoingFrame::new(&request(number), &body).map_err(failed)?;
         let streams = three_streams(stdio).map_err(failed)?;
+        let namespace = network.as_ref().and_then(Hold::namespace);
+        let namespace = namespace
+            .map(|namespace| namespace.try_clone_to_owned())
+            .transpose();
+        let namespace = namespace.map_err(failed)?;
         let running = Arc::new(Running::new(number));
+        running.hold(network);
         lock(&shared.jobs).insert(number, Arc::clone(&running));
         let mut undo = Undo {
             shared,
@@ -112,7 +122,8 @@ impl Embedded {
         if let Some(reason) = lock(&shared.lost).clone() {
             return Err(RunError::SupervisorLost { reason });
         }
-        let fds: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+        let fds = streams.iter().chain(&namespace).map(AsFd::as_fd);
+        let fds: Vec<BorrowedFd<'_>> = fds.collect();
         shared
             .send(&frame, &fds)
             .await
@@ -187,6 +198,7 @@ impl Runtime for Embedded {
         spec: ContainerSpec,
         attachment: Vec<u8>,
         stdio: Stdio,
+        network: Option<Hold>,
     ) -> Result<Arc<Running>, RunError> {
         if let Some(hook) = spec.hooks.first() {
             return Err(RunError::Invalid {
@@ -198,7 +210,7 @@ impl Runtime for Embedded {
         }
         let traits = ContainerTraits {
             id: spec.id.clone(),
-            isolated_network: spec.network == NetworkSpec::Loopback,
+            network: spec.network,
             cgroup_parent: spec.cgroup_parent.clone(),
             special_cgroup: spec.all_devices
                 || spec.cgroup_parent != "/"
@@ -213,7 +225,7 @@ impl Runtime for Embedded {
             source,
         })?;
         drop(attachment);
-        self.begin(|seq| Request::Start { seq, traits }, body, stdio)
+        self.begin(|seq| Request::Start { seq, traits }, body, stdio, network)
             .await
     }
 
@@ -230,7 +242,7 @@ impl Runtime for Embedded {
             }
         })?;
         let container = container.number;
-        self.begin(|seq| Request::Exec { seq, container }, body, stdio)
+        self.begin(|seq| Request::Exec { seq, container }, body, stdio, None)
             .await
     }
 
@@ -356,6 +368,11 @@ fn take_in(
             };
             // Also ends the root's mount, which may write.
             cleanups.spawn_blocking(move || {
+                if let Some(trusted) = &left.trusted
+                    && let Err(error) = trust::remove(left.root.as_fd(), trusted)
+                {
+                    tracing::warn!(%error, "cannot take a certificate out of a step's bundle");
+                }
                 tree::remove_stubs(left.root.as_fd(), &left.stubs);
                 drop(left.root);
                 running.set_phase(phase);
@@ -383,5 +400,6 @@ fn started(running: &Running, body: &[u8], fds: Vec<OwnedFd>) -> io::Result<Opti
     Ok(root.map(|root| Leftovers {
         root,
         stubs: prepared.stubs,
+        trusted: prepared.trusted,
     }))
 }

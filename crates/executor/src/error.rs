@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::network::NetworkError;
+
 /// Why an executor could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
@@ -27,6 +29,9 @@ pub enum ExecutorError {
         #[source]
         source: io::Error,
     },
+    /// The network of containers could not be set up.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The supervisor could not be started.
     #[error("cannot start the container supervisor")]
     Supervisor {
@@ -63,6 +68,9 @@ pub enum RunError {
         /// What is missing.
         reason: String,
     },
+    /// The container's network could not be had.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The run was cancelled; everything it started is gone.
     #[error("context canceled")]
     Canceled,

@@ -11,10 +11,11 @@ use crate::container::{Container, ContainerProcess, KillGuard, kill};
 use crate::embedded::Embedded;
 use crate::error::{ExecutorError, RunError};
 use crate::hosts;
+use crate::network::{Hold, NetworkChoice, Networks, ProxyNetwork};
 use crate::request::{ExitStatus, Network, Process, RunRequest, Security, Stdio};
 use crate::resolv_conf;
 use crate::runtime::{Running, Runtime};
-use crate::spec::{self, HostFacts};
+use crate::spec::{self, HostFacts, NetworkSpec};
 use crate::supervisor::{device, rootfs};
 
 /// Which runtime carries out containers.
@@ -49,6 +50,8 @@ pub struct ExecutorConfig {
     pub dns: DnsConfig,
     /// Cgroup below which containers are that do not ask for one; empty: `/buildkit/<id>`.
     pub cgroup_parent: String,
+    /// The network of containers that ask for none in particular.
+    pub network: NetworkChoice,
     /// Written to `oom_score_adj` of containers.
     pub oom_score_adj: Option<i32>,
 }
@@ -63,6 +66,8 @@ pub struct Executor {
 struct Inner {
     config: ExecutorConfig,
     runtime: Arc<dyn Runtime>,
+    /// After the runtime, so that containers are gone before their network.
+    networks: Networks,
     capabilities: u64,
     /// The `resolv.conf` as last written, with and without the host's network.
     resolv_conf: Mutex<[Option<String>; 2]>,
@@ -90,9 +95,11 @@ impl Executor {
                 Arc::new(Binary::new(program, &config.state_dir.join("bundles"))?)
             }
         };
+        let networks = Networks::start(&config.network, &config.state_dir.join("cni"))?;
         let inner = Inner {
             config,
             runtime,
+            networks,
             capabilities,
             resolv_conf: Mutex::default(),
         };
@@ -117,7 +124,12 @@ impl Executor {
         if cancel.is_cancelled() {
             return Err(RunError::Canceled);
         }
-        let running = self.launch(&request, stdio).await?;
+        // Plugins may take their time.
+        let network = tokio::select! {
+            network = self.network(&request) => network?,
+            () = cancel.cancelled() => return Err(RunError::Canceled),
+        };
+        let running = self.launch(&request, stdio, network).await?;
         let runtime = &*self.inner.runtime;
         let mut guard = KillGuard {
             runtime,
@@ -144,12 +156,30 @@ impl Executor {
         }
     }
 
+    /// Makes a network of which a container reaches nothing but a proxy, and from which the proxy connects to what `network`
+    /// lets it reach. Dropping the future leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`RunError::Network`].
+    pub async fn proxy_network(&self, network: Network) -> Result<ProxyNetwork, RunError> {
+        let egress = match network {
+            Network::Sandbox => self.inner.networks.take("").await?,
+            Network::Host => None,
+            Network::None => {
+                let message = "a proxy without a network".to_owned();
+                return Err(RunError::Invalid { message });
+            }
+        };
+        Ok(ProxyNetwork::new(egress).await?)
+    }
+
     /// Starts a container. Returns once its program is executed. Dropping the future before kills it.
     ///
     /// # Errors
     /// [`RunError::Start`] if its program was not executed.
     pub async fn start(&self, request: RunRequest, stdio: Stdio) -> Result<Container, RunError> {
-        let running = self.launch(&request, stdio).await?;
+        let network = self.network(&request).await?;
+        let running = self.launch(&request, stdio, network).await?;
         let mut guard = KillGuard {
             runtime: &*self.inner.runtime,
             running: &running,
@@ -172,10 +202,29 @@ impl Executor {
         })
     }
 
-    async fn launch(&self, request: &RunRequest, stdio: Stdio) -> Result<Arc<Running>, RunError> {
+    async fn launch(
+        &self,
+        request: &RunRequest,
+        stdio: Stdio,
+        network: Option<Hold>,
+    ) -> Result<Arc<Running>, RunError> {
         let facts = self.inner.host_facts(request)?;
-        let (spec, attachment) = spec::container_spec(request, &facts)?;
-        self.inner.runtime.launch(spec, attachment, stdio).await
+        let (mut spec, attachment) = spec::container_spec(request, &facts)?;
+        if network.is_some() {
+            spec.network = NetworkSpec::Given;
+        }
+        self.inner.runtime.launch(spec, attachment, stdio, network).await
+    }
+
+    /// Takes the namespace that a container gets, if it is neither the host's nor an empty one.
+    async fn network(&self, request: &RunRequest) -> Result<Option<Hold>, RunError> {
+        if let Some(namespace) = &request.namespace {
+            return Ok(Some(Hold::Own(Arc::clone(namespace))));
+        }
+        match request.network {
+            Network::Sandbox => Ok(self.inner.networks.take(&request.hostname).await?),
+            Network::Host | Network::None => Ok(None),
+        }
     }
 }
 

@@ -16,6 +16,10 @@
 //! - an exit is reported after every process of the container is gone and its mounts with them;
 //! - mount points made for a run are removed after it, times of their directories restored.
 //!
+//! A container that asks for no network in particular gets what [`NetworkChoice`] says: the host's, or a namespace of its own
+//! that is connected to a bridge or by CNI plugins. One behind a proxy ([`ProxyNetwork`]) has nothing but a loopback device, on
+//! which the proxy listens. A container holds its namespace to its end, whichever runtime runs it.
+//!
 //! Devices of the host beyond the usual come from specifications ([`DeviceRegistry`]) and reach a container as part of its
 //! request; what they change goes through the same generator.
 //!
@@ -32,6 +36,7 @@ mod embedded;
 mod error;
 mod executor;
 mod hosts;
+mod network;
 mod request;
 mod resolv_conf;
 mod runtime;
@@ -40,12 +45,14 @@ mod supervisor;
 #[expect(unsafe_code, reason = "the kernel's interfaces that nobody wraps")]
 mod sys;
 mod tree;
+mod trust;
 mod user;
 
 pub use cdi::{DeviceEdits, DeviceFileError, DeviceListing, DeviceRegistry, Devices};
 pub use container::{Container, ContainerProcess, Pty};
 pub use error::{ExecutorError, RunError};
 pub use executor::{DnsConfig, Executor, ExecutorConfig, RuntimeChoice};
+pub use network::{BridgeConfig, CniConfig, Egress, NetworkChoice, NetworkError, ProxyNetwork};
 pub use request::{
     ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network,
     Process, Resources, Root, RunRequest, Security, Stdio, Ulimit,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::cdi::DeviceEdits;
 
@@ -79,6 +80,11 @@ pub struct RunRequest {
     pub process: Process,
     /// Its network.
     pub network: Network,
+    /// A network namespace that it gets in place of that of `network`: [`crate::ProxyNetwork::namespace`].
+    pub namespace: Option<Arc<OwnedFd>>,
+    /// A certificate in PEM that its programs trust, as far as they use the image's usual bundle of authorities; it is taken
+    /// out of the bundle after the run.
+    pub trusted_authority: Option<String>,
     /// Host name; empty: `buildkitsandbox`.
     pub hostname: String,
     /// Further lines of `/etc/hosts`.
@@ -106,6 +112,8 @@ impl RunRequest {
             mounts: Vec::new(),
             process,
             network: Network::Sandbox,
+            namespace: None,
+            trusted_authority: None,
             hostname: String::new(),
             extra_hosts: Vec::new(),
             ulimits: Vec::new(),

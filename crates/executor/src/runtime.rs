@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::container::Pty;
 use crate::error::RunError;
+use crate::network::Hold;
 use crate::request::{ExitStatus, Stdio};
 use crate::spec::{ContainerSpec, ProcessSpec};
 
@@ -17,12 +18,14 @@ use crate::spec::{ContainerSpec, ProcessSpec};
 #[async_trait]
 pub(crate) trait Runtime: Send + Sync + fmt::Debug {
     /// Begins to start a container. Its end is told after all its processes and mounts are gone and the mount points
-    /// made for it are removed.
+    /// made for it are removed. `network` is the namespace of a container whose specification says that it is given; it is
+    /// held until then.
     async fn launch(
         &self,
         spec: ContainerSpec,
         attachment: Vec<u8>,
         stdio: Stdio,
+        network: Option<Hold>,
     ) -> Result<Arc<Running>, RunError>;
 
     /// Begins to start a further process in a container.
@@ -59,6 +62,8 @@ pub(crate) struct Running {
     phase: watch::Sender<Phase>,
     process: Mutex<Option<OwnedFd>>,
     pty: Mutex<Option<Pty>>,
+    /// Given back when it is gone.
+    network: Mutex<Option<Hold>>,
 }
 
 impl Running {
@@ -69,7 +74,13 @@ impl Running {
             phase: watch::Sender::new(Phase::Starting),
             process: Mutex::new(None),
             pty: Mutex::new(None),
+            network: Mutex::new(None),
         }
+    }
+
+    /// Lets it hold its network until it is gone.
+    pub(crate) fn hold(&self, network: Option<Hold>) {
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
     }
 
     /// Records that it runs.
@@ -81,6 +92,7 @@ impl Running {
 
     /// Records how it ended.
     pub(crate) fn set_phase(&self, phase: Phase) {
+        self.hold(None);
         self.phase.send_replace(phase);
     }
 

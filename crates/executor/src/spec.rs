@@ -72,6 +72,8 @@ pub(crate) struct ContainerSpec {
     pub(crate) process: ProcessSpec,
     pub(crate) stubs_recursive: bool,
     pub(crate) oom_score_adj: Option<i32>,
+    /// A certificate in PEM that is trusted for the time of the run.
+    pub(crate) trusted_authority: Option<String>,
     /// An empty directory of the host on which things are mounted while the container is built.
     pub(crate) staging: PathBuf,
 }
@@ -83,6 +85,8 @@ pub(crate) enum NetworkSpec {
     Host,
     /// Its own, with a loopback device.
     Loopback,
+    /// A namespace that is handed over with the specification.
+    Given,
 }
 
 /// A snapshot's mount as plain data.
@@ -271,6 +275,7 @@ pub(crate) fn container_spec(
         hooks: request.devices.hooks.clone(),
         all_devices: insecure,
         network: match request.network {
+            // A sandbox of its own is the executor's to give.
             Network::Sandbox | Network::Host => NetworkSpec::Host,
             Network::None => NetworkSpec::Loopback,
         },
@@ -280,6 +285,7 @@ pub(crate) fn container_spec(
         process: first_process(request, facts)?,
         stubs_recursive: request.remove_stubs_recursive,
         oom_score_adj: facts.oom_score_adj,
+        trusted_authority: request.trusted_authority.clone(),
         staging: facts.staging.clone(),
     };
     Ok((spec, attachment))

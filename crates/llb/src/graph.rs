@@ -188,6 +188,46 @@ impl Graph {
             .collect()
     }
 
+    /// Gives some vertices another identity than that of their operation, and renews the digests of all that depends on
+    /// them: the digest of a marked vertex is that of its operation followed by `mark`. The operations stay. To be called
+    /// after [`Graph::rewrite`], which does not know of marks.
+    pub fn mark(&mut self, mark: &[u8], mut is_marked: impl FnMut(&Vertex) -> bool) {
+        for at in 0..self.vertices.len() {
+            let vertex = &self.vertices[at];
+            let inputs: Vec<String> = vertex
+                .inputs
+                .iter()
+                .map(|edge| self.vertices[edge.vertex].digest.to_string())
+                .collect();
+            let is_moved = vertex
+                .op
+                .inputs
+                .iter()
+                .zip(&inputs)
+                .any(|(input, digest)| input.digest != *digest);
+            let is_marked = is_marked(vertex);
+            if !is_marked && !is_moved {
+                continue;
+            }
+            let vertex = &mut self.vertices[at];
+            for (input, digest) in vertex.op.inputs.iter_mut().zip(inputs) {
+                input.digest = digest;
+            }
+            if is_moved {
+                vertex.raw = encode_op(&vertex.op);
+            }
+            let mut identity = vertex.raw.to_vec();
+            if is_marked {
+                identity.extend_from_slice(mark);
+            }
+            let digest = Digest::sha256(&identity);
+            let old = std::mem::replace(&mut vertex.digest, digest).to_string();
+            if let Some(locations) = self.source.locations.remove(&old) {
+                self.source.locations.insert(digest.to_string(), locations);
+            }
+        }
+    }
+
     /// Replaces operations, as policies do, and renews the digests of what was replaced and of all that depends on it.
     ///
     /// `replace` is asked once for every vertex; `None` keeps the operation. The inputs of a replacement are ignored:

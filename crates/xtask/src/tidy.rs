@@ -16,6 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("dockerfile", &["llb", "oci"]),
     ("content", &["oci"]),
     ("registry", &["oci"]),
+    ("proxy", &["oci"]),
     ("snapshot", &["layer", "oci"]),
     ("cache", &["content", "snapshot", "layer", "oci"]),
     ("executor", &["snapshot", "oci"]),
@@ -50,6 +51,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "layer",
             "llb",
             "oci",
+            "proxy",
             "registry",
             "remotecache",
             "snapshot",
@@ -72,6 +74,7 @@ const AIDS: &[&str] = &["testkit", "xtask"];
 /// Crates that may depend on tokio.
 const ASYNC: &[&str] = &[
     "registry",
+    "proxy",
     "executor",
     "build",
     "source",

@@ -157,7 +157,7 @@ pub struct OciTable {
     pub min_free_space: DiskSize,
     /// Rules instead of the usual ones.
     pub gcpolicy: Vec<GcRule>,
-    /// `auto`, `host`, `cni`, `bridge` or `none`.
+    /// `auto`, `host`, `cni` or `bridge`.
     #[serde(rename = "networkMode")]
     pub network_mode: String,
     /// File of the CNI network.

@@ -29,10 +29,9 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
 /// Whether a setting is to be refused, its key, and why.
 type Check = (bool, &'static str, String);
 
-fn worker_checks(file: &ConfigFile) -> [Check; 11] {
+fn worker_checks(file: &ConfigFile) -> [Check; 10] {
     let oci = &file.worker.oci;
     let snapshotters = ["", "auto", "overlayfs", "overlay", "native"];
-    let networks = ["", "auto", "host"];
     let containerd_enabled = file.worker.containerd.enabled == Some(true);
     [
         (
@@ -51,14 +50,6 @@ fn worker_checks(file: &ConfigFile) -> [Check; 11] {
             format!(
                 "unknown snapshotter name: {:?}; known are overlayfs, native and auto",
                 oci.snapshotter
-            ),
-        ),
-        (
-            !networks.contains(&oci.network_mode.as_str()),
-            "worker.oci.networkMode",
-            format!(
-                "network mode {:?} is not available; steps use the host's network or none",
-                oci.network_mode
             ),
         ),
         (
@@ -99,7 +90,7 @@ fn worker_checks(file: &ConfigFile) -> [Check; 11] {
     ]
 }
 
-fn daemon_checks(file: &ConfigFile) -> [Check; 4] {
+fn daemon_checks(file: &ConfigFile) -> [Check; 3] {
     let gha = file.cache.gha.as_ref();
     let gha_signatures = gha.is_some_and(|gha| !gha.sign.is_empty() || !gha.verify.is_empty());
     [
@@ -117,11 +108,6 @@ fn daemon_checks(file: &ConfigFile) -> [Check; 4] {
             gha_signatures,
             "cache.gha",
             "caches are neither signed nor verified".to_owned(),
-        ),
-        (
-            file.proxy_network,
-            "proxyNetwork",
-            "steps' networks cannot be put behind an enforcing proxy".to_owned(),
         ),
     ]
 }

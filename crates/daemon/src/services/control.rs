@@ -56,6 +56,8 @@ pub struct ControlService {
     pub worker: worker::WorkerRecord,
     /// Where devices are described that steps may use.
     pub devices: DeviceRegistry,
+    /// Whether the steps of every build reach the network by nothing but a proxy.
+    pub proxy_network: bool,
     /// Collects garbage after builds.
     pub collector: Collector,
 }
@@ -174,11 +176,6 @@ fn modernize(request: &mut pb::SolveRequest) {
 }
 
 fn refuse_unsupported(request: &pb::SolveRequest) -> Result<(), Status> {
-    if request.proxy_network {
-        return Err(Status::unimplemented(
-            "proxy network enforcement is not supported",
-        ));
-    }
     match request.compatibility_version {
         0 | COMPATIBILITY_VERSION => {}
         version if version > COMPATIBILITY_VERSION => {
@@ -226,6 +223,7 @@ fn solve_request(request: pb::SolveRequest) -> SolveRequest {
         entitlements: request.entitlements,
         source_policy: request.source_policy,
         policy_session: session(request.source_policy_session),
+        proxy_network: request.proxy_network,
         is_internal: request.internal,
         wants_session_exporters: request.enable_session_exporter,
     }
@@ -333,7 +331,8 @@ impl Control for ControlService {
         let running = (!request.internal).then(|| self.history.start(history_record(&request), trace));
         let keeping = (!request.internal).then(|| self.explanations.keeping(&self.engine, &request.r#ref));
         let _collected = self.collector.during_build();
-        let request = solve_request(request);
+        let mut request = solve_request(request);
+        request.proxy_network |= self.proxy_network;
         let (engine, history) = (self.engine.clone(), self.history.clone());
         let work = async {
             let watch = async {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llb::pb;
 use oci::{Platform, Reference};
+use serde::Serialize;
 
 use crate::bridge::ResolvedImage;
 use crate::driver::StepProvenance;
@@ -15,6 +16,18 @@ pub(super) struct Image {
     pub platform: Option<Platform>,
     pub digest: Option<String>,
     pub is_local: bool,
+}
+
+/// A request of a step that no material stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct Unpinned {
+    /// The step's vertex.
+    pub op: String,
+    /// The step's program and arguments.
+    pub name: String,
+    pub method: String,
+    pub uri: String,
+    pub reason: &'static str,
 }
 
 /// Everything that a result depends on, as far as it is known.
@@ -36,6 +49,10 @@ pub(super) struct Capture {
     /// Ids of agents, and whether they may be absent.
     pub agents: BTreeMap<String, bool>,
     pub network_access: bool,
+    /// Whether steps reached the network by nothing but a proxy.
+    pub proxy_network: bool,
+    /// What the proxy saw and could not pin.
+    pub unpinned: BTreeSet<Unpinned>,
     pub is_incomplete: bool,
 }
 
@@ -48,12 +65,33 @@ impl Capture {
                 Some(pb::op::Op::Exec(exec)) => {
                     self.network_access |= exec.network != i32::from(pb::NetMode::None);
                     self.add_rights(step, exec);
+                    self.add_fetched(step, exec);
                 }
                 // What an op builds in its turn is not looked into.
                 Some(pb::op::Op::Build(_)) => self.is_incomplete = true,
                 _ => {}
             }
         }
+    }
+
+    fn add_fetched(&mut self, step: &StepProvenance, exec: &pb::ExecOp) {
+        self.proxy_network |= step.vertex.is_proxied;
+        let Some(fetched) = step.op.as_ref().and_then(|op| op.fetched.as_ref()) else {
+            return;
+        };
+        for (url, digest) in &fetched.materials {
+            self.http.insert(url.clone(), Some(digest.to_string()));
+        }
+        let args = exec.meta.as_ref().map(|meta| meta.args.join(" "));
+        let op = step.vertex.digest.map(|digest| digest.to_string());
+        self.unpinned
+            .extend(fetched.unpinned.iter().map(|request| Unpinned {
+                op: op.clone().unwrap_or_default(),
+                name: args.clone().unwrap_or_default(),
+                method: request.method.clone(),
+                uri: request.url.clone(),
+                reason: request.reason,
+            }));
     }
 
     fn add_rights(&mut self, step: &StepProvenance, exec: &pb::ExecOp) {

@@ -2,13 +2,13 @@
 //!
 //! The order of fields is that of BuildKit's own documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci::{Descriptor, Platform, Reference};
 use serde::Serialize;
 
 use super::build_config::{BuildConfig, SourceText};
-use super::capture::Capture;
+use super::capture::{Capture, Unpinned};
 use super::request::{ConfigSource, Named, Offered, Parameters, Request};
 use crate::bridge::Asked;
 
@@ -42,6 +42,34 @@ pub(super) struct BuildKitMetadata {
     pub source: Option<SourceText>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, Vec<Vec<Descriptor>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetadata>,
+}
+
+/// How steps reached the network.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct NetworkMetadata {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<ProxyMetadata>,
+}
+
+/// What a proxy could not pin.
+#[derive(Clone, Debug, Serialize)]
+struct ProxyMetadata {
+    incomplete: BTreeSet<Unpinned>,
+}
+
+impl NetworkMetadata {
+    fn new(capture: &Capture) -> Option<Self> {
+        let unpinned = Some(&capture.unpinned).filter(|unpinned| !unpinned.is_empty());
+        capture.proxy_network.then(|| Self {
+            mode: "proxy",
+            proxy: unpinned.map(|unpinned| ProxyMetadata {
+                incomplete: unpinned.clone(),
+            }),
+        })
+    }
 }
 
 /// How much of what a build depends on is written down.
@@ -199,7 +227,10 @@ impl Predicate {
         } = asked
             .map(|asked| Request::new(asked, capture))
             .unwrap_or_default();
-        let mut metadata = BuildKitMetadata::default();
+        let mut metadata = BuildKitMetadata {
+            network: NetworkMetadata::new(capture),
+            ..BuildKitMetadata::default()
+        };
         parameters.args.retain(|key, value| {
             let Some(name) = key.strip_prefix("vcs:") else {
                 return true;
@@ -217,7 +248,7 @@ impl Predicate {
                 })
                 .collect()
         };
-        let incomplete = capture.is_incomplete || !capture.locals.is_empty();
+        let incomplete = capture.is_incomplete || !capture.locals.is_empty() || !capture.unpinned.is_empty();
         let dockerfile_version = match parameters.frontend.as_str() {
             "dockerfile.v0" => crate::DOCKERFILE_VERSION,
             _ => "",

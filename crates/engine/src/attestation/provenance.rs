@@ -172,6 +172,34 @@ fn maker<'a>(trail: &'a Trail, id: &BuildRefId) -> Option<&'a Trail> {
     nested.or_else(|| Some(trail).filter(|trail| trail.built.contains(id)))
 }
 
+/// Says which materials are missing, as BuildKit does.
+fn incomplete(capture: &Capture) -> String {
+    let mut text = "provenance materials are incomplete\n\nThe build requested complete provenance materials, but not all \
+                    dependencies could be captured."
+        .to_owned();
+    if !capture.locals.is_empty() {
+        text.push_str("\n\nUncaptured local sources:");
+    }
+    for name in &capture.locals {
+        let name = if name.is_empty() { "<unnamed>" } else { name };
+        text.push_str(&format!("\n  - {name}\n    reason: local_source"));
+    }
+    if !capture.unpinned.is_empty() {
+        text.push_str("\n\nUncaptured requests:");
+    }
+    for request in &capture.unpinned {
+        let name = [&request.name, &request.op, &request.uri]
+            .into_iter()
+            .find(|name| !name.is_empty());
+        let name = name.map_or("", String::as_str);
+        let (method, uri, reason) = (&request.method, &request.uri, request.reason);
+        text.push_str(&format!(
+            "\n  - {name}\n    method: {method}\n    url: {uri}\n    reason: {reason}"
+        ));
+    }
+    text
+}
+
 /// Who asked for a statement, and how.
 struct Stating<'a> {
     bridge: &'a Bridge,
@@ -197,7 +225,7 @@ impl Stating<'_> {
         let mut predicate = Predicate::new(capture, asked);
         predicate.environment.clone_from(&self.processor.environment);
         if self.flag("complete-materials")? && !predicate.has_all_materials() {
-            return Err(BuildError::user("provenance materials are incomplete"));
+            return Err(BuildError::user(incomplete(capture)));
         }
         predicate.reproducible = self.flag("reproducible")?;
         self.attr("builder-id")

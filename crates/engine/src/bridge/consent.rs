@@ -64,7 +64,7 @@ impl Patience {
 
 impl Bridge {
     /// The clients that want to decide on sources, once each.
-    fn policy_sessions(&self) -> BTreeSet<SessionId> {
+    pub(super) fn policy_sessions(&self) -> BTreeSet<SessionId> {
         let jobs = self.jobs();
         let sessions = jobs
             .iter()

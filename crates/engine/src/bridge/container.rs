@@ -18,13 +18,14 @@ use llb::pb;
 use oci::Digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::SetOnce;
+use tokio::sync::{OnceCell, SetOnce};
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{Bridge, FileRange, FileReader, lock};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
 use crate::op::exec::mounts::{MountContext, Mounts, Prepared};
+use crate::op::exec::proxied::Serving;
 use crate::op::exec::{self, ExecParts};
 use crate::progress::VertexProgress;
 use crate::session::FileStat;
@@ -111,6 +112,10 @@ struct Inner {
     mount_count: usize,
     /// Gone after the release.
     prepared: Mutex<Option<Prepared>>,
+    /// Whether it reaches the network by nothing but a proxy.
+    is_proxied: bool,
+    /// That proxy, once it is needed.
+    proxy: OnceCell<Serving>,
     /// Whether a process took the turn to be the first.
     claimed: AtomicBool,
     /// The first process' container, or why there is none.
@@ -128,6 +133,7 @@ impl Bridge {
     /// For mounts that make no sense or cannot be had.
     pub async fn new_container(&self, request: ContainerRequest) -> Result<BuildContainer, BuildError> {
         let parts = self.engine().services.ops.exec_parts()?;
+        let network = exec::network(request.network)?;
         let (exec, inputs) = exec_of(&request)?;
         let released = CancellationToken::new();
         let cancel_on_drop = released.clone().drop_guard();
@@ -158,7 +164,7 @@ impl Bridge {
             id: request.id,
             bridge: self.clone(),
             parts,
-            network: exec::network(request.network)?,
+            network,
             hostname: request.hostname,
             extra_hosts: exec::extra_hosts(&request.extra_hosts)?,
             default_path: if is_windows {
@@ -168,6 +174,8 @@ impl Bridge {
             },
             mount_count: exec.mounts.len(),
             prepared: Mutex::new(Some(prepared)),
+            is_proxied: self.is_proxied() && network != Network::None,
+            proxy: OnceCell::new(),
             claimed: AtomicBool::new(false),
             first: SetOnce::new(),
             released,
@@ -252,6 +260,9 @@ impl BuildContainer {
         let further = match turn {
             Some(turn) => {
                 let mut run = inner.run_request(process)?;
+                if let Some(proxy) = inner.proxy().await? {
+                    proxy.apply(&mut run);
+                }
                 run.security = security;
                 run.remove_stubs_recursive = request.remove_stubs_recursive;
                 turn.settle(inner.parts.executor.start(run, stdio).await.map_err(start_error));
@@ -259,6 +270,10 @@ impl BuildContainer {
             }
             None => {
                 let first = inner.first.wait().await.as_ref().map_err(Clone::clone)?;
+                let mut process = process;
+                if let Some(proxy) = inner.proxy().await? {
+                    process.env.extend(proxy.env.iter().cloned());
+                }
                 Some(first.exec(process, stdio).await.map_err(start_error)?)
             }
         };
@@ -398,6 +413,18 @@ impl Inner {
         if let Some(container) = self.container() {
             container.kill();
         }
+    }
+
+    /// The container's proxy, started when its first process is.
+    async fn proxy(&self) -> Result<Option<&Serving>, BuildError> {
+        if !self.is_proxied {
+            return Ok(None);
+        }
+        let start = || async {
+            let policy = self.bridge.requests_policy()?;
+            Serving::start(&self.parts, policy, self.network).await
+        };
+        self.proxy.get_or_try_init(start).await.map(Some)
     }
 
     async fn environment(&self, request: &ProcessRequest) -> Result<Vec<String>, BuildError> {

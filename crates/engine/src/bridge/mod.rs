@@ -13,6 +13,7 @@ mod files;
 mod forward;
 mod policy;
 mod prepare;
+mod proxied;
 pub mod result;
 mod vertex;
 

@@ -25,6 +25,14 @@ pub(super) struct Prepared {
 /// The op's name in a definition's metadata.
 const CUSTOM_NAME: &str = "llb.customname";
 
+/// Tells steps behind a proxy from the same steps without: they may see something else, so they are not shared.
+const PROXY_MARK: &[u8] = b"\0buildkit.proxy-network.v0";
+
+/// Whether a vertex is a step that may use the network.
+fn has_network(vertex: &llb::Vertex) -> bool {
+    matches!(&vertex.op.op, Some(pb::op::Op::Exec(exec)) if exec.network != i32::from(pb::NetMode::None))
+}
+
 /// What steps get for the devices that they ask for.
 type Devices = BTreeMap<Digest, Vec<pb::CdiDevice>>;
 
@@ -39,7 +47,8 @@ impl Bridge {
         let failed = |error: BuildError| error.context("failed to load LLB");
         let checked = self.load(definition).await.map_err(failed)?;
         let decided = Box::pin(self.decide_on_graph(&policies, &checked)).await;
-        let checked = self.check(checked, decided.map_err(failed)?).await;
+        let is_proxied = self.is_proxied();
+        let checked = self.check(checked, decided.map_err(failed)?, is_proxied).await;
         let (checked, devices) = checked.map_err(failed)?;
         let checked = Arc::new(checked);
         let mut stores = Vec::with_capacity(cache_imports.len());
@@ -65,7 +74,11 @@ impl Bridge {
         let specs = checked
             .vertices()
             .iter()
-            .map(|vertex| Arc::new(spec(&checked, vertex, devices.get(&vertex.digest))))
+            .map(|vertex| {
+                let mut spec = spec(&checked, vertex, devices.get(&vertex.digest));
+                spec.is_proxied = is_proxied && has_network(vertex);
+                Arc::new(spec)
+            })
             .collect();
         let target = (checked.root().vertex, checked.root().output);
         Ok(Prepared {
@@ -89,6 +102,7 @@ impl Bridge {
         &self,
         mut graph: llb::Graph,
         mut changed: BTreeMap<Digest, pb::Op>,
+        is_proxied: bool,
     ) -> Result<(llb::Graph, Devices), BuildError> {
         let jobs = self.jobs();
         let registry = self.engine().services.ops.devices();
@@ -97,6 +111,9 @@ impl Bridge {
                 graph
                     .rewrite(|vertex| Ok::<_, llb::OpError>(changed.remove(&vertex.digest)))
                     .map_err(|error| BuildError::from_source(ErrorKind::User, error))?;
+            }
+            if is_proxied {
+                graph.mark(PROXY_MARK, has_network);
             }
             for vertex in graph.vertices() {
                 check_vertex(&jobs, vertex)?;
@@ -133,6 +150,7 @@ fn spec(graph: &llb::Graph, vertex: &llb::Vertex, devices: Option<&Vec<pb::CdiDe
             .iter()
             .map(|edge| shown_name(graph.vertex(*edge)).to_owned())
             .collect(),
+        is_proxied: false,
     }
 }
 

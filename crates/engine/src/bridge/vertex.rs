@@ -1,12 +1,14 @@
 //! What the op of a vertex may do with the bridge of its vertex.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use llb::pb;
 
 use super::{Bridge, BridgeRequest, FileRange, FileReader};
 use crate::error::BuildError;
-use crate::op::{ResultRef, VertexBridge};
+use crate::op::{ResultRef, UrlPolicy, VertexBridge};
 
 #[async_trait]
 impl VertexBridge for Bridge {
@@ -25,5 +27,9 @@ impl VertexBridge for Bridge {
             Some(reference) => reference.result().await,
             None => Ok(ResultRef::SCRATCH),
         }
+    }
+
+    fn url_policy(&self) -> Result<Option<Arc<dyn UrlPolicy>>, BuildError> {
+        self.requests_policy()
     }
 }

@@ -4,11 +4,12 @@ mod cache_dir;
 pub(crate) mod devices;
 mod key;
 pub(crate) mod mounts;
+pub(crate) mod proxied;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -25,13 +26,15 @@ use tokio::net::unix::pipe;
 
 use crate::checksum;
 use crate::error::{BuildError, ErrorKind, FailedOp};
-use crate::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
+use crate::op::{CacheMap, Fetched, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
 use crate::progress::{LogStream, VertexProgress};
 use crate::session::{SessionError, SessionGroup};
 use crate::unlazy::{FetchContext, Unlazy, unpack_all};
 
 pub use cache_dir::CacheDirs;
 use mounts::{MountContext, Mounts, Prepared};
+pub use proxied::Proxies;
+use proxied::Serving;
 
 /// `PATH` of a process whose image names none.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,6 +54,8 @@ pub struct ExecParts {
     pub devices: DeviceRegistry,
     /// The cache mounts in use.
     pub cache_dirs: CacheDirs,
+    /// Makes proxies that steps trust.
+    pub proxies: Proxies,
     /// A directory of this op's own for sockets and mounts; must exist.
     pub socket_dir: PathBuf,
 }
@@ -62,6 +67,9 @@ pub struct ExecOp {
     parts: ExecParts,
     key: key::Key,
     resources: Resources,
+    is_proxied: bool,
+    /// What it was seen to fetch when it ran.
+    fetched: Mutex<Option<Fetched>>,
 }
 
 impl ExecOp {
@@ -79,6 +87,8 @@ impl ExecOp {
             parts,
             key,
             resources,
+            is_proxied: vertex.is_proxied,
+            fetched: Mutex::default(),
         })
     }
 
@@ -174,7 +184,10 @@ impl Op for ExecOp {
             .await?;
         let mut request = self.request(exec, env, &prepared)?;
         request.devices = devices;
-        let ran = run(&self.parts.executor, ctx, request).await;
+        let ran = match self.is_proxied {
+            true => Box::pin(self.run_proxied(ctx, request)).await?,
+            false => run(&self.parts.executor, ctx, request).await,
+        };
         if let Err(error @ RunError::Start { .. }) = &ran {
             ctx.progress().log(LogStream::Stderr, format!("{error}\n"));
         }
@@ -211,6 +224,11 @@ impl Op for ExecOp {
         Some(OpProvenance {
             secrets,
             agents: agents.map(|agent| (agent.id.clone(), agent.optional)).collect(),
+            fetched: self
+                .fetched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             incomplete: exec.network != i32::from(pb::NetMode::None),
             ..OpProvenance::default()
         })
@@ -218,6 +236,25 @@ impl Op for ExecOp {
 }
 
 impl ExecOp {
+    /// Runs the container behind a proxy, and shows and keeps what it fetched.
+    async fn run_proxied(
+        &self,
+        ctx: &OpContext,
+        mut request: RunRequest,
+    ) -> Result<Result<ExitStatus, RunError>, BuildError> {
+        let serving = Serving::start(&self.parts, ctx.bridge().url_policy()?, request.network).await?;
+        serving.apply(&mut request);
+        let ran = run(&self.parts.executor, ctx, request).await;
+        let record = serving.finish().await;
+        let summary = proxied::summary(&record);
+        if !summary.is_empty() {
+            ctx.progress().log(LogStream::Stderr, summary);
+        }
+        let fetched = Some(proxied::fetched(&record));
+        *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = fetched;
+        Ok(ran)
+    }
+
     fn request(
         &self,
         exec: &pb::ExecOp,
@@ -424,7 +461,7 @@ pub(crate) fn container_error(error: RunError) -> BuildError {
         RunError::Invalid { .. } => BuildError::from_source(ErrorKind::User, error),
         RunError::Unprivileged { .. } => BuildError::from_source(ErrorKind::Denied, error),
         RunError::SupervisorLost { .. } => BuildError::from_source(ErrorKind::Unavailable, error),
-        RunError::NotRunning { .. } | RunError::Io { .. } => {
+        RunError::NotRunning { .. } | RunError::Io { .. } | RunError::Network(_) => {
             BuildError::from_source(ErrorKind::Internal, error)
         }
     }

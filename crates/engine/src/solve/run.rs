@@ -60,6 +60,8 @@ pub struct SolveRequest {
     pub source_policy: Option<Policy>,
     /// The session that is asked for policy decisions.
     pub policy_session: Option<SessionId>,
+    /// Whether steps reach the network by nothing but a proxy that policies decide for.
+    pub proxy_network: bool,
     /// Not shown in the build history.
     pub is_internal: bool,
     /// The client chooses further exporters once it knows the result.
@@ -181,6 +183,7 @@ impl Engine {
             entitlements: granted(&request.entitlements, &services.allowed_entitlements)?,
             source_policies: request.source_policy.iter().cloned().collect(),
             policy_session: request.policy_session.clone(),
+            proxy_network: request.proxy_network,
             is_internal: request.is_internal,
             explain: request
                 .frontend_opts

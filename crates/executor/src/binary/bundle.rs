@@ -15,6 +15,7 @@ use crate::error::RunError;
 use crate::spec::{ContainerSpec, MountKind, MountSpec, TreeSpec};
 use crate::supervisor::cgroup::{Cgroup, Layout};
 use crate::tree::{self, Stub, make_place};
+use crate::trust::{self, Trusted};
 use crate::user::{self, Identity};
 
 /// A container's directory and mounts; gone when dropped.
@@ -25,6 +26,7 @@ pub(super) struct Bundle {
     pub(super) identity: Identity,
     root: OwnedFd,
     stubs: Vec<Stub>,
+    trusted: Option<Trusted>,
     /// In the order in which they were made.
     mounts: Vec<HostMount>,
     /// Where overlays are mounted: two on one upper directory would break it.
@@ -46,6 +48,11 @@ impl Drop for HostMount {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
+        if let Some(trusted) = &self.trusted
+            && let Err(error) = trust::remove(self.root.as_fd(), trusted)
+        {
+            tracing::warn!(%error, "cannot take a certificate out of a step's bundle");
+        }
         tree::remove_stubs(self.root.as_fd(), &self.stubs);
         while let Some(mount) = self.mounts.pop() {
             drop(mount);
@@ -71,7 +78,12 @@ fn start(what: impl std::fmt::Display) -> impl Fn(io::Error) -> RunError {
 
 impl Bundle {
     /// Prepares everything. Blocking.
-    pub(super) fn new(bundles: &Path, spec: &ContainerSpec, attachment: &[u8]) -> Result<Self, RunError> {
+    pub(super) fn new(
+        bundles: &Path,
+        spec: &ContainerSpec,
+        attachment: &[u8],
+        network: Option<&str>,
+    ) -> Result<Self, RunError> {
         let path = bundles.join(&spec.id);
         fs::DirBuilder::new()
             .mode(0o711)
@@ -103,6 +115,7 @@ impl Bundle {
             },
             root,
             stubs: Vec::new(),
+            trusted: None,
             mounts: vec![memory, guard],
             trees: BTreeMap::new(),
             directories: 0,
@@ -113,6 +126,10 @@ impl Bundle {
             &spec.process.extra_groups,
         )
         .map_err(|message| RunError::Start { message })?;
+        if let Some(certificate) = &spec.trusted_authority {
+            bundle.trusted = trust::add(bundle.root.as_fd(), certificate)
+                .map_err(start("add a certificate to the image's bundle"))?;
+        }
         let (uid, gid) = (bundle.identity.uid, bundle.identity.gid);
         let cwd = &spec.process.cwd;
         tree::make_working_directory(bundle.root.as_fd(), cwd, uid, gid)
@@ -125,7 +142,7 @@ impl Bundle {
             }
             mounts.push(prepared);
         }
-        let config = config::config(spec, &bundle.identity, &rootfs, &mounts, unified);
+        let config = config::config(spec, &bundle.identity, &rootfs, &mounts, network, unified);
         let file = bundle.path.join("config.json");
         fs::write(&file, config.to_string()).map_err(io_error("write config.json"))?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600))

@@ -63,12 +63,13 @@ pub(super) fn bound(mount: &MountSpec, source: &std::path::Path) -> OciMount {
     }
 }
 
-/// Makes `config.json`.
+/// Makes `config.json`. `network` is the path of a network namespace that is given.
 pub(super) fn config(
     spec: &ContainerSpec,
     identity: &Identity,
     rootfs: &std::path::Path,
     mounts: &[OciMount],
+    network: Option<&str>,
     unified: bool,
 ) -> Value {
     let mounts: Vec<Value> = mounts
@@ -89,7 +90,8 @@ pub(super) fn config(
     if unified {
         namespaces.push("cgroup");
     }
-    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
+    let mut namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
+    namespaces.extend(network.map(|path| json!({"type": "network", "path": path})));
     let mut linux = json!({
         "namespaces": namespaces,
         "cgroupsPath": format!("{}/buildkit/{}", spec.cgroup_parent.trim_end_matches('/'), spec.id),

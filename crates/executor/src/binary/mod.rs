@@ -9,7 +9,7 @@ mod config;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio as ChildStdio;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use self::bundle::Bundle;
 use crate::container::Pty;
 use crate::error::{ExecutorError, RunError};
+use crate::network::Hold;
 use crate::request::{ExitStatus, Stdio};
 use crate::runtime::{Phase, Running, Runtime};
 use crate::spec::{ContainerSpec, ProcessSpec};
@@ -78,6 +79,7 @@ impl Binary {
             path: bundles.to_owned(),
             source,
         };
+        delete_leftovers(&program, bundles).map_err(failed)?;
         snapshot::unmount_below(bundles).map_err(|error| failed(error.source))?;
         for entry in std::fs::read_dir(bundles).map_err(failed)? {
             let bundle = entry.map_err(failed)?.path();
@@ -95,6 +97,24 @@ impl Binary {
             tasks: TaskTracker::new(),
         })
     }
+}
+
+/// Ends containers that outlived a killed daemon: they would keep their mounts and networks.
+fn delete_leftovers(program: &Path, bundles: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(bundles)? {
+        let id = entry?.file_name();
+        tracing::info!(id = %id.display(), "deleting a container that an earlier daemon left");
+        // One that is not known to the program is gone.
+        let deleted = std::process::Command::new(program)
+            .args(["delete", "--force"])
+            .arg(id)
+            .stdin(ChildStdio::null())
+            .stdout(ChildStdio::null())
+            .stderr(ChildStdio::null())
+            .status();
+        deleted?;
+    }
+    Ok(())
 }
 
 fn find(program: &Path) -> Option<PathBuf> {
@@ -131,15 +151,24 @@ impl Runtime for Binary {
         spec: ContainerSpec,
         attachment: Vec<u8>,
         stdio: Stdio,
+        network: Option<Hold>,
     ) -> Result<Arc<Running>, RunError> {
         let (id, tty) = (spec.id.clone(), spec.process.tty);
         let shared = Arc::clone(&self.shared);
-        let bundle = tokio::task::spawn_blocking(move || Bundle::new(&shared.bundles, &spec, &attachment));
+        // The program opens it while we hold it.
+        let path = network.as_ref().and_then(Hold::namespace).map(|namespace| {
+            let (process, number) = (std::process::id(), namespace.as_raw_fd());
+            format!("/proc/{process}/fd/{number}")
+        });
+        let bundle = tokio::task::spawn_blocking(move || {
+            Bundle::new(&shared.bundles, &spec, &attachment, path.as_deref())
+        });
         let bundle = bundle.await.map_err(|error| RunError::Start {
             message: error.to_string(),
         })??;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let running = Arc::new(Running::new(number));
+        running.hold(network);
         let files = bundle.path.clone();
         let mut arguments = vec![OsString::from("run")];
         arguments.extend(self.shared.keeps.then(|| "--keep".into()));

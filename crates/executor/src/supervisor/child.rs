@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::process::Signal;
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::cgroup::Cgroup;
 use super::credentials;
@@ -20,6 +20,7 @@ use super::terminal::Terminal;
 use super::wire::{self, Blueprint, Failure, Prepared, Report};
 use crate::spec::{ContainerSpec, NetworkSpec, ProcessSpec};
 use crate::sys::{self, NewProcess};
+use crate::trust::{self, Trusted};
 use crate::user::{self, Identity};
 
 /// Why a container could not be set up, in words.
@@ -80,7 +81,8 @@ pub(super) struct Home<'a> {
     pub(super) cgroup: &'a Cgroup,
     /// Refers to the container's first process.
     pub(super) first: BorrowedFd<'a>,
-    pub(super) isolated_network: bool,
+    /// Whether it has a network namespace of its own.
+    pub(super) own_network: bool,
 }
 
 /// Runs as a container's first process.
@@ -122,7 +124,7 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
     if has_rules {
         cradle.cgroup.restrict_devices().or_fail("restrict devices")?;
     }
-    let (blueprint, attachment, stdio) = receive_blueprint(cradle.socket)?;
+    let (blueprint, attachment, mut stdio) = receive_blueprint(cradle.socket)?;
     let Blueprint::Container(spec) = blueprint else {
         return Err(SetupError::new("expected a container"));
     };
@@ -131,11 +133,15 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
         allowed.or_fail("allow devices")?;
     }
     cradle.cgroup.limit(&spec.resources).or_fail("limit resources")?;
+    if spec.network == NetworkSpec::Given {
+        enter_network(stdio.pop())?;
+    }
     isolate(&spec, cradle.cgroup)?;
 
     let mut builder = Builder::new(&spec, &attachment, Some(cradle.cgroup))?;
     let identity = look_up(builder.root(), &spec.process)?;
     builder.make_working_directory(&spec.process.cwd, identity.uid, identity.gid)?;
+    let trusted = trust_authority(builder.root(), &spec)?;
     builder.mount_all()?;
     let terminal = open_terminal(builder.root(), &spec.process, &identity)?;
     if let Some(terminal) = &terminal {
@@ -146,11 +152,26 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
         stubs: built.stubs,
         has_root: true,
         has_pty: terminal.is_some(),
+        trusted,
     };
     report(cradle.socket, &prepared, Some(&built.root), terminal.as_ref())?;
     drop(built.root);
     connect_stdio(stdio, terminal, &identity)?;
     credentials::become_program(&spec.process, &identity)
+}
+
+/// Enters the network namespace that came with the description.
+fn enter_network(namespace: Option<OwnedFd>) -> Result<(), SetupError> {
+    let namespace = namespace.ok_or_else(|| SetupError::new("the network namespace is missing"))?;
+    let kind = Some(LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).or_fail("enter the network namespace")
+}
+
+fn trust_authority(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<Option<Trusted>, SetupError> {
+    let Some(certificate) = &spec.trusted_authority else {
+        return Ok(None);
+    };
+    trust::add(root, certificate).or_fail("add a certificate to the image's bundle")
 }
 
 /// Leaves what is shared with the host.
@@ -183,7 +204,7 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
     let mut namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
-    if home.isolated_network {
+    if home.own_network {
         namespaces |= ThreadNameSpaceType::NETWORK;
     }
     if home.cgroup.is_unified() {
@@ -202,6 +223,7 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
         stubs: Vec::new(),
         has_root: false,
         has_pty: terminal.is_some(),
+        trusted: None,
     };
     report(home.socket, &prepared, None, terminal.as_ref())?;
     connect_stdio(stdio, terminal, &identity)?;

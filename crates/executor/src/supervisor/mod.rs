@@ -30,7 +30,7 @@ use self::cgroup::{Cgroup, Layout};
 use self::child::{Cradle, Home};
 use self::wire::{Answer, ContainerTraits, Failure, Frame, Report, Request};
 use crate::request::ContainerId;
-use crate::spec::DeviceNode;
+use crate::spec::{DeviceNode, NetworkSpec};
 use crate::sys::{self, Cloned, SingleThread};
 
 pub(crate) use child::plain;
@@ -59,7 +59,7 @@ struct Job {
 
 #[derive(Debug)]
 enum Role {
-    Container { cgroup: Cgroup, isolated_network: bool },
+    Container { cgroup: Cgroup, network: NetworkSpec },
     Process,
 }
 
@@ -206,10 +206,11 @@ impl Supervisor {
         if self.jobs.contains_key(&seq) || seq >= FIRST_BLANK {
             return Err(format!("number {seq} is taken"));
         }
-        let is_plain = !traits.isolated_network && !traits.special_cgroup;
+        // A namespace that is given is entered when it arrives.
+        let is_plain = traits.network != NetworkSpec::Loopback && !traits.special_cgroup;
         let mut job = match self.blank.take_if(|_| is_plain) {
             Some(blank) => self
-                .take_blank(blank)
+                .take_blank(blank, traits.network)
                 .map_err(|error| format!("take a container: {error}"))?,
             None => {
                 let cgroup = Cgroup::new(
@@ -218,7 +219,7 @@ impl Supervisor {
                     &traits.id,
                     traits.special_cgroup,
                 );
-                self.spawn(&cgroup, traits.isolated_network, rules(traits))?
+                self.spawn(&cgroup, traits.network, rules(traits))?
             }
         };
         let sent = job.setup.as_ref().map(|setup| {
@@ -242,7 +243,7 @@ impl Supervisor {
     }
 
     /// Makes a container's first process, which waits for its description.
-    fn spawn(&self, cgroup: &Cgroup, isolated_network: bool, rules: Rules<'_>) -> Result<Job, String> {
+    fn spawn(&self, cgroup: &Cgroup, network: NetworkSpec, rules: Rules<'_>) -> Result<Job, String> {
         if !self.layout.is_usable() {
             return Err(format!(
                 "no control groups are mounted at {}",
@@ -263,7 +264,7 @@ impl Supervisor {
             None
         };
         let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        if isolated_network {
+        if network == NetworkSpec::Loopback {
             flags |= libc::CLONE_NEWNET;
         }
         let flags = u64::from(flags.unsigned_abs());
@@ -281,7 +282,7 @@ impl Supervisor {
                 setup: Some(ours),
                 role: Role::Container {
                     cgroup: cgroup.clone(),
-                    isolated_network,
+                    network,
                 },
                 prepared: None,
                 failure: None,
@@ -310,10 +311,7 @@ impl Supervisor {
         let running = self.jobs.get(&container).filter(|job| job.started);
         let Some(Job {
             process: first,
-            role: Role::Container {
-                cgroup,
-                isolated_network,
-            },
+            role: Role::Container { cgroup, network },
             ..
         }) = running
         else {
@@ -328,7 +326,7 @@ impl Supervisor {
             socket: theirs.as_fd(),
             cgroup,
             first: first.as_fd(),
-            isolated_network: *isolated_network,
+            own_network: *network != NetworkSpec::Host,
         };
         // Only what is made from here on is in the container's process namespace, not we ourselves.
         rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
@@ -377,7 +375,7 @@ impl Supervisor {
         }
         let cgroup = Cgroup::new(&self.layout, "/", ContainerId::random().as_str(), false);
         // Without a blank the next container is made when it is asked for, and the reason told then.
-        if let Ok(job) = self.spawn(&cgroup, false, Rules::Usual(&[])) {
+        if let Ok(job) = self.spawn(&cgroup, NetworkSpec::Host, Rules::Usual(&[])) {
             let number = self.next_blank;
             self.next_blank += 1;
             if self.watch(number, job).is_ok() {
@@ -386,8 +384,8 @@ impl Supervisor {
         }
     }
 
-    fn take_blank(&mut self, number: u64) -> io::Result<Job> {
-        let job = self
+    fn take_blank(&mut self, number: u64, its_network: NetworkSpec) -> io::Result<Job> {
+        let mut job = self
             .jobs
             .remove(&number)
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -395,6 +393,9 @@ impl Supervisor {
             epoll::delete(&self.epoll, setup)?;
         }
         epoll::delete(&self.epoll, &job.process)?;
+        if let Role::Container { network, .. } = &mut job.role {
+            *network = its_network;
+        }
         Ok(job)
     }
 

@@ -14,8 +14,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{ContainerSpec, DeviceNode, ProcessSpec};
+use crate::spec::{ContainerSpec, DeviceNode, NetworkSpec, ProcessSpec};
 use crate::tree::Stub;
+use crate::trust::Trusted;
 
 /// Longest message; what is longer goes into a memory file. The default socket buffer holds three of these.
 const MAX_MESSAGE: usize = 60 << 10;
@@ -27,7 +28,8 @@ const MAX_FDS: usize = 8;
 /// From the daemon to the supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Start a container. Body: [`ContainerSpec`] and attachment. Descriptors: the three of stdio.
+    /// Start a container. Body: [`ContainerSpec`] and attachment. Descriptors: the three of stdio, then the network
+    /// namespace if one is given.
     Start { seq: u64, traits: ContainerTraits },
     /// Start a process in the container `container`. Body: [`ProcessSpec`]. Descriptors: the three of stdio.
     Exec { seq: u64, container: u64 },
@@ -40,7 +42,7 @@ pub(crate) enum Request {
 pub(crate) struct ContainerTraits {
     /// Name of its cgroup.
     pub(crate) id: String,
-    pub(crate) isolated_network: bool,
+    pub(crate) network: NetworkSpec,
     pub(crate) cgroup_parent: String,
     /// Whether it has limits, a parent of its own, or may use all devices: then it joins all cgroup hierarchies.
     pub(crate) special_cgroup: bool,
@@ -80,6 +82,8 @@ pub(crate) struct Prepared {
     pub(crate) stubs: Vec<Stub>,
     pub(crate) has_root: bool,
     pub(crate) has_pty: bool,
+    /// To be taken out of the root again.
+    pub(crate) trusted: Option<Trusted>,
 }
 
 /// Why something could not be started.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use executor::{
-    Executor, ExecutorConfig, ExitStatus, Process, Root, RunError, RunRequest, RuntimeChoice, Stdio,
+    Executor, ExecutorConfig, ExitStatus, NetworkChoice, Process, Root, RunError, RunRequest, RuntimeChoice,
+    Stdio,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ pub fn runtimes() -> Vec<Result<RuntimeChoice, String>> {
 pub struct Lab {
     pub executor: Executor,
     pub embedded: bool,
+    pub runtime: RuntimeChoice,
     directory: tempfile::TempDir,
     count: AtomicUsize,
 }
@@ -66,16 +68,22 @@ pub struct Tree {
 
 impl Lab {
     pub fn new(runtime: &RuntimeChoice) -> Self {
+        Self::with_network(runtime, NetworkChoice::Host)
+    }
+
+    pub fn with_network(runtime: &RuntimeChoice, network: NetworkChoice) -> Self {
         let directory = tempfile::tempdir().unwrap();
         make_rootfs(&directory.path().join("rootfs"));
         let config = ExecutorConfig {
             state_dir: directory.path().join("state"),
             runtime: runtime.clone(),
+            network,
             ..ExecutorConfig::default()
         };
         Self {
             executor: Executor::new(config).unwrap(),
             embedded: *runtime == RuntimeChoice::Embedded,
+            runtime: runtime.clone(),
             directory,
             count: AtomicUsize::new(0),
         }
@@ -207,7 +215,7 @@ fn make_rootfs(root: &Path) {
     std::fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
     let applets = "sh cat ls id mknod mkdir rmdir rm touch stat head tail dd test echo env sleep grep mount umount \
                    hostname kill true false seq readlink wc chroot ip ifconfig find cut pwd ln cp chmod sort tty stty \
-                   unshare ps dmesg sync tr usleep";
+                   unshare ps dmesg sync tr usleep nc ping sed";
     for applet in applets.split_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

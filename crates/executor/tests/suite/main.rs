@@ -9,6 +9,7 @@ mod confinement;
 mod fixture;
 mod lifecycle;
 mod mounts;
+mod network;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         eprintln!("skipped: {reason}");
         return ExitCode::SUCCESS;
     }
+    network::into_a_namespace();
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -60,7 +62,12 @@ fn main() -> ExitCode {
             }
         };
         let lab = Arc::new(tokio.block_on(async { Lab::new(&runtime) }));
-        for tests in [confinement::TESTS, mounts::TESTS, lifecycle::TESTS] {
+        for tests in [
+            confinement::TESTS,
+            mounts::TESTS,
+            lifecycle::TESTS,
+            network::TESTS,
+        ] {
             for (name, test) in tests {
                 let name = format!("{}::{}", lab.name(), name.trim_start_matches("suite::"));
                 if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {

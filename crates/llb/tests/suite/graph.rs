@@ -261,6 +261,46 @@ fn rewriting_renews_what_depends_on_the_change() {
     );
 }
 
+#[test]
+fn marks_change_identities_and_nothing_else() {
+    let state = image("alpine")
+        .run(["one"])
+        .done()
+        .root()
+        .run(["two"])
+        .done()
+        .root();
+    let definition = marshal(&merge([&state, &image("busybox")], &Constraints::new()));
+    let plain = Graph::load(&definition).unwrap();
+    let mut marked = Graph::load(&definition).unwrap();
+    marked.mark(b"\0mark", |vertex| vertex.name.contains("one"));
+    for (before, after) in plain.vertices().iter().zip(marked.vertices()) {
+        let is_source = matches!(before.op.op, Some(pb::op::Op::Source(_)));
+        assert_eq!(before.digest == after.digest, is_source, "{}", before.name);
+        assert_eq!(before.op.op, after.op.op);
+        let expected = if after.name.contains("one") {
+            assert_eq!(before.raw, after.raw);
+            [&after.raw[..], b"\0mark"].concat()
+        } else {
+            after.raw.to_vec()
+        };
+        assert_eq!(after.digest, Digest::sha256(&expected));
+        for (input, edge) in after.op.inputs.iter().zip(&after.inputs) {
+            assert_eq!(input.digest, marked.vertices()[edge.vertex].digest.to_string());
+        }
+    }
+    let mut twice = Graph::load(&definition).unwrap();
+    twice.mark(b"", |_| false);
+    let digests = |graph: &Graph| {
+        graph
+            .vertices()
+            .iter()
+            .map(|vertex| vertex.digest)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(digests(&twice), digests(&plain));
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(def in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..4)) {

@@ -11,6 +11,7 @@ mod explain;
 mod exporters;
 pub mod fixture;
 mod frontends;
+mod networks;
 mod object_caches;
 mod steps;
 mod store;
@@ -57,6 +58,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         explain::SCENARIOS,
         exporters::SCENARIOS,
         frontends::SCENARIOS,
+        networks::SCENARIOS,
         object_caches::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
