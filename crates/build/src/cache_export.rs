@@ -14,6 +14,10 @@ use crate::job::Job;
 use crate::op::ResultRef;
 use crate::session::SessionGroup;
 
+/// Key of a response: what cache exports left out, as a JSON list of objects with the `record` (absent: many) and the
+/// `reason`.
+pub const OMITTED_KEY: &str = "cooper.cache.omitted";
+
 /// Which steps' results a cache exporter takes along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {

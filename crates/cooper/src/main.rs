@@ -5,10 +5,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use cli::cooper::{LocalEndpoint, LocalEngine};
+use cli::cooper::{Later, LocalEndpoint, LocalEngine, Program, Registries, RemoteCache};
+use cli::docker_config::DockerConfig;
 use cli::failure::{Failure, chain};
 use cli::version::Version;
+use daemon::caches::{self, AskAccount};
 use daemon::program::{BUILDKITD, COOPERD, program};
 use daemon::{embedded, worker};
 
@@ -34,6 +37,58 @@ impl LocalEngine for Embedded {
     }
 }
 
+/// Reads registries with the client of the daemon.
+struct Reader;
+
+impl Registries for Reader {
+    fn open<'a>(
+        &'a self,
+        name: &'a str,
+        insecure: bool,
+        accounts: DockerConfig,
+    ) -> Later<'a, Box<dyn RemoteCache>> {
+        let ask: AskAccount = Arc::new(move |host| {
+            let accounts = accounts.clone();
+            Box::pin(async move {
+                match accounts.account(&host).await {
+                    Ok(account) => Ok((account.username, account.secret)),
+                    Err(error) => Err(error.to_string()),
+                }
+            })
+        });
+        Box::pin(async move {
+            let opened = caches::RemoteCache::open(name, insecure, ask).await;
+            let opened = opened.map_err(|error| Failure::new(chain(&error)))?;
+            Ok(Box::new(Opened(opened)) as Box<dyn RemoteCache>)
+        })
+    }
+}
+
+struct Opened(caches::RemoteCache);
+
+/// Waits for what the registry says.
+fn told<'a, T>(asked: impl Future<Output = Result<T, caches::CacheError>> + Send + 'a) -> Later<'a, T> {
+    Box::pin(async move { asked.await.map_err(|error| Failure::new(chain(&error))) })
+}
+
+impl RemoteCache for Opened {
+    fn root(&self) -> String {
+        self.0.root()
+    }
+
+    fn manifest<'a>(&'a self, digest: &'a str) -> Later<'a, Vec<u8>> {
+        told(self.0.manifest(digest))
+    }
+
+    fn blob<'a>(&'a self, digest: &'a str, size_bytes: u64) -> Later<'a, Vec<u8>> {
+        told(self.0.blob(digest, size_bytes))
+    }
+
+    fn size<'a>(&'a self, digest: &'a str) -> Later<'a, Option<u64>> {
+        told(self.0.size(digest))
+    }
+}
+
 fn dump_metadata(root: &Path, out: &mut dyn std::io::Write) -> Result<(), Failure> {
     daemon::debug::dump_metadata(root, out).map_err(|error| Failure::new(chain(&error)))
 }
@@ -45,6 +100,11 @@ fn version() -> Version {
         revision: worker::revision().to_owned(),
     }
 }
+
+const PROGRAM: Program<'static> = Program {
+    engine: &Embedded,
+    registries: &Reader,
+};
 
 fn main() -> ExitCode {
     // Containers are made by a process that must not have threads: this returns in all others.
@@ -59,7 +119,7 @@ fn main() -> ExitCode {
         Some("buildkitd") => program(args, &BUILDKITD),
         Some("cooperd") => program(args, &COOPERD),
         Some("buildctl") => cli::buildctl::run(args, &version(), &dump_metadata),
-        _ => match cli::cooper::run(args, &version(), &Embedded) {
+        _ => match cli::cooper::run(args, &version(), PROGRAM) {
             Ok(code) => code,
             Err(flags) => {
                 let named = std::iter::once(OsString::from(COOPERD.name)).chain(flags);

@@ -10,6 +10,7 @@
 //! Start at [`program::program`] for the daemon, at [`embedded::start`] for an engine within a client.
 #![forbid(unsafe_code)]
 
+pub mod caches;
 pub mod collector;
 pub mod config;
 pub mod debug;

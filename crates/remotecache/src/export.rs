@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
-use build::cache_export::{CacheEntry, CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode};
+use build::cache_export::{
+    CacheEntry, CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode, OMITTED_KEY,
+};
 use build::error::{BuildError, ErrorKind};
 use build::export::ExportContext;
 use build::op::ResultRef;
@@ -31,8 +33,6 @@ use super::records::Imports;
 
 /// The response: the manifest's descriptor.
 const MANIFEST_KEY: &str = "cache.manifest";
-/// The response: what was left out, as a JSON list of [`Omitted`].
-const OMITTED_KEY: &str = "cooper.cache.omitted";
 /// Results whose layers are worked out at once.
 const PARALLEL: usize = 4;
 
@@ -217,6 +217,7 @@ impl Run<'_> {
         let place = self.place().await?;
         let missing = self.send_layers(&place, &chains).await?;
         self.omit_results(&chains, &missing);
+        self.check_complete()?;
         let (config, layers) = write_config(&chains, |layer| !missing.contains_key(&layer.descriptor.digest));
         if config.layers.is_empty() {
             let _step = self
@@ -268,6 +269,26 @@ impl Run<'_> {
         self.ctx.progress.warn(VertexWarning::short(vertex, text));
         let mut omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
         omitted.insert(Omitted { record, reason });
+    }
+
+    /// Fails for what was left out if the client wants all or nothing.
+    fn check_complete(&self) -> Result<(), BuildError> {
+        let omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
+        match omitted.first() {
+            Some(first) if self.exporter.options.complete => {
+                let record = first
+                    .record
+                    .map(|record| format!("{record}: "))
+                    .unwrap_or_default();
+                let text = format!(
+                    "cache export left out {} results, and ignore-error=false was asked for: {record}{}",
+                    omitted.len(),
+                    first.reason
+                );
+                Err(BuildError::new(ErrorKind::NotFound, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn omitted(&self) -> Result<Option<(String, String)>, BuildError> {
@@ -361,7 +382,7 @@ impl Run<'_> {
             }
         };
         let Some(found) = candidate(self.source, entry, accept).await? else {
-            if !offered && visit.mode == CacheMode::Max {
+            if !offered && visit.mode != CacheMode::RemoteOnly {
                 self.omit(
                     Some(entry.vertex),
                     "what was cached of it is not there any more".to_owned(),
@@ -708,5 +729,69 @@ mod tests {
             media_type::BUILDKIT_CACHE_CONFIG
         );
         assert_eq!(form(ManifestForm::Index).0, media_type::OCI_INDEX);
+    }
+
+    /// How long this thread has run, in nanoseconds; the load of the machine does not count.
+    fn ran_ns() -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Writes a cache of so many records and reads it again; returns the nanoseconds of both and the bytes written.
+    ///
+    /// The records are chains of a hundred steps on one base, every second step with a second input.
+    fn round_trip(records: usize) -> (u64, usize) {
+        let started = ran_ns();
+        let mut chains: Chains<Layers> = Chains::default();
+        let base = chains.root(step("base", 0));
+        let mut last = base;
+        for number in 1..records {
+            let on = if number % 100 == 0 { base } else { last };
+            let mut inputs = vec![vec![(on, None)]];
+            if number % 2 == 0 {
+                inputs.push(vec![(base, Some(digest("part")))]);
+            }
+            last = chains.add(step(&number.to_string(), 0), &inputs).unwrap();
+            let own = format!("layer {number}");
+            chains.add_result(
+                last,
+                ItemResult {
+                    created_at: UNIX_EPOCH,
+                    value: layers(&["base", &own]),
+                },
+            );
+        }
+        let (config, written) = write_config(&chains, |_| true);
+        assert_eq!(config.records.len(), records);
+        let bytes = oci::json::to_vec(&config).unwrap();
+        let blobs = written.into_iter().map(|layer| {
+            let blob = LayerBlob {
+                descriptor: layer.descriptor.clone(),
+                diff_id: layer.diff_id,
+                providers: Vec::new(),
+                description: String::new(),
+                created_at: None,
+            };
+            (layer.descriptor.digest, blob)
+        });
+        let read: CacheConfig = serde_json::from_slice(&bytes).unwrap();
+        let read = ImportedRecords::new(0, read, &blobs.collect()).unwrap();
+        assert_eq!(read.results(), records - 1);
+        (ran_ns() - started, bytes.len())
+    }
+
+    /// Ten times the records take ten times the time and the bytes; twenty are allowed for what is beside it.
+    #[test]
+    fn work_is_linear_in_the_records() {
+        let sizes: &[usize] = if cfg!(debug_assertions) {
+            &[500, 5_000]
+        } else {
+            &[1_000, 10_000, 100_000]
+        };
+        let runs: Vec<(u64, usize)> = sizes.iter().map(|records| round_trip(*records)).collect();
+        for pair in runs.windows(2) {
+            assert!(pair[1].0 < 20 * pair[0].0, "{runs:?}");
+            assert!(pair[1].1 < 11 * pair[0].1, "{runs:?}");
+        }
     }
 }

@@ -38,6 +38,8 @@ pub struct ExportOptions {
     pub mode: CacheMode,
     /// Whether a failure does not fail the build.
     pub ignore_error: bool,
+    /// What is left out makes the export fail: the client said that it ignores no errors.
+    pub complete: bool,
     /// How layers are packed.
     pub layers: LayerOptions,
     /// How the cache's manifest looks.
@@ -64,7 +66,10 @@ pub fn read_export(
     for (key, value) in attrs {
         match key.as_str() {
             "mode" => options.mode = mode(value)?,
-            "ignore-error" => options.ignore_error = value.is_empty() || parse_bool(key, value)?,
+            "ignore-error" => {
+                options.ignore_error = value.is_empty() || parse_bool(key, value)?;
+                options.complete = !options.ignore_error;
+            }
             "oci-mediatypes" => oci_types = parse_bool(key, value)?,
             "image-manifest" => image_manifest = Some(parse_bool(key, value)?),
             "registry.insecure" if own.contains(&"registry.insecure") => {

@@ -148,13 +148,16 @@ pub enum CacheCommand {
         #[command(flatten)]
         args: PruneArgs,
     },
-    /// Show what a cache that was exported to a directory holds, and what of it cannot be restored
+    /// Show what a cache holds, and what of it cannot be restored
     Inspect {
-        /// The directory
-        dir: PathBuf,
-        /// Which of the directory's caches
+        /// The cache: a directory it was exported to, or its name in a registry, which may be that of an image
+        cache: String,
+        /// Which of a directory's caches
         #[arg(long, default_value = "latest")]
         tag: String,
+        /// Allow plain HTTP and certificates that nobody vouches for
+        #[arg(long)]
+        insecure: bool,
     },
     /// Show the builds that the daemon remembers
     History {

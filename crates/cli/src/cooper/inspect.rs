@@ -1,4 +1,4 @@
-//! `cooper cache inspect`: what a cache in a directory holds, and what of it cannot be restored.
+//! `cooper cache inspect`: what a cache in a directory or a registry holds, and what of it cannot be restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,11 +10,17 @@ use oci::{Descriptor, Digest, Index, Manifest, media_type};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::{Registries, RemoteCache};
+use crate::docker_config::DockerConfig;
 use crate::failure::Failure;
 use crate::oci_index;
 
 /// Documents larger than this are refused.
 const MAX_BYTES: u64 = 64 << 20;
+/// Images of an index that are looked at.
+const MAX_IMAGES: usize = 256;
+/// Annotation of what is attached to an image.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// A cache's configuration, as far as it is shown.
 #[derive(Debug, Default, Deserialize)]
@@ -88,24 +94,78 @@ struct Cache {
     broken: BTreeMap<String, String>,
 }
 
-/// Describes the cache in a directory; `tag` names one of several.
+/// Describes the cache in a directory, in which `tag` names one of several, or in a registry.
 ///
 /// # Errors
 /// When there is none, or it cannot be read.
-pub fn inspect(dir: &Path, tag: &str) -> Result<String, Failure> {
-    let found = oci_index::find(dir, tag).map_err(|error| Failure::new(error.to_string()))?;
-    let digest = match found {
-        Some(manifest) => manifest.digest,
-        None => {
+pub async fn inspect(
+    cache: &str,
+    tag: &str,
+    insecure: bool,
+    registries: &dyn Registries,
+) -> Result<String, Failure> {
+    let dir = Path::new(cache);
+    let (place, root) = if dir.is_dir() {
+        let found = oci_index::find(dir, tag).map_err(|error| Failure::new(error.to_string()))?;
+        let Some(manifest) = found else {
             let text = format!("{} has no cache with the tag {tag:?}", dir.display());
             return Err(Failure::new(text));
-        }
+        };
+        (Place::Dir(dir), manifest.digest)
+    } else {
+        let accounts = DockerConfig::load().map_err(|error| Failure::new(error.to_string()))?;
+        let opened = registries.open(cache, insecure, accounts).await?;
+        let root = opened.root();
+        (Place::Registry(opened), root)
     };
-    let digest: Digest = digest
+    let digest: Digest = root
         .parse()
-        .map_err(|error| Failure::new(format!("invalid digest {digest:?}: {error}")))?;
-    let cache = read(dir, digest)?;
-    Ok(describe(&cache))
+        .map_err(|error| Failure::new(format!("invalid digest {root:?}: {error}")))?;
+    let caches = read(&place, digest).await?;
+    Ok(caches.iter().map(describe).collect::<Vec<_>>().join("\n"))
+}
+
+/// Where a cache's documents are.
+enum Place<'a> {
+    Dir(&'a Path),
+    Registry(Box<dyn RemoteCache>),
+}
+
+impl Place<'_> {
+    async fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Dir(dir) => read_file(dir, digest),
+            Self::Registry(cache) => cache.manifest(&digest.to_string()).await,
+        }
+    }
+
+    async fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Failure> {
+        let bytes = match self {
+            Self::Dir(dir) => read_file(dir, &descriptor.digest)?,
+            Self::Registry(cache) => {
+                cache
+                    .blob(&descriptor.digest.to_string(), descriptor.size)
+                    .await?
+            }
+        };
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Failure::new(format!("{}: {error}", descriptor.digest)))
+    }
+
+    /// Says what is wrong with a layer, if something is.
+    async fn trouble(&self, layer: &Descriptor) -> Result<Option<String>, Failure> {
+        let size = match self {
+            Self::Dir(dir) => std::fs::metadata(blob_path(dir, &layer.digest))
+                .ok()
+                .map(|file| file.len()),
+            Self::Registry(cache) => cache.size(&layer.digest.to_string()).await?,
+        };
+        Ok(match size {
+            None => Some("is missing".to_owned()),
+            Some(size) if size != layer.size => Some(format!("has {size} bytes instead of {}", layer.size)),
+            Some(_) => None,
+        })
+    }
 }
 
 fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
@@ -114,7 +174,7 @@ fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
     dir.join("blobs").join(algorithm).join(hex)
 }
 
-fn document<T: DeserializeOwned>(dir: &Path, digest: &Digest) -> Result<T, Failure> {
+fn read_file(dir: &Path, digest: &Digest) -> Result<Vec<u8>, Failure> {
     let path = blob_path(dir, digest);
     let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", path.display()));
     let size = std::fs::metadata(&path).map_err(|error| failed(&error))?.len();
@@ -125,52 +185,85 @@ fn document<T: DeserializeOwned>(dir: &Path, digest: &Digest) -> Result<T, Failu
     if Digest::of(digest.algorithm(), &bytes) != *digest {
         return Err(failed(&"other bytes than its digest's"));
     }
-    serde_json::from_slice(&bytes).map_err(|error| failed(&error))
+    Ok(bytes)
 }
 
-fn read(dir: &Path, digest: Digest) -> Result<Cache, Failure> {
-    let json: serde_json::Value = document(dir, &digest)?;
-    let (config, layers) = if json.get("manifests").is_some() {
-        let index: Index = serde_json::from_value(json).map_err(|error| Failure::new(error.to_string()))?;
-        let is_config = |entry: &Descriptor| entry.media_type == media_type::BUILDKIT_CACHE_CONFIG;
-        let (configs, layers): (Vec<_>, Vec<_>) = index.manifests.into_iter().partition(is_config);
-        (configs.into_iter().next_back(), layers)
-    } else {
-        let manifest: Manifest =
-            serde_json::from_value(json).map_err(|error| Failure::new(error.to_string()))?;
-        (Some(manifest.config), manifest.layers)
-    };
-    let Some(descriptor) = config else {
-        return Err(Failure::new(format!(
-            "{digest} is an index of images, not a cache"
-        )));
-    };
+fn parsed<T: DeserializeOwned>(json: serde_json::Value) -> Result<T, Failure> {
+    serde_json::from_value(json).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Reads a cache, or those of the images of an index.
+async fn read(place: &Place<'_>, digest: Digest) -> Result<Vec<Cache>, Failure> {
+    let json = read_json(place, &digest).await?;
+    if json.get("manifests").is_none() {
+        let manifest: Manifest = parsed(json)?;
+        return Ok(vec![
+            cache(place, digest, manifest.config, manifest.layers).await?,
+        ]);
+    }
+    let index: Index = parsed(json)?;
+    let is_config = |entry: &Descriptor| entry.media_type == media_type::BUILDKIT_CACHE_CONFIG;
+    let (mut configs, others): (Vec<_>, Vec<_>) = index.manifests.into_iter().partition(is_config);
+    if let Some(config) = configs.pop() {
+        return Ok(vec![cache(place, digest, config, others).await?]);
+    }
+    let mut caches = Vec::new();
+    for image in others.iter().take(MAX_IMAGES) {
+        if image.annotations.contains_key(REFERENCE_TYPE) {
+            continue;
+        }
+        let json = read_json(place, &image.digest).await?;
+        if json.get("manifests").is_none() {
+            let manifest: Manifest = parsed(json)?;
+            caches.extend(
+                cache(place, image.digest, manifest.config, manifest.layers)
+                    .await
+                    .ok(),
+            );
+        }
+    }
+    if caches.is_empty() {
+        let text = format!("{digest} is an index of images without a cache in them");
+        return Err(Failure::new(text));
+    }
+    Ok(caches)
+}
+
+async fn read_json(place: &Place<'_>, digest: &Digest) -> Result<serde_json::Value, Failure> {
+    let bytes = place.manifest(digest).await?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure::new(format!("{digest}: {error}")))
+}
+
+async fn cache(
+    place: &Place<'_>,
+    digest: Digest,
+    descriptor: Descriptor,
+    layers: Vec<Descriptor>,
+) -> Result<Cache, Failure> {
     let (kind, config) = if descriptor.media_type == media_type::BUILDKIT_CACHE_CONFIG {
-        ("cache", document(dir, &descriptor.digest)?)
+        ("cache", place.document(&descriptor).await?)
     } else {
-        ("inline cache of image", inline(dir, &descriptor, &layers)?)
+        let image = place.document(&descriptor).await?;
+        ("inline cache of image", inline(image, &descriptor, &layers)?)
     };
     let sizes = layers.iter().map(|layer| (layer.digest.to_string(), layer.size));
-    let broken = layers.iter().filter_map(|layer| {
-        let why = match std::fs::metadata(blob_path(dir, &layer.digest)) {
-            Ok(file) if file.len() == layer.size => return None,
-            Ok(file) => format!("has {} bytes instead of {}", file.len(), layer.size),
-            Err(_) => "is missing".to_owned(),
-        };
-        Some((layer.digest.to_string(), why))
-    });
+    let sizes = sizes.collect();
+    let mut broken = BTreeMap::new();
+    for layer in &layers {
+        let why = place.trouble(layer).await?;
+        broken.extend(why.map(|why| (layer.digest.to_string(), why)));
+    }
     Ok(Cache {
         kind: kind.to_owned(),
         digest,
         config,
-        sizes: sizes.collect(),
-        broken: broken.collect(),
+        sizes,
+        broken,
     })
 }
 
 /// The records in an image's configuration; their layers are the image's.
-fn inline(dir: &Path, config: &Descriptor, layers: &[Descriptor]) -> Result<Config, Failure> {
-    let image: ImageConfig = document(dir, &config.digest)?;
+fn inline(image: ImageConfig, config: &Descriptor, layers: &[Descriptor]) -> Result<Config, Failure> {
     let Some(text) = image.cache else {
         let text = format!("image {} has no cache in it", config.digest);
         return Err(Failure::new(text));
@@ -338,6 +431,7 @@ fn describe_record(cache: &Cache, index: usize, record: &Record, out: &mut Strin
 
 #[cfg(test)]
 mod tests {
+    use super::super::Later;
     use super::*;
 
     fn put(dir: &Path, bytes: &[u8]) -> Descriptor {
@@ -373,11 +467,54 @@ mod tests {
         std::fs::write(dir.join("index.json"), index).unwrap();
     }
 
+    /// A registry of one cache, whose blobs are in a directory.
+    struct Fake(PathBuf, String);
+
+    impl Registries for Fake {
+        fn open<'a>(
+            &'a self,
+            name: &'a str,
+            insecure: bool,
+            _: DockerConfig,
+        ) -> Later<'a, Box<dyn RemoteCache>> {
+            assert_eq!((name, insecure), ("example.com/cache:1", true));
+            let found = Fake(self.0.clone(), self.1.clone());
+            Box::pin(async { Ok(Box::new(found) as Box<dyn RemoteCache>) })
+        }
+    }
+
+    impl RemoteCache for Fake {
+        fn root(&self) -> String {
+            self.1.clone()
+        }
+
+        fn manifest<'a>(&'a self, digest: &'a str) -> Later<'a, Vec<u8>> {
+            Box::pin(async { read_file(&self.0, &digest.parse().unwrap()) })
+        }
+
+        fn blob<'a>(&'a self, digest: &'a str, _: u64) -> Later<'a, Vec<u8>> {
+            self.manifest(digest)
+        }
+
+        fn size<'a>(&'a self, digest: &'a str) -> Later<'a, Option<u64>> {
+            let path = blob_path(&self.0, &digest.parse().unwrap());
+            Box::pin(async move { Ok(std::fs::metadata(path).ok().map(|file| file.len())) })
+        }
+    }
+
+    fn run(cache: &str, tag: &str, registries: &dyn Registries) -> Result<String, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(inspect(cache, tag, true, registries))
+    }
+
     #[test]
     fn what_is_lost_is_named() {
         let dir = tempfile::tempdir().unwrap();
         cache(dir.path());
-        let text = inspect(dir.path(), "latest").unwrap();
+        let root = oci_index::find(dir.path(), "latest").unwrap().unwrap().digest;
+        let fake = Fake(dir.path().to_owned(), root);
+        let text = run(&dir.path().to_string_lossy(), "latest", &fake).unwrap();
+        assert_eq!(run("example.com/cache:1", "latest", &fake).unwrap(), text);
         assert!(
             text.contains("2 records, 1 with a result; 2 layers in 2 blobs of 11 bytes"),
             "{text}"
@@ -396,7 +533,9 @@ mod tests {
             lost.contains("record 1: input 0 is record 9, which does not exist"),
             "{lost}"
         );
-        let error = inspect(dir.path(), "other").unwrap_err().to_string();
+        let error = run(&dir.path().to_string_lossy(), "other", &fake)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("no cache with the tag \"other\""), "{error}");
     }
 

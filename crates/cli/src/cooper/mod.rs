@@ -20,6 +20,7 @@ use crate::buildctl::args::ConnectionArgs;
 use crate::buildctl::{du, histories, prune, workers};
 use crate::connect::connect;
 use crate::definition;
+use crate::docker_config::DockerConfig;
 use crate::failure::Failure;
 use crate::version::Version;
 use args::{CacheCommand, Command, Cooper, DebugCommand, EngineArgs};
@@ -36,6 +37,44 @@ pub trait LocalEngine {
     ) -> Pin<Box<dyn Future<Output = Result<LocalEndpoint, Failure>> + Send + '_>>;
 }
 
+/// What the program that this is part of can do besides.
+#[derive(Clone, Copy)]
+pub struct Program<'a> {
+    /// Starts engines.
+    pub engine: &'a dyn LocalEngine,
+    /// Reads registries.
+    pub registries: &'a dyn Registries,
+}
+
+/// Something that will be there.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
+
+/// Reads from registries, for commands that need no engine.
+pub trait Registries: Sync {
+    /// Resolves a name, with the accounts of a configuration.
+    ///
+    /// # Errors
+    /// When the name is none, or the registry does not have it.
+    fn open<'a>(
+        &'a self,
+        name: &'a str,
+        insecure: bool,
+        accounts: DockerConfig,
+    ) -> Later<'a, Box<dyn RemoteCache>>;
+}
+
+/// A name in a registry that was resolved. Documents are verified.
+pub trait RemoteCache: Send + Sync {
+    /// The digest that the name stands for.
+    fn root(&self) -> String;
+    /// Reads a manifest or an index.
+    fn manifest<'a>(&'a self, digest: &'a str) -> Later<'a, Vec<u8>>;
+    /// Reads a small blob.
+    fn blob<'a>(&'a self, digest: &'a str, size_bytes: u64) -> Later<'a, Vec<u8>>;
+    /// Asks how many bytes a blob has; `None`: it is not there.
+    fn size<'a>(&'a self, digest: &'a str) -> Later<'a, Option<u64>>;
+}
+
 /// A running engine.
 pub struct LocalEndpoint {
     /// Where it listens.
@@ -45,11 +84,7 @@ pub struct LocalEndpoint {
 }
 
 /// Runs `cooper`; `args` start with the program's name. The daemon's command is not run here but returned with its flags.
-pub fn run(
-    args: Vec<OsString>,
-    version: &Version,
-    engine: &dyn LocalEngine,
-) -> Result<ExitCode, Vec<OsString>> {
+pub fn run(args: Vec<OsString>, version: &Version, program: Program<'_>) -> Result<ExitCode, Vec<OsString>> {
     let parsed = match Cooper::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => return Ok(crate::usage_error(&error, 2)),
@@ -68,7 +103,7 @@ pub fn run(
         Ok(runtime) => runtime,
         Err(error) => return Ok(fail(&error.into())),
     };
-    let ended = runtime.block_on(dispatch(command, engine));
+    let ended = runtime.block_on(dispatch(command, program));
     Ok(ended.unwrap_or_else(|failure| fail(&failure)))
 }
 
@@ -132,9 +167,10 @@ async fn open(
     }
 }
 
-async fn dispatch(command: Command, local: &dyn LocalEngine) -> Result<ExitCode, Failure> {
+async fn dispatch(command: Command, program: Program<'_>) -> Result<ExitCode, Failure> {
+    let local = program.engine;
     let Command::Build(args) = command else {
-        return manage(command, local).await.map(|()| ExitCode::SUCCESS);
+        return manage(command, program).await.map(|()| ExitCode::SUCCESS);
     };
     let prepared = build::prepare(&args)?;
     let Open { channel, stop } = open(&args.engine, local).await?;
@@ -145,7 +181,8 @@ async fn dispatch(command: Command, local: &dyn LocalEngine) -> Result<ExitCode,
         .map_err(|failure| failure.context("failed to build"))
 }
 
-async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure> {
+async fn manage(command: Command, program: Program<'_>) -> Result<(), Failure> {
+    let local = program.engine;
     match command {
         Command::Du { engine, args }
         | Command::Cache {
@@ -192,10 +229,10 @@ async fn manage(command: Command, local: &dyn LocalEngine) -> Result<(), Failure
             command: DebugCommand::DiffLlb(args),
         } => definition::diff(&args.before, &args.after),
         Command::Cache {
-            command: CacheCommand::Inspect { dir, tag },
+            command: CacheCommand::Inspect { cache, tag, insecure },
         } => {
-            let text = tokio::task::spawn_blocking(move || inspect::inspect(&dir, &tag)).await;
-            crate::print(&text.map_err(|error| Failure::new(error.to_string()))??);
+            let text = inspect::inspect(&cache, &tag, insecure, program.registries).await?;
+            crate::print(&text);
             Ok(())
         }
         Command::Build(_) | Command::Version | Command::Daemon { .. } => Ok(()),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use build::cache_export::OMITTED_KEY;
 use llb::pb;
 use llb::sourcepolicy::Policy;
 use oci::Descriptor;
@@ -263,12 +264,9 @@ impl Engine {
         let cached = run.cache_exporters(&exports, cache.as_ref());
         let (finalized, cached) = Box::pin(futures_util::future::try_join(finalized, cached)).await?;
         response.extend(finalized.into_iter().flatten());
-        response.extend(
-            cached
-                .into_iter()
-                .flatten()
-                .filter(|(key, _)| key.starts_with("cache.")),
-        );
+        for told in cached {
+            extend_response(&mut response, told);
+        }
         for (key, value) in &source.metadata {
             if key.starts_with("frontend.") {
                 response.insert(key.clone(), String::from_utf8_lossy(value).into_owned());
@@ -413,6 +411,20 @@ impl Run<'_> {
             }
         });
         futures_util::future::try_join_all(runs).await
+    }
+}
+
+/// Adds what a cache exporter tells. The lists of what several left out become one.
+fn extend_response(response: &mut BTreeMap<String, String>, told: BTreeMap<String, String>) {
+    for (key, value) in told {
+        let joined = match response.get(&key).and_then(|known| known.strip_suffix(']')) {
+            Some(known) if key == OMITTED_KEY => {
+                format!("{known},{}", value.trim_start_matches('['))
+            }
+            _ if key == OMITTED_KEY || key.starts_with("cache.") => value,
+            _ => continue,
+        };
+        response.insert(key, joined);
     }
 }
 
@@ -652,5 +664,26 @@ mod tests {
         );
         let error = parse_entitlement("security.everything").unwrap_err();
         assert_eq!(error.to_string(), "unknown entitlement security.everything");
+    }
+
+    #[test]
+    fn what_several_exports_left_out_is_one_list() {
+        let told = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let mut response = BTreeMap::new();
+        extend_response(&mut response, told(OMITTED_KEY, r#"[{"reason":"a"}]"#));
+        extend_response(
+            &mut response,
+            told(OMITTED_KEY, r#"[{"reason":"b"},{"reason":"c"}]"#),
+        );
+        extend_response(&mut response, told("cache.manifest", "{}"));
+        extend_response(&mut response, told("containerimage.digest", "x"));
+        let expected = BTreeMap::from([
+            ("cache.manifest".to_owned(), "{}".to_owned()),
+            (
+                OMITTED_KEY.to_owned(),
+                r#"[{"reason":"a"},{"reason":"b"},{"reason":"c"}]"#.to_owned(),
+            ),
+        ]);
+        assert_eq!(response, expected);
     }
 }
