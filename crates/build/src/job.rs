@@ -58,6 +58,39 @@ pub struct JobSettings {
     pub is_internal: bool,
     /// Say in a step's log why it is executed.
     pub explain: bool,
+    /// Whether sources must be asked.
+    pub resolve_cache: ResolveCache,
+}
+
+/// Whether a source's answer of an earlier build may stand for one that is not to be had. Ordered from the least particular
+/// to the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ResolveCache {
+    /// `offline`: sources are not asked, an earlier answer is used.
+    Offline,
+    /// `fallback`: an earlier answer is used when a source cannot be reached, with a warning.
+    Fallback,
+    /// `required`: sources are asked in every build, as BuildKit does.
+    #[default]
+    Required,
+}
+
+/// A text that names no [`ResolveCache`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid resolve cache {0:?}: it is required, fallback or offline")]
+pub struct ResolveCacheError(String);
+
+impl std::str::FromStr for ResolveCache {
+    type Err = ResolveCacheError;
+
+    fn from_str(text: &str) -> Result<Self, ResolveCacheError> {
+        match text {
+            "required" => Ok(Self::Required),
+            "fallback" => Ok(Self::Fallback),
+            "offline" => Ok(Self::Offline),
+            _ => Err(ResolveCacheError(text.to_owned())),
+        }
+    }
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<dyn Any + Send + Sync>>>>;

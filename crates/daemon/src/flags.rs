@@ -73,6 +73,9 @@ pub struct Flags {
     /// Set all the default options to be compatible with rootless containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = BARE_BOOL, value_parser = parse_bool)]
     pub rootless: Option<bool>,
+    /// Whether builds must ask for what sources are: required, fallback (to what they last were) or offline
+    #[arg(long, value_name = "MODE")]
+    pub resolve_cache: Option<String>,
     /// Check everything in the state directory of a stopped daemon, tell what is wrong, and exit
     #[arg(long)]
     pub verify: bool,
@@ -231,6 +234,7 @@ impl Flags {
             &mut file.otel.socket_path,
             self.otel_socket_path.clone().map(Some),
         );
+        set(&mut file.resolve_cache, self.resolve_cache.clone());
         set(&mut file.cdi.disabled, self.cdi_disabled.map(Some));
         set_list(&mut file.cdi.spec_dirs, &self.cdi_spec_dir);
         if let Some(group) = self.group.as_deref().filter(|group| !group.is_empty()) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::pb::trace::trace_service_server::TraceServiceServer;
 use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
-use engine::job::Entitlement;
+use engine::job::{Entitlement, ResolveCache};
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
 use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, NetworkChoice, RuntimeChoice};
@@ -110,6 +110,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         max_parallelism: usize::try_from(oci.max_parallelism)
             .ok()
             .and_then(NonZeroUsize::new),
+        resolve_cache: resolve_cache(file)?,
         disabled_frontends: disabled_frontends(file),
         frontend_host: Arc::new(frontends.clone()),
         allowed_frontends: file.frontend.gateway.allowed_repositories.clone(),
@@ -283,6 +284,15 @@ fn entitlements(file: &ConfigFile) -> Result<Vec<Entitlement>, ConfigError> {
         entitlements.push(Entitlement::Device(None));
     }
     Ok(entitlements)
+}
+
+fn resolve_cache(file: &ConfigFile) -> Result<ResolveCache, ConfigError> {
+    match file.resolve_cache.as_str() {
+        "" => Ok(ResolveCache::default()),
+        mode => mode
+            .parse()
+            .map_err(|error| ConfigError::invalid(format!("resolveCache: {error}"))),
+    }
 }
 
 fn disabled_frontends(file: &ConfigFile) -> BTreeSet<String> {

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::bridge::{AskedBook, Bridge, Forwarder, Frontend, SourceResolver};
 use crate::driver::{self, Bridges, CacheImporter, Driver, LocalRecords};
 use crate::error::{BuildError, ErrorKind};
-use crate::job::{Entitlement, Job, JobId, JobSettings};
+use crate::job::{Entitlement, Job, JobId, JobSettings, ResolveCache};
 use crate::op::{OpFactory, VertexBridge, VertexJobs};
 use crate::progress::Subscription;
 use crate::session::Sessions;
@@ -54,6 +54,8 @@ pub struct Services {
     pub allowed_entitlements: Vec<Entitlement>,
     /// Steps that may run at once; `None`: no limit.
     pub max_parallelism: Option<NonZeroUsize>,
+    /// Whether sources must be asked by builds that do not say.
+    pub resolve_cache: ResolveCache,
 }
 
 #[derive(Debug)]

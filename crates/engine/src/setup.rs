@@ -28,7 +28,7 @@ use crate::engine::{Engine, Services};
 use crate::error::{BuildError, ErrorKind};
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
 use crate::frontend::gateway::{self, Abilities, FrontendHost, GatewayFrontend, GatewayLimits};
-use crate::job::Entitlement;
+use crate::job::{Entitlement, ResolveCache};
 use crate::session::Sessions;
 use crate::solve::Exporter;
 use crate::unlazy::Unlazy;
@@ -73,6 +73,8 @@ pub struct EngineConfig {
     pub allowed_entitlements: Vec<Entitlement>,
     /// Steps that may run at once; `None`: no limit.
     pub max_parallelism: Option<NonZeroUsize>,
+    /// Whether sources must be asked by builds that do not say.
+    pub resolve_cache: ResolveCache,
     /// Frontends that are switched off, by name.
     pub disabled_frontends: BTreeSet<String>,
     /// Serves frontends that are run from images.
@@ -151,6 +153,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         ],
         allowed_entitlements: config.allowed_entitlements,
         max_parallelism: config.max_parallelism,
+        resolve_cache: config.resolve_cache,
     });
     Ok(Ready {
         engine,

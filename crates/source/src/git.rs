@@ -28,6 +28,7 @@ use oci::Digest;
 use tokio_util::sync::CancellationToken;
 
 use super::image::Images;
+use crate::resolution::{self, Asked};
 use access::Access;
 use attributes::Attributes;
 use bundle::Bundles;
@@ -183,6 +184,15 @@ impl GitRepositories {
             let git = git.with_origin(&repository.url()?).local();
             remote::resolve(&git, attributes).await
         });
+        let asked = Asked {
+            key: key.clone(),
+            shown: format!("{}#{}", attributes.shown_remote(), attributes.reference),
+            mode: resolution::mode(&caller.jobs),
+            progress: &caller.progress,
+        };
+        let recall = async |bytes: Vec<u8>| Resolved::decode(&bytes);
+        let store = self.images.store();
+        let ask = Box::pin(resolution::resolve(store, asked, ask, Resolved::encode, recall));
         let resolved = tokio::select! {
             resolved = memo(&caller.jobs, &key, ask) => resolved?,
             () = caller.cancel.cancelled() => return Err(BuildError::canceled()),

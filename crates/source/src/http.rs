@@ -5,14 +5,17 @@
 
 mod attributes;
 mod name;
+mod signed;
 mod store;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use build::error::{BuildError, ErrorKind};
+use build::job::Job;
 use build::meta::{HttpMeta, MetaContext};
 use build::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
+use build::progress::VertexProgress;
 use build::session::{SessionError, SessionGroup};
 use bytes::Bytes;
 use cache::{ImmutableRef, Store};
@@ -22,6 +25,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
+use crate::resolution::{self, Asked};
 use attributes::Attributes;
 use store::{Body, Kept};
 
@@ -45,6 +49,24 @@ pub(crate) struct Resolved {
     last_modified: Option<String>,
     /// The file; `None` when a pinned checksum made asking needless.
     reference: Option<ImmutableRef>,
+}
+
+impl Resolved {
+    /// Writes it without the file, for [`Self::decode`]: one part a line.
+    fn encode(&self) -> Vec<u8> {
+        let modified = self.last_modified.as_deref().unwrap_or_default();
+        format!("{}\n{modified}\n{}", self.digest, self.filename).into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(bytes).ok()?.splitn(3, '\n');
+        Some(Self {
+            digest: parts.next()?.parse().ok()?,
+            last_modified: parts.next().filter(|text| !text.is_empty()).map(str::to_owned),
+            filename: parts.next()?.to_owned(),
+            reference: None,
+        })
+    }
 }
 
 impl HttpFiles {
@@ -75,18 +97,20 @@ impl HttpFiles {
             None => {
                 // Steps of this build see what the frontend saw.
                 let jobs = [Arc::clone(&ctx.job)];
-                let asking = self.ask(&attributes, &ctx.sessions);
-                build::job::memo(&jobs, &memo_key(&attributes)?, asking).await?
+                let asking = self.ask_or_recall(&attributes, &jobs, &ctx.sessions, &ctx.progress);
+                let resolved = build::job::memo(&jobs, &memo_key(&attributes)?, asking).await?;
+                verified(&attributes, &resolved).await?;
+                resolved
             }
         };
         let last_modified = resolved.last_modified.as_deref().and_then(name::parse_http_date);
         let filename = resolved.filename.clone();
         let checksum = match (checksum.cloned(), resolved.reference.clone()) {
             (Some((algorithm, suffix)), Some(reference)) => {
-                attributes.check(resolved.digest)?;
                 let made = blocking(move || store::checksum(&reference, algorithm, &suffix));
                 Some(made.await?)
             }
+            (Some(_), None) => return Err(not_kept(&attributes)),
             _ => None,
         };
         Ok(HttpMeta {
@@ -95,6 +119,34 @@ impl HttpFiles {
             last_modified,
             checksum,
         })
+    }
+
+    /// Asks the server, or takes what is remembered of it where the builds allow that.
+    async fn ask_or_recall(
+        &self,
+        attributes: &Attributes,
+        jobs: &[Arc<Job>],
+        sessions: &SessionGroup,
+        progress: &VertexProgress,
+    ) -> Result<Resolved, BuildError> {
+        if attributes.host() == SESSION_HOST {
+            return self.ask(attributes, sessions).await;
+        }
+        let asked = Asked {
+            key: memo_key(attributes)?,
+            shown: attributes.shown_url(),
+            mode: resolution::mode(jobs),
+            progress,
+        };
+        let ask = Box::pin(self.ask(attributes, sessions));
+        let recall = async |bytes: Vec<u8>| {
+            let mut resolved = Resolved::decode(&bytes)?;
+            let kept = self.kept(attributes).await.ok()?;
+            resolved.reference = kept.into_iter().find_map(|kept| kept.holding(&resolved.digest));
+            Some(resolved)
+        };
+        let work = resolution::resolve(&self.store, asked, ask, Resolved::encode, recall);
+        Box::pin(work).await
     }
 
     /// Asks the server, or fetches the file.
@@ -313,6 +365,25 @@ fn matching<'a>(kept: &'a [Kept], response: &Response) -> Option<&'a Kept> {
     }
 }
 
+/// Requires that a file is what the source demands: of the pinned checksum, and signed.
+async fn verified(attributes: &Attributes, resolved: &Resolved) -> Result<(), BuildError> {
+    attributes.check(resolved.digest)?;
+    let Some(demand) = attributes.demand.clone() else {
+        return Ok(());
+    };
+    let reference = resolved.reference.clone().ok_or_else(|| not_kept(attributes))?;
+    blocking(move || demand.check(&reference)).await
+}
+
+/// What a file is may be remembered when the file is gone.
+fn not_kept(attributes: &Attributes) -> BuildError {
+    let text = format!(
+        "{} is not kept here and could not be fetched",
+        attributes.shown_url()
+    );
+    BuildError::new(ErrorKind::Unavailable, text)
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
@@ -349,9 +420,17 @@ impl HttpOp {
     async fn asked(&self, ctx: &OpContext) -> Result<Arc<Resolved>, BuildError> {
         let key = memo_key(&self.attributes)?;
         let sessions = ctx.sessions();
-        let resolved = ctx.memo(&key, self.files.ask(&self.attributes, &sessions));
+        let jobs = ctx.jobs();
+        let asking = async {
+            let ask = self
+                .files
+                .ask_or_recall(&self.attributes, &jobs, &sessions, ctx.progress());
+            let resolved = ctx.memo(&key, ask).await?;
+            verified(&self.attributes, &resolved).await?;
+            Ok(resolved)
+        };
         tokio::select! {
-            resolved = resolved => resolved,
+            resolved = asking => resolved,
             () = ctx.cancel().cancelled() => Err(BuildError::canceled()),
         }
     }
@@ -364,7 +443,6 @@ impl Op for HttpOp {
             Some(resolved) => Arc::new(resolved),
             None => self.asked(ctx).await?,
         };
-        self.attributes.check(resolved.digest)?;
         *self.pin.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(resolved.digest);
         let key = self.attributes.key(
             &resolved.filename,
@@ -388,11 +466,10 @@ impl Op for HttpOp {
 
     async fn exec(&self, ctx: &OpContext, _: &[ResultRef]) -> Result<Vec<Option<ResultRef>>, BuildError> {
         let resolved = self.asked(ctx).await?;
-        self.attributes.check(resolved.digest)?;
         let reference = resolved
             .reference
             .clone()
-            .ok_or_else(|| BuildError::internal("a file was not fetched"))?;
+            .ok_or_else(|| not_kept(&self.attributes))?;
         Ok(vec![Some(ResultRef::new(reference))])
     }
 

@@ -18,8 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
 use build::error::{BuildError, ErrorKind};
+use build::job::Job;
 use build::meta::{ImageMeta, MetaContext, MetaRequest, SourceMeta};
 use build::op::{CacheMap, Op, OpContext, OpProvenance, ResultRef, VertexSpec};
+use build::progress::VertexProgress;
 use build::session::SessionGroup;
 use bytes::Bytes;
 use cache::{ImmutableRef, LayerBlob, Provider, RecordType, RefOptions, Store};
@@ -29,11 +31,12 @@ use registry::{Client, RegistryError};
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
+use crate::resolution::{self, Asked};
 use attributes::ImageAttributes;
 use credentials::SessionCredentials;
 use documents::Documents;
 pub(crate) use reader::DocumentReader;
-use reader::RegistryReader;
+use reader::{NoReader, RegistryReader};
 pub use resolve::ResolvedImage;
 pub use resolve::kind_of;
 use resolve::resolve_image;
@@ -112,6 +115,34 @@ impl Images {
         resolve_image(&self.documents, reader, reference, platform).await
     }
 
+    /// Resolves an image at its registry, or from what is remembered of it where the builds allow that.
+    async fn resolve_or_recall(
+        &self,
+        attributes: &ImageAttributes,
+        jobs: &[Arc<Job>],
+        sessions: &SessionGroup,
+        progress: &VertexProgress,
+    ) -> Result<ResolvedImage, BuildError> {
+        let (reference, platform) = (&attributes.reference, &attributes.platform);
+        let reader = RegistryReader(self.client(sessions));
+        let asked = Asked {
+            key: memo_key(reference, platform),
+            shown: reference.to_string(),
+            mode: resolution::mode(jobs),
+            progress,
+        };
+        let ask = Box::pin(self.resolve(&reader, reference, platform));
+        let recall = async |stored: Vec<u8>| {
+            let root = self.documents.load(&reference.name(), &stored)?;
+            let pinned = reference.clone().with_digest(root);
+            let image = resolve_image(&self.documents, &NoReader, &pinned, platform).await;
+            let reference = reference.clone();
+            image.ok().map(|image| ResolvedImage { reference, ..image })
+        };
+        let work = resolution::resolve(&self.store, asked, ask, ResolvedImage::encode_documents, recall);
+        Box::pin(work).await
+    }
+
     /// Brings the documents that a ref of this image keeps back to memory.
     async fn recall(&self, reference: &Reference, digest: &Digest) {
         if self.documents.get(&reference.name(), digest).is_some() {
@@ -125,7 +156,8 @@ impl Images {
                 .find_map(|id| store.get(id).ok()?.metadata(DOCUMENTS_KEY).ok()?)
         });
         if let Ok(Some(stored)) = stored.await {
-            self.documents.load(&reference.name(), &stored);
+            // Only the digest that was asked for counts.
+            let _ = self.documents.load(&reference.name(), &stored);
         }
     }
 
@@ -176,12 +208,8 @@ impl Images {
         let client = self.client(&ctx.sessions);
         let _step = ctx.progress.step(format!("resolve {}", attributes.reference), "");
         let key = memo_key(&attributes.reference, &attributes.platform);
-        let resolving = async {
-            let reader = RegistryReader(client.clone());
-            self.resolve(&reader, &attributes.reference, &attributes.platform)
-                .await
-        };
         let jobs = [Arc::clone(&ctx.job)];
+        let resolving = self.resolve_or_recall(&attributes, &jobs, &ctx.sessions, &ctx.progress);
         let image = tokio::select! {
             image = build::job::memo(&jobs, &key, resolving) => image?,
             () = ctx.cancel.cancelled() => return Err(BuildError::canceled()),
@@ -243,12 +271,10 @@ impl ImageOp {
                 .progress()
                 .step(format!("resolve {}", self.attributes.reference), "");
             let key = memo_key(&self.attributes.reference, &self.attributes.platform);
-            let resolving = async {
-                let reader = RegistryReader(self.images.client(&ctx.sessions()));
-                self.images
-                    .resolve(&reader, &self.attributes.reference, &self.attributes.platform)
-                    .await
-            };
+            let (jobs, sessions) = (ctx.jobs(), ctx.sessions());
+            let resolving = self
+                .images
+                .resolve_or_recall(&self.attributes, &jobs, &sessions, ctx.progress());
             let image = ctx.memo(&key, resolving).await?;
             self.attributes.check(&image)?;
             Ok(image)

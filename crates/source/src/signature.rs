@@ -78,6 +78,16 @@ pub(super) fn verify(
     }
 }
 
+/// Checks an armored signature of `signed` as [`verify`] does, that must be of OpenPGP.
+pub(super) fn verify_openpgp(
+    signed: &[u8],
+    signature: &str,
+    public_key: &str,
+    terms: Terms,
+) -> Result<(), SignatureError> {
+    pgp::verify(signed, signature, public_key, terms)
+}
+
 /// Reads numbers and strings in the order in which they are written; all are big-endian.
 #[derive(Clone, Copy, Debug)]
 struct Reader<'a>(&'a [u8]);

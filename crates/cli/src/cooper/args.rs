@@ -207,6 +207,9 @@ pub struct BuildArgs {
     /// Ask the registry for all images anew
     #[arg(long)]
     pub pull: bool,
+    /// Whether sources must be asked what they are: required, fallback (to what they last were) or offline
+    #[arg(long, value_name = "MODE")]
+    pub resolve_cache: Option<String>,
     /// Secret for steps that ask for it (id=mysecret[,src=/local/secret][,env=VAR])
     #[arg(long, action = ArgAction::Append)]
     pub secret: Vec<String>,

@@ -104,6 +104,10 @@ fn options(args: &BuildArgs) -> Result<BTreeMap<String, String>, Failure> {
     set("target", args.target.clone().unwrap_or_default());
     set("platform", args.platform.join(","));
     set("cgroup-parent", args.cgroup_parent.clone().unwrap_or_default());
+    set(
+        "cooper.resolve-cache",
+        args.resolve_cache.clone().unwrap_or_default(),
+    );
     if args.pull {
         set("image-resolve-mode", "pull".to_owned());
     }
@@ -308,6 +312,7 @@ mod tests {
             args.label = vec!["l=v".to_owned(), "bare".to_owned()];
             args.platform = vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()];
             args.pull = true;
+            args.resolve_cache = Some("offline".to_owned());
             args.network = Some("none".to_owned());
             args.shm_size = Some("64m".to_owned());
             args.add_host = vec!["h:1.2.3.4".to_owned(), "six=::1".to_owned()];
@@ -322,6 +327,7 @@ mod tests {
             ("label:bare", ""),
             ("platform", "linux/amd64,linux/arm64"),
             ("image-resolve-mode", "pull"),
+            ("cooper.resolve-cache", "offline"),
             ("force-network-mode", "none"),
             ("shm-size", "67108864"),
             ("add-hosts", "h=1.2.3.4,six=::1"),

@@ -48,6 +48,9 @@ pub struct ConfigFile {
     pub provenance_env_dir: Option<PathBuf>,
     /// Remote caches.
     pub cache: CacheTable,
+    /// Whether builds must ask sources that they name by tag, branch or URL: `required`, `fallback` or `offline`.
+    #[serde(rename = "resolveCache")]
+    pub resolve_cache: String,
 }
 
 /// `[log]`

@@ -141,7 +141,7 @@ impl LlbBridge for BridgeService {
         };
         let found = forwarder
             .bridge()
-            .resolve_source_meta(op, &meta)
+            .resolve_image_config(op, &meta)
             .await
             .map_err(|error| status(&error))?;
         let identifier = &found.op.identifier;

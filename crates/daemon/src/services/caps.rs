@@ -40,6 +40,7 @@ pub const LLB: &[&str] = &[
     // The name is misspelt on the wire.
     "soruce.http.uidgid",
     "source.http.header",
+    "source.http.signatureverify",
     "source.imageblob",
     "source.ocilayout",
     "source.buildop.llbfilename",

@@ -88,7 +88,7 @@ impl Scanner {
             identifier: format!("docker-image://{image}"),
             ..pb::SourceOp::default()
         };
-        let resolved = bridge.resolve_source_meta(op, &meta).await?;
+        let resolved = bridge.resolve_image_config(op, &meta).await?;
         let image = resolved
             .op
             .identifier

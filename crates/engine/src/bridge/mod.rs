@@ -325,6 +325,21 @@ impl Bridge {
         Ok(meta)
     }
 
+    /// Finds out what an image resolves to, for whoever is going to use its configuration.
+    ///
+    /// # Errors
+    /// As [`Self::resolve_source_meta`], and says for which image.
+    pub async fn resolve_image_config(
+        &self,
+        op: pb::SourceOp,
+        request: &MetaRequest,
+    ) -> Result<SourceMeta, BuildError> {
+        let name = op.identifier.split_once("://").map_or("", |(_, name)| name);
+        let context = format!("failed to resolve source metadata for {name}");
+        let meta = self.resolve_source_meta(op, request).await;
+        meta.map_err(|error| error.context(context))
+    }
+
     /// Finds out what a source resolves to, whatever policies say.
     async fn find_meta(&self, op: pb::SourceOp, request: &MetaRequest) -> Result<SourceMeta, BuildError> {
         let jobs = self.jobs();

@@ -282,7 +282,7 @@ async fn image_config(bridge: &Bridge, need: ImageConfigNeed) -> Result<Answer, 
         layout_store: need.store.map(|store| (store.session_id, store.store_id)),
         ..MetaRequest::default()
     };
-    let meta = bridge.resolve_source_meta(op, &request).await?;
+    let meta = bridge.resolve_image_config(op, &request).await?;
     let Some(reference) = meta.op.identifier.strip_prefix(scheme) else {
         return Ok(Answer::Redirected {
             updated: meta.op.identifier,

@@ -32,6 +32,8 @@ const EPOCH_ATTR: &str = "source-date-epoch";
 const EXPLAIN_OPT: &str = "cooper.explain";
 /// How long a build that has ended waits until it is known why its last steps ran.
 const EXPLAIN_WAIT: Duration = Duration::from_secs(2);
+/// The option that says whether sources must be asked, see [`crate::job::ResolveCache`].
+const RESOLVE_CACHE_OPT: &str = "cooper.resolve-cache";
 const EPOCH_ARG: &str = "build-arg:SOURCE_DATE_EPOCH";
 
 /// A client's wish for a build.
@@ -190,6 +192,12 @@ impl Engine {
                 .frontend_opts
                 .get(EXPLAIN_OPT)
                 .is_some_and(|value| value != "0" && value != "false"),
+            resolve_cache: match request.frontend_opts.get(RESOLVE_CACHE_OPT) {
+                Some(mode) => mode
+                    .parse()
+                    .map_err(|error| BuildError::from_source(ErrorKind::User, error))?,
+                None => services.resolve_cache,
+            },
         };
         Ok(Plan {
             exporters,

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use engine::ErrorKind;
 use llb::sourcepolicy::{Policy, PolicyAction, Rule, Selector, Update};
 use llb::{GitOptions, State};
 use tempfile::TempDir;
@@ -800,4 +801,31 @@ async fn commits_and_tags_are_signed_as_demanded() {
         world.build(&state(&server, "main")).await.unwrap();
         assert_eq!(fetches(&server.take_log()), 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_is_what_it_last_was_where_that_will_do() {
+    let Some(origin) = Origin::new("sha1") else { return };
+    origin.init("repo");
+    origin.commit("repo", "a", "1");
+    let (server, world) = (origin.serve(), World::new());
+    let main = state(&server, "main");
+    let error = world.build_with_cache(&main, "offline").await.unwrap_err();
+    assert!(error.to_string().contains("is not known here"), "{error}");
+    assert_eq!(names(&world.build(&main).await.unwrap()), ["a"]);
+    origin.commit("repo", "b", "2");
+    server.take_log();
+    assert_eq!(
+        names(&world.build_with_cache(&main, "offline").await.unwrap()),
+        ["a"]
+    );
+    assert_eq!(server.take_log().len(), 0);
+    assert_eq!(
+        names(&world.build_with_cache(&main, "fallback").await.unwrap()),
+        ["a", "b"]
+    );
+    // Nobody listens here: what is not known stays so.
+    let gone = State::git("http://127.0.0.1:1/repo/.git", "main", GitOptions::default());
+    let error = world.build_with_cache(&gone, "fallback").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }

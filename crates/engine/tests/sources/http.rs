@@ -1,6 +1,7 @@
 //! Files from web servers, and from the client in place of one.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::ErrorKind;
 use llb::{HttpOptions, State};
@@ -278,5 +279,120 @@ async fn a_checksum_can_be_made_with_more_bytes() {
     assert!(
         seen.iter()
             .all(|seen| seen.headers["user-agent"].starts_with("buildkit/v"))
+    );
+}
+
+macro_rules! signature_data {
+    ($name:literal) => {
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../source/src/signature/testdata/",
+            $name
+        ))
+    };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_signed_as_demanded() {
+    let text = signature_data!("text");
+    let server = Server::start(|seen| {
+        let body = if seen.target == "/forged" { "forged" } else { text };
+        answer(200, &[("ETag", "\"e\"")], body)
+    });
+    let world = World::new();
+    let signed = |path: &str, key: &str, signature: &str, checksum| {
+        let options = HttpOptions {
+            checksum,
+            signature: Some((key.to_owned(), signature.to_owned())),
+            ..HttpOptions::default()
+        };
+        State::http(&server.url(path), options)
+    };
+    let (key, signature) = (signature_data!("rsa.pub"), signature_data!("rsa.sig"));
+    let build = async |state: State| {
+        let built = world.build(&state).await;
+        built
+            .map(|tree| tree.values().map(|file| file.content.clone()).collect::<String>())
+            .map_err(|error| error.to_string())
+    };
+    let fine = Ok(text.to_owned());
+    assert_eq!(build(signed("/a", key, signature, None)).await, fine);
+    let checksum = Some(oci::Digest::sha256(text));
+    assert_eq!(build(signed("/a", key, signature, checksum)).await, fine);
+    // What was built without a signature is not taken to be signed, pinned or not.
+    let other = signature_data!("ed.pub");
+    assert_eq!(build(http(&server, "/a")).await, fine);
+    for checksum in [None, checksum] {
+        let error = build(signed("/a", other, signature, checksum)).await.unwrap_err();
+        assert!(
+            error.contains("failed to verify pgp signature: signature by"),
+            "{error}"
+        );
+    }
+    let error = build(signed("/forged", key, signature, None)).await.unwrap_err();
+    assert!(error.contains("invalid signature"), "{error}");
+    let error = build(signed("/a", "", signature, None)).await.unwrap_err();
+    assert!(
+        error.contains("http signature verification requires both pubkey and signature"),
+        "{error}"
+    );
+    let ssh = (
+        signature_data!("ssh_ed25519.pub"),
+        signature_data!("ssh_ed25519.sig"),
+    );
+    let error = build(signed("/a", ssh.0, ssh.1, None)).await.unwrap_err();
+    assert!(error.contains("failed to verify pgp signature"), "{error}");
+    let error = world
+        .ask(&signed("/forged", key, signature, None))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("invalid signature"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_an_earlier_build_stands_in_where_it_may() {
+    let (is_down, body): (&'static AtomicBool, &'static Mutex<&str>) =
+        (Box::leak(Box::default()), Box::leak(Box::new(Mutex::new("one"))));
+    let server = Server::start(|_| {
+        let status = if is_down.load(Ordering::SeqCst) { 503 } else { 200 };
+        let body = *body.lock().unwrap();
+        answer(status, &[("ETag", &format!("\"{body}\""))], body)
+    });
+    let (world, file) = (World::new(), http(&server, "/a"));
+    let error = world.build_with_cache(&file, "offline").await.unwrap_err();
+    assert!(error.to_string().contains("is not known here"), "{error}");
+    assert_eq!(methods(&server.take_log()), Vec::<&str>::new());
+    // The last answer is the one that counts, also when it is that of an older file.
+    for now in ["one", "two", "one"] {
+        *body.lock().unwrap() = now;
+        assert_eq!(world.build(&file).await.unwrap()["a"].content, now);
+    }
+    is_down.store(true, Ordering::SeqCst);
+    let error = world.build(&file).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let error = world.build_with_cache(&file, "required").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    server.take_log();
+    assert_eq!(
+        world.build_with_cache(&file, "fallback").await.unwrap()["a"].content,
+        "one"
+    );
+    assert!(!server.take_log().is_empty(), "a fallback asks first");
+    assert_eq!(
+        world.build_with_cache(&file, "offline").await.unwrap()["a"].content,
+        "one"
+    );
+    assert_eq!(methods(&server.take_log()), Vec::<&str>::new());
+    // An answer that is there is used.
+    is_down.store(false, Ordering::SeqCst);
+    *body.lock().unwrap() = "three";
+    assert_eq!(
+        world.build_with_cache(&file, "fallback").await.unwrap()["a"].content,
+        "three"
+    );
+    let error = world.build_with_cache(&file, "sometimes").await.unwrap_err();
+    assert!(
+        error.to_string().contains("required, fallback or offline"),
+        "{error}"
     );
 }

@@ -95,6 +95,7 @@ impl World {
             processors: Vec::new(),
             allowed_entitlements: Vec::new(),
             max_parallelism: None,
+            resolve_cache: engine::job::ResolveCache::default(),
         });
         Self {
             engine,
@@ -119,6 +120,30 @@ impl World {
         state: &State,
         source_policy: Option<llb::sourcepolicy::Policy>,
     ) -> Result<Tree, BuildError> {
+        self.build_request(
+            state,
+            SolveRequest {
+                source_policy,
+                ..SolveRequest::default()
+            },
+        )
+        .await
+    }
+
+    /// Builds a state with a resolve cache's mode and returns its files.
+    pub async fn build_with_cache(&self, state: &State, mode: &str) -> Result<Tree, BuildError> {
+        let opts = [("cooper.resolve-cache".to_owned(), mode.to_owned())];
+        self.build_request(
+            state,
+            SolveRequest {
+                frontend_opts: BTreeMap::from(opts),
+                ..SolveRequest::default()
+            },
+        )
+        .await
+    }
+
+    async fn build_request(&self, state: &State, request: SolveRequest) -> Result<Tree, BuildError> {
         let definition = state.marshal(&MarshalOptions::default()).unwrap();
         let exporters = vec![ExporterRequest {
             kind: "look".to_owned(),
@@ -127,8 +152,7 @@ impl World {
         self.run(SolveRequest {
             definition: Some(definition),
             exporters,
-            source_policy,
-            ..SolveRequest::default()
+            ..request
         })
         .await?;
         Ok(self.seen.lock().unwrap().clone())

@@ -334,6 +334,7 @@ impl Bench {
             processors: vec![Arc::new(ProvenanceProcessor::default())],
             allowed_entitlements: Vec::new(),
             max_parallelism,
+            resolve_cache: engine::job::ResolveCache::default(),
         });
         Self {
             engine,

@@ -115,6 +115,7 @@ impl World {
             processors: Vec::new(),
             allowed_entitlements: Vec::new(),
             max_parallelism: None,
+            resolve_cache: engine::job::ResolveCache::default(),
         });
         Self {
             engine,

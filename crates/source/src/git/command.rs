@@ -78,7 +78,15 @@ impl From<GitError> for BuildError {
                 ErrorKind::Denied
             }
             GitError::Failed { .. }
-                if said(&["Could not resolve host", "onnection refused", "timed out"]) =>
+                if said(&[
+                    "Could not resolve host",
+                    "emporary failure in name resolution",
+                    "onnection refused",
+                    "ailed to connect to",
+                    "etwork is unreachable",
+                    "o route to host",
+                    "timed out",
+                ]) =>
             {
                 ErrorKind::Unavailable
             }

@@ -42,6 +42,23 @@ impl Resolved {
         }
     }
 
+    /// Writes it for [`Self::decode`]: one part a line, none of which has line breaks.
+    pub fn encode(&self) -> Vec<u8> {
+        let commit = self.commit.as_deref().unwrap_or_default();
+        format!("{}\n{}\n{commit}\n", self.reference, self.checksum).into_bytes()
+    }
+
+    /// Reads what [`Self::encode`] wrote; `None` for anything else.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut lines = std::str::from_utf8(bytes).ok()?.lines();
+        let (reference, checksum) = (lines.next()?, lines.next().filter(|name| is_commit(name))?);
+        let commit = lines.next().filter(|commit| !commit.is_empty());
+        Some(Self {
+            commit: commit.map(str::to_owned),
+            ..Self::commit(reference, checksum)
+        })
+    }
+
     fn is_sha256(&self) -> bool {
         self.checksum.len() == 64
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Resolved;
 use super::name::{format_http_date, from_disposition, parse_http_date, safe};
+use super::signed::Demand;
 
 /// The vertex's URL and attributes, read.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Attributes {
     pub auth_secret: Option<String>,
     /// Further headers by canonical name.
     pub headers: Vec<(String, String)>,
+    /// By what the file must be signed.
+    pub demand: Option<Demand>,
 }
 
 #[derive(Serialize)]
@@ -51,11 +54,15 @@ impl Attributes {
             gid: 0,
             auth_secret: None,
             headers: Vec::new(),
+            demand: None,
         };
         for (key, value) in &source.attrs {
             this.set(key, value)?;
         }
         this.headers.sort();
+        if let Some(demand) = &this.demand {
+            demand.validate()?;
+        }
         Ok(this)
     }
 
@@ -74,11 +81,8 @@ impl Attributes {
             "http.authheadersecret" => {
                 self.auth_secret = Some(value.to_owned()).filter(|name| !name.is_empty())
             }
-            "http.sig.pubkey" | "http.sig.signature" if !value.is_empty() => {
-                return Err(BuildError::user(format!(
-                    "{key}: signatures of web files cannot be verified"
-                )));
-            }
+            "http.sig.pubkey" => value.clone_into(&mut self.demand.get_or_insert_default().public_key),
+            "http.sig.signature" => value.clone_into(&mut self.demand.get_or_insert_default().signature),
             _ => {
                 let header = key.strip_prefix("http.header.").map(str::to_ascii_lowercase);
                 match header.as_deref() {
@@ -105,9 +109,9 @@ impl Attributes {
         url.to_string()
     }
 
-    /// What a pinned checksum says without asking the server.
+    /// What a pinned checksum says without asking the server. Whether a file is signed cannot be told without it.
     pub fn pinned(&self) -> Option<Resolved> {
-        let digest = self.checksum?;
+        let digest = self.checksum.filter(|_| self.demand.is_none())?;
         Some(Resolved {
             digest,
             filename: self.filename(None),

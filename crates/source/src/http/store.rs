@@ -30,6 +30,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// The ref of a file of that digest.
+    pub fn holding(self, digest: &Digest) -> Option<ImmutableRef> {
+        (self.digest == *digest).then_some(self.reference)
+    }
+
     /// What the server says is still so.
     pub fn resolved(&self, attributes: &Attributes, response: &Response) -> Resolved {
         let disposition = response
@@ -77,12 +82,8 @@ pub(super) fn find(store: &Store, index: &str) -> Result<Vec<Kept>, BuildError> 
     Ok(found)
 }
 
-/// Checksums the only file of a ref and what is appended to it; returns both. Blocking.
-pub(super) fn checksum(
-    reference: &ImmutableRef,
-    algorithm: Algorithm,
-    suffix: &Bytes,
-) -> Result<(String, Bytes), BuildError> {
+/// Opens the only file of a ref. Blocking.
+pub(super) fn open(reference: &ImmutableRef) -> Result<File, BuildError> {
     let mounts = reference.mounts().map_err(internal)?;
     let mount = mounts
         .first()
@@ -97,7 +98,17 @@ pub(super) fn checksum(
         }
     }
     let name = name.ok_or_else(|| BuildError::internal("a fetched file is gone"))?;
-    let mut file = File::from(rustix::fs::openat(&tree, name, flags, Mode::empty()).map_err(internal)?);
+    let file = rustix::fs::openat(&tree, name, flags, Mode::empty()).map_err(internal)?;
+    Ok(File::from(file))
+}
+
+/// Checksums the only file of a ref and what is appended to it; returns both. Blocking.
+pub(super) fn checksum(
+    reference: &ImmutableRef,
+    algorithm: Algorithm,
+    suffix: &Bytes,
+) -> Result<(String, Bytes), BuildError> {
+    let mut file = open(reference)?;
     let mut digester = Digester::new(algorithm);
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -82,15 +82,16 @@ impl Documents {
         }
     }
 
-    /// Keeps what [`encode`] wrote.
-    pub fn load(&self, repository: &str, stored: &[u8]) {
-        let Ok(stored) = serde_json::from_slice::<Vec<Stored>>(stored) else {
-            return;
-        };
+    /// Keeps what [`encode`] wrote; returns the digest of its first document.
+    pub fn load(&self, repository: &str, stored: &[u8]) -> Option<Digest> {
+        let stored = serde_json::from_slice::<Vec<Stored>>(stored).ok()?;
+        let mut first = None;
         for document in stored {
             let digest = Digest::sha256(&document.text);
+            first.get_or_insert(digest);
             self.put(repository, digest, &document.media_type, document.text.into());
         }
+        first
     }
 }
 
@@ -134,8 +135,8 @@ mod tests {
         let descriptor = Descriptor::of_bytes("t", &bytes);
         let stored = encode([(&descriptor, &bytes)].into_iter());
         let documents = Documents::default();
-        documents.load("r", &stored);
+        assert_eq!(documents.load("r", &stored), Some(descriptor.digest));
         assert_eq!(documents.get("r", &descriptor.digest), Some((descriptor, bytes)));
-        documents.load("r", b"garbage");
+        assert_eq!(documents.load("r", b"garbage"), None);
     }
 }

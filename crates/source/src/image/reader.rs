@@ -1,7 +1,7 @@
 //! Where an image's documents are read.
 
 use async_trait::async_trait;
-use build::error::BuildError;
+use build::error::{BuildError, ErrorKind};
 use bytes::Bytes;
 use oci::{Descriptor, Reference};
 use registry::Client;
@@ -19,6 +19,28 @@ pub(crate) trait DocumentReader: Send + Sync {
 
     /// Reads a configuration whole: bounded in size, its digest verified.
     async fn config(&self, reference: &Reference, descriptor: &Descriptor) -> Result<Bytes, BuildError>;
+}
+
+/// Reads nothing: what is not in memory is not there.
+pub(crate) struct NoReader;
+
+fn unread(reference: &Reference) -> BuildError {
+    BuildError::new(ErrorKind::NotFound, format!("{reference} is not kept here"))
+}
+
+#[async_trait]
+impl DocumentReader for NoReader {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, BuildError> {
+        Err(unread(reference))
+    }
+
+    async fn manifest(&self, reference: &Reference, _: &Descriptor) -> Result<Bytes, BuildError> {
+        Err(unread(reference))
+    }
+
+    async fn config(&self, reference: &Reference, _: &Descriptor) -> Result<Bytes, BuildError> {
+        Err(unread(reference))
+    }
 }
 
 /// Reads from registries.

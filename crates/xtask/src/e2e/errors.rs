@@ -110,13 +110,19 @@ fn unreachable_registry(lab: &Lab) -> Result<()> {
     let daemon = lab.daemon()?;
     let (code, message) = fail(&mut daemon.buildctl_build(&context))?;
     ensure!(code == 1, "exit code {code}");
-    expect(&message, "127.0.0.1:1/nothing/here:latest")?;
+    let name = "127.0.0.1:1/nothing/here:latest";
+    expect(
+        &message,
+        &format!("failed to solve: {name}: failed to resolve source metadata for {name}: "),
+    )?;
     expect(&message, "connection refused")?;
     let absent = format!("FROM {}/library/absent:latest\nRUN true\n", lab.registry());
     let context = lab.context("absent", &[("Dockerfile", &absent)])?;
     let (_, message) = fail(&mut daemon.buildctl_build(&context))?;
-    expect(&message, "library/absent:latest")?;
-    expect(&message, "not found")?;
+    let name = format!("{}/library/absent:latest", lab.registry());
+    let text =
+        format!("failed to solve: {name}: failed to resolve source metadata for {name}: {name}: not found");
+    expect(&message, &text)?;
     goes_on(lab, &daemon)
 }
 

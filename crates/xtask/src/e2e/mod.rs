@@ -13,6 +13,7 @@ pub mod fixture;
 mod frontends;
 mod networks;
 mod object_caches;
+mod offline;
 mod steps;
 mod store;
 
@@ -60,6 +61,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         frontends::SCENARIOS,
         networks::SCENARIOS,
         object_caches::SCENARIOS,
+        offline::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
     ]

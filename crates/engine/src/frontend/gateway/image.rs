@@ -41,7 +41,7 @@ pub(super) async fn find(
         identifier: format!("docker-image://{reference}"),
         ..pb::SourceOp::default()
     };
-    let meta = bridge.resolve_source_meta(op, &MetaRequest::default()).await?;
+    let meta = bridge.resolve_image_config(op, &MetaRequest::default()).await?;
     let identifier = &meta.op.identifier;
     let resolved = identifier.strip_prefix("docker-image://");
     let (Some(resolved), Some(image)) = (resolved, meta.image) else {
