@@ -126,13 +126,9 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     }
     let policies = policies(oci, disk_stat(&engine));
     let facts = WorkerFacts {
-        snapshotter: snapshotter.to_owned(),
         network: network.label.to_owned(),
-        process_mode: "sandbox".to_owned(),
-        labels: oci.labels.clone(),
         platforms,
-        policies: policies.clone(),
-        ..WorkerFacts::default()
+        ..facts(oci, snapshotter, &policies)
     };
     let id = worker::worker_id(&root).map_err(|source| StartError::WorkerId { root, source })?;
     let record = worker::record(id, facts);
@@ -162,6 +158,16 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         routes,
         stop,
     })
+}
+
+fn facts(oci: &OciTable, snapshotter: &str, policies: &[PruneOptions]) -> WorkerFacts {
+    WorkerFacts {
+        snapshotter: snapshotter.to_owned(),
+        process_mode: "sandbox".to_owned(),
+        labels: oci.labels.clone(),
+        policies: policies.to_vec(),
+        ..WorkerFacts::default()
+    }
 }
 
 fn explain_service(engine: &Engine, history: &History) -> ExplainService {

@@ -295,7 +295,7 @@ macro_rules! signature_data {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_is_signed_as_demanded() {
     let text = signature_data!("text");
-    let server = Server::start(|seen| {
+    let server = Server::start(move |seen| {
         let body = if seen.target == "/forged" { "forged" } else { text };
         answer(200, &[("ETag", "\"e\"")], body)
     });

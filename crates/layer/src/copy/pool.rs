@@ -187,7 +187,7 @@ mod tests {
             let name = PathBuf::from(number.to_string());
             fs::write(
                 dir.path().join("from").join(&name),
-                &name.as_os_str().as_encoded_bytes(),
+                name.as_os_str().as_encoded_bytes(),
             )
             .unwrap();
             let stat = at::stat_at(&from, &name).unwrap();
