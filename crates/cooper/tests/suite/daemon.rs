@@ -141,15 +141,21 @@ fn help_and_versions_need_no_daemon() {
 #[test]
 fn settings_that_cannot_be_honoured_are_refused() {
     let programs = Programs::new();
-    std::fs::write(programs.path("c.toml"), "[worker.oci]\nnetworkMode = \"cni\"\n").unwrap();
-    let stderr = failure(
-        &programs.run("buildkitd", ["--config", "c.toml", "--root", "root"]),
-        1,
-    );
-    assert!(
-        stderr.starts_with("buildkitd: worker.oci.networkMode is not supported"),
-        "{stderr}"
-    );
+    for (setting, refusal) in [
+        (
+            "proxySnapshotterPath = \"/run/snapshotter.sock\"",
+            "buildkitd: worker.oci.proxySnapshotterPath is not supported",
+        ),
+        (
+            "networkMode = \"cni\"\ncniConfigPath = \"/nonexistent.json\"",
+            "buildkitd: cannot read cni config \"/nonexistent.json\"",
+        ),
+    ] {
+        std::fs::write(programs.path("c.toml"), format!("[worker.oci]\n{setting}\n")).unwrap();
+        let run = programs.run("buildkitd", ["--config", "c.toml", "--root", "root"]);
+        let stderr = failure(&run, 1);
+        assert!(stderr.starts_with(refusal), "{stderr}");
+    }
     let stderr = failure(
         &programs.run("buildkitd", ["--containerd-worker=true", "--root", "root"]),
         1,

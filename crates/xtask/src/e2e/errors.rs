@@ -164,7 +164,7 @@ impl<'a> SmallDisk<'a> {
         fs::create_dir_all(path)?;
         succeed(
             Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
+                .args(["-t", "tmpfs", "-o", "size=28m", "tmpfs"])
                 .arg(path),
         )?;
         Ok(Self(path))
