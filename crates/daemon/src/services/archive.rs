@@ -144,6 +144,7 @@ impl Archive {
     }
 
     /// Returns the store that blobs and records are in.
+    #[cfg(test)]
     pub fn store(&self) -> &engine::cache::Store {
         &self.0
     }

@@ -436,11 +436,6 @@ impl History {
         true
     }
 
-    /// Returns whether a build is remembered.
-    pub fn knows(&self, id: &str) -> bool {
-        self.lock().entries.contains_key(id)
-    }
-
     /// Describes the builds that run, one a line.
     pub fn describe_running(&self) -> String {
         let state = self.lock();

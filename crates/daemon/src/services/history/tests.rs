@@ -33,7 +33,7 @@ async fn builds_start_and_end() {
     let event = events.try_recv().unwrap();
     assert_eq!(event.r#type(), BuildHistoryEventType::Complete);
     assert!(event.record.unwrap().completed_at.is_some());
-    assert!(history.delete("a") && !history.knows("a"));
+    assert!(history.delete("a") && !history.finalize("a").await);
     drop(history.start(record("b"), TraceParent::default()));
     let (events, _) = history.listen("b", false);
     assert_eq!(events[0].record.as_ref().unwrap().error.as_ref().unwrap().code, 1);
