@@ -19,6 +19,17 @@ pub struct PruneOptions {
     pub min_free_bytes: u64,
 }
 
+impl PruneOptions {
+    /// Tells whether nothing is to stay that is not in use.
+    pub fn takes_everything(&self) -> bool {
+        let everything = Self {
+            all: true,
+            ..Self::default()
+        };
+        *self == everything
+    }
+}
+
 /// A size of disk space: in bytes or relative to the whole disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskSpace {

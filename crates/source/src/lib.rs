@@ -25,6 +25,7 @@ mod signature;
 use oci::Digest;
 
 pub use identifier::canonical;
+pub use resolution::forget_resolutions;
 
 /// Digest of a source's key, as BuildKit makes it (`buildkit.source.v0`).
 pub(crate) fn key_digest(key: &str) -> Digest {

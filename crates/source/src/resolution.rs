@@ -10,7 +10,7 @@ use build::blocking::{blocking, internal};
 use build::error::{BuildError, ErrorKind};
 use build::job::{Job, ResolveCache};
 use build::progress::{VertexProgress, VertexWarning};
-use cache::Store;
+use cache::{Store, StoreError};
 use content::Durability;
 use oci::Digest;
 
@@ -119,6 +119,17 @@ async fn remember(store: &Store, key: &str, value: Vec<u8>) -> Result<(), BuildE
         forget_oldest(&store)
     })
     .await
+}
+
+/// Forgets what all sources were found to be. Blocking.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn forget_resolutions(store: &Store) -> Result<(), StoreError> {
+    for name in store.retained_names(PREFIX) {
+        store.release(&name)?;
+    }
+    Ok(())
 }
 
 fn forget_oldest(store: &Store) -> Result<(), BuildError> {

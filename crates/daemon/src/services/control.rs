@@ -10,7 +10,7 @@ use api::pb::control::control_server::{Control, ControlServer};
 use api::pb::worker;
 use api::session::SessionConn;
 use api::transport::MAX_MESSAGE_BYTES;
-use cache::{PruneOptions, UsageOptions, UsageRecord};
+use cache::{PruneOptions, Store, StoreError, UsageOptions, UsageRecord};
 use engine::bridge::CacheOption;
 use engine::job::JobId;
 use engine::progress::Subscription;
@@ -122,6 +122,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 fn bytes(bytes: i64) -> Result<u64, Status> {
     u64::try_from(bytes).map_err(|_| Status::invalid_argument(format!("negative size {bytes}")))
+}
+
+/// Prunes, and forgets what sources were if nothing is to stay of them anyway.
+fn prune(
+    store: &Store,
+    options: PruneOptions,
+    removed: &mut dyn FnMut(UsageRecord) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    if options.takes_everything() {
+        engine::forget_resolutions(store)?;
+    }
+    store.prune(&[options], removed)
 }
 
 fn size(bytes: u64) -> i64 {
@@ -297,13 +309,12 @@ impl Control for ControlService {
         let store = self.store();
         let (records, receiver) = mpsc::channel(SESSION_QUEUE);
         let work = tokio::task::spawn_blocking(move || {
-            let pruned = store.prune(
-                &[options],
-                &mut |record| match records.blocking_send(Ok(usage(record))) {
+            let pruned = prune(&store, options, &mut |record| {
+                match records.blocking_send(Ok(usage(record))) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
-                },
-            );
+                }
+            });
             if let Err(error) = pruned {
                 // A client that has gone needs no answer.
                 let _ = records.blocking_send(Err(Status::unknown(engine::error::chain_text(&error))));
