@@ -347,9 +347,10 @@ fn recover(
         // The machine went down. What was not flushed may be there in part, and marks may not be.
         let epoch = loaded.epoch;
         refs.retain(|_, row| row.epoch <= epoch);
+        // Only a ref that is kept for it can have been taken back and written to.
         doubtful.extend(
             refs.iter()
-                .filter(|(_, row)| row.mutable)
+                .filter(|(_, row)| row.mutable && row.retain)
                 .map(|(id, _)| id.clone()),
         );
     }

@@ -22,4 +22,4 @@ mod store;
 pub use blob::{Blob, BlobReader, VerifiedReader};
 pub use error::{StoreError, VerifyError, WriteError};
 pub use ingest::{IngestStat, Writer};
-pub use store::{BlobStat, Durability, STALE_INGEST, Store};
+pub use store::{BlobStat, Durability, Flush, STALE_INGEST, Store};

@@ -43,6 +43,35 @@ pub struct BlobStat {
     pub created: SystemTime,
 }
 
+/// How blobs get onto stable storage. Tests put something else in place, to have crashes in between.
+pub trait Flush: std::fmt::Debug + Send + Sync {
+    /// Makes a file's bytes durable.
+    ///
+    /// # Errors
+    /// When they may not be.
+    fn file(&self, file: &File, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// When they may not be.
+    fn directory(&self, path: &Path) -> io::Result<()>;
+}
+
+/// Flushes with the system's calls.
+#[derive(Debug, Default)]
+struct SystemFlush;
+
+impl Flush for SystemFlush {
+    fn file(&self, file: &File, _path: &Path) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn directory(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+}
+
 /// Blobs by digest in one directory. Cloning is cheap and shares the store; all methods work from any thread.
 ///
 /// One process owns a directory at a time; the owner of the metadata database guards that.
@@ -54,6 +83,7 @@ pub struct Store {
 #[derive(Debug)]
 pub(crate) struct Shared {
     root: PathBuf,
+    flush: Arc<dyn Flush>,
     /// Reference keys with an open writer.
     writers: Mutex<BTreeSet<String>>,
     /// Blobs committed with `Deferred`, which lie in `pending/`, each with the number of its commit: a blob may go and come
@@ -105,7 +135,7 @@ impl Shared {
             Durability::Immediate if fs::symlink_metadata(&to).is_ok() => self.sync_dir(&to),
             Durability::Deferred if fs::symlink_metadata(&to).is_ok() => Ok(()),
             Durability::Immediate => {
-                file.sync_data().at("flush", from)?;
+                self.flush.file(file, from).at("flush", from)?;
                 self.place(from, &to)?;
                 self.sync_dir(&to)
             }
@@ -137,7 +167,7 @@ impl Shared {
 
     fn sync_dir(&self, file: &Path) -> Result<(), StoreError> {
         let dir = file.parent().unwrap_or(&self.root);
-        File::open(dir).and_then(|dir| dir.sync_all()).at("flush", dir)
+        self.flush.directory(dir).at("flush", dir)
     }
 
     fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
@@ -161,6 +191,11 @@ impl Store {
     /// Opens the store in `dir`, creating what is missing; drops what a crash left half committed and ingests older
     /// than [`STALE_INGEST`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(dir, Arc::new(SystemFlush))
+    }
+
+    /// Does what [`open`](Self::open) does, with another way to flush.
+    pub fn open_with(dir: &Path, flush: Arc<dyn Flush>) -> Result<Self, StoreError> {
         private_dir(dir).at("create", dir)?;
         for sub in ["blobs/sha256", "ingest"] {
             fs::create_dir_all(dir.join(sub)).at("create", dir.join(sub))?;
@@ -173,6 +208,7 @@ impl Store {
         fs::create_dir(&pending).at("create", &pending)?;
         let shared = Shared {
             root: dir.to_owned(),
+            flush,
             writers: Mutex::default(),
             pending: Mutex::default(),
             sequence: AtomicU64::new(0),
@@ -345,7 +381,7 @@ impl Store {
             }
         }
         for dir in &dirs {
-            File::open(dir).and_then(|dir| dir.sync_all()).at("flush", dir)?;
+            self.shared.flush.directory(dir).at("flush", dir)?;
         }
         for (digest, number) in &batch {
             if pending.get(digest) == Some(number) {
@@ -359,7 +395,7 @@ impl Store {
         for (digest, _) in batch {
             let path = self.shared.pending_path(digest);
             match File::open(&path) {
-                Ok(file) => file.sync_data().at("flush", &path)?,
+                Ok(file) => self.shared.flush.file(&file, &path).at("flush", &path)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error).at("open", path),
             }

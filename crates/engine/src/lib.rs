@@ -27,7 +27,7 @@ pub mod worker;
 
 pub use ::{cache, content, executor, registry};
 pub use ::build::{error, explanation, job, progress, session, unlazy};
-pub use ::source::forget_resolutions;
 pub use ::dockerfile::SYNTAX_VERSION as DOCKERFILE_VERSION;
+pub use ::source::forget_resolutions;
 pub use engine::Engine;
 pub use error::{BuildError, ErrorKind};

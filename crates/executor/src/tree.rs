@@ -162,6 +162,8 @@ fn times(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
 
+/// Makes a directory. One that someone else made since we looked, as steps do that share a cache mount, is as good, and is
+/// not ours to remove.
 fn make_directory(
     parent: BorrowedFd<'_>,
     name: &OsStr,
@@ -169,8 +171,28 @@ fn make_directory(
     made: &mut Vec<Stub>,
 ) -> io::Result<()> {
     let before = modified(parent)?;
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-    made.push(stub(path, before, modified(parent)?));
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => made.push(stub(path, before, modified(parent)?)),
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Makes an empty file as [`make_directory`] makes a directory.
+fn make_file(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    path: Vec<OsString>,
+    made: &mut Vec<Stub>,
+) -> io::Result<()> {
+    let before = modified(parent)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    match rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o755)) {
+        Ok(_) => made.push(stub(path, before, modified(parent)?)),
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 
@@ -204,15 +226,7 @@ impl Place {
             if directory {
                 make_directory(self.parent.as_fd(), name, self.path.clone(), made)?;
             } else {
-                let before = modified(self.parent.as_fd())?;
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                drop(rustix::fs::openat(
-                    &self.parent,
-                    name,
-                    flags,
-                    Mode::from_raw_mode(0o755),
-                )?);
-                made.push(stub(self.path.clone(), before, modified(self.parent.as_fd())?));
+                make_file(self.parent.as_fd(), name, self.path.clone(), made)?;
             }
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -299,6 +313,21 @@ mod tests {
     fn mtime(path: &Path) -> (i64, i64) {
         let metadata = std::fs::metadata(path).unwrap();
         (metadata.mtime(), metadata.mtime_nsec())
+    }
+
+    #[test]
+    fn what_another_step_makes_meanwhile_is_taken_and_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = open(directory.path());
+        let mut made = Vec::new();
+        let dir = make_place(root.as_fd(), "/dir", &mut made).unwrap();
+        let file = make_place(root.as_fd(), "/file", &mut made).unwrap();
+        std::fs::create_dir(directory.path().join("dir")).unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        dir.ensure(true, &mut made).unwrap();
+        file.ensure(false, &mut made).unwrap();
+        make_directory(root.as_fd(), OsStr::new("dir"), vec!["dir".into()], &mut made).unwrap();
+        assert_eq!(made, []);
     }
 
     #[test]

@@ -8,5 +8,6 @@ mod faults;
 mod fixture;
 mod overlay;
 mod parallel;
+mod power;
 mod records;
 mod refs;

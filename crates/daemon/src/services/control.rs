@@ -308,18 +308,19 @@ impl Control for ControlService {
         };
         let store = self.store();
         let (records, receiver) = mpsc::channel(SESSION_QUEUE);
-        let work = tokio::task::spawn_blocking(move || {
-            let pruned = prune(&store, options, &mut |record| {
-                match records.blocking_send(Ok(usage(record))) {
+        let work =
+            tokio::task::spawn_blocking(move || {
+                let pruned = prune(&store, options, &mut |record| match records
+                    .blocking_send(Ok(usage(record)))
+                {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
+                });
+                if let Err(error) = pruned {
+                    // A client that has gone needs no answer.
+                    let _ = records.blocking_send(Err(Status::unknown(engine::error::chain_text(&error))));
                 }
             });
-            if let Err(error) = pruned {
-                // A client that has gone needs no answer.
-                let _ = records.blocking_send(Err(Status::unknown(engine::error::chain_text(&error))));
-            }
-        });
         // The work ends by itself when nobody reads its records; until then the answer keeps it in sight.
         let answers = ReceiverStream::new(receiver).map(move |record| {
             let _work = &work;
