@@ -88,6 +88,9 @@ impl Store {
         let filters = Filters::parse(&step.filter)?;
         let is_limited = step.max_used_bytes != 0 || step.reserved_bytes != 0 || step.min_free_bytes != 0;
         let (mut total, mut disk) = (0u64, DiskStat::default());
+        if is_limited && self.is_far_below(step)? {
+            return Ok(ControlFlow::Continue(()));
+        }
         if is_limited {
             let records = self.disk_usage(&UsageOptions::default())?;
             total = records
@@ -127,6 +130,14 @@ impl Store {
                 return Ok(ControlFlow::Continue(()));
             }
         }
+    }
+
+    /// Tells whether all that the file system holds is less than may stay: then nothing has to be measured, which takes a
+    /// look at every file.
+    fn is_far_below(&self, step: &PruneOptions) -> Result<bool, StoreError> {
+        let disk = self.disk_stat()?;
+        let used = disk.total_bytes.saturating_sub(disk.free_bytes);
+        Ok(used < step.max_used_bytes && disk.free_bytes > step.min_free_bytes)
     }
 
     /// Returns the size of the metadata on disk, the room that is kept for it included.

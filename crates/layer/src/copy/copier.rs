@@ -18,6 +18,8 @@ use crate::tree::{FileType, Root, Stat, TreeContext, TreeError, at};
 
 /// Copies with fewer files than this are not worth a thread.
 const FEW_FILES: usize = 64;
+/// Directories whose times wait for their files. Each holds a source directory open.
+const MAX_UNFINISHED: usize = 256;
 
 pub(super) struct Copier<'a> {
     pub(super) from: &'a Root,
@@ -35,6 +37,20 @@ pub(super) struct Copier<'a> {
     /// Files that were copied so far, and the threads that copy when there are many.
     files: usize,
     pool: Option<Pool>,
+    /// Directories that are complete once all is copied that was given to the threads, the deepest first.
+    unfinished: Vec<Unfinished>,
+}
+
+/// A directory that was copied, but for what the files in it change.
+struct Unfinished {
+    /// The directory of the source, and its name there.
+    dir: Arc<OwnedFd>,
+    name: PathBuf,
+    stat: Stat,
+    source: PathBuf,
+    target: PathBuf,
+    /// It was there before: it stays as it is, but for its times.
+    only_times: bool,
 }
 
 struct Parent {
@@ -42,6 +58,8 @@ struct Parent {
     target: PathBuf,
     stat: Stat,
     is_made: bool,
+    /// Made by this copy: whatever is in it, this copy put there.
+    is_fresh: bool,
     /// Made on account of something in it, so its times are to be set when that is done.
     is_implied: bool,
 }
@@ -87,6 +105,7 @@ impl<'a> Copier<'a> {
             open: None,
             files: 0,
             pool: None,
+            unfinished: Vec::new(),
         })
     }
 
@@ -102,7 +121,8 @@ impl<'a> Copier<'a> {
             Path::new(""),
             target,
             &Matched::default(),
-        )
+        )?;
+        self.finish()
     }
 
     /// Returns whether patterns take an entry, and whether they leave it out explicitly.
@@ -164,17 +184,16 @@ impl<'a> Copier<'a> {
         if !stat.is_dir() {
             return self.file(dir, name, &stat, source, target);
         }
-        let existed = self.find(target)?.is_some();
+        let existing = self.find(target)?;
         if include {
-            self.directory(&stat, target, !is_top)?;
+            self.directory(existing, &stat, target, !is_top)?;
         }
-        let source_path = source.to_owned();
-        let is_made = include;
         self.parents.push(Parent {
-            source: source_path,
+            source: source.to_owned(),
             target: target.to_owned(),
             stat,
-            is_made,
+            is_made: include,
+            is_fresh: include && existing.is_none(),
             is_implied: false,
         });
         let copied = if excluded && !self.has_exceptions() {
@@ -184,20 +203,39 @@ impl<'a> Copier<'a> {
         };
         let implied = self.parents.pop().is_some_and(|parent| parent.is_implied);
         copied?;
-        // Files that are made change a directory's times.
-        self.pool.as_ref().map_or(Ok(()), Pool::settle)?;
-        let place = Place {
-            dir: dir.as_fd(),
-            name,
-        };
-        if implied || include && (!is_top || !existed) {
-            self.finish_directory(place, &stat, source, target)
-        } else if include {
-            // The destination was there before: it stays as it is, but for its times.
-            self.restore_times(&stat, target)
-        } else {
-            Ok(())
+        if !implied && !include {
+            return Ok(());
         }
+        self.unfinished.push(Unfinished {
+            dir: Arc::clone(dir),
+            name: name.to_owned(),
+            stat,
+            source: source.to_owned(),
+            target: target.to_owned(),
+            only_times: !implied && is_top && existing.is_some(),
+        });
+        if self.unfinished.len() < MAX_UNFINISHED {
+            return Ok(());
+        }
+        self.finish()
+    }
+
+    /// Waits for the files, which change the times of their directories when they are made, and then completes those.
+    fn finish(&mut self) -> Result<(), CopyError> {
+        self.pool.as_mut().map_or(Ok(()), Pool::settle)?;
+        for directory in std::mem::take(&mut self.unfinished) {
+            let Unfinished { stat, target, .. } = &directory;
+            if directory.only_times {
+                self.restore_times(stat, target)?;
+                continue;
+            }
+            let place = Place {
+                dir: directory.dir.as_fd(),
+                name: &directory.name,
+            };
+            self.finish_directory(place, stat, &directory.source, target)?;
+        }
+        Ok(())
     }
 
     fn contents(
@@ -256,6 +294,10 @@ impl<'a> Copier<'a> {
 
     /// Finds out what is at a destination, whose directory may not be there yet.
     fn find(&mut self, target: &Path) -> Result<Option<Stat>, CopyError> {
+        let is_fresh = |parent: &Parent| parent.is_fresh && target.parent() == Some(&parent.target);
+        if self.parents.last().is_some_and(is_fresh) {
+            return Ok(None);
+        }
         match self.at("lstat", target, |place| at::try_stat_at(place.dir, place.name)) {
             Err(CopyError::Tree(TreeError { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
                 Ok(None)
@@ -287,8 +329,9 @@ impl<'a> Copier<'a> {
                 continue;
             }
             let (stat, source, target) = (parent.stat, parent.source.clone(), parent.target.clone());
-            let existed = self.find(&target)?.is_some();
-            self.directory(&stat, &target, overwrite)?;
+            let existing = self.find(&target)?;
+            let existed = existing.is_some();
+            self.directory(existing, &stat, &target, overwrite)?;
             if !existed {
                 let above = source.parent().unwrap_or(Path::new(""));
                 let dir = at::open_beneath(self.from, above, OFlags::PATH | OFlags::DIRECTORY)
@@ -305,14 +348,21 @@ impl<'a> Copier<'a> {
                 )?;
             }
             self.parents[index].is_made = true;
+            self.parents[index].is_fresh = !existed;
             self.parents[index].is_implied = !existed;
         }
         Ok(())
     }
 
     /// Makes a directory, or takes one that is there.
-    fn directory(&mut self, stat: &Stat, target: &Path, overwrite: bool) -> Result<(), CopyError> {
-        match self.find(target)? {
+    fn directory(
+        &mut self,
+        existing: Option<Stat>,
+        stat: &Stat,
+        target: &Path,
+        overwrite: bool,
+    ) -> Result<(), CopyError> {
+        match existing {
             None => self.at("mkdir", target, |place| {
                 at::make_dir(place.dir, place.name, stat.permissions() & 0o777)
             }),
@@ -417,7 +467,7 @@ impl<'a> Copier<'a> {
         if self.files == FEW_FILES {
             self.pool = Pool::start();
         }
-        match &self.pool {
+        match &mut self.pool {
             Some(pool) => pool.give(job),
             None => job.run(),
         }

@@ -89,7 +89,7 @@ pub(super) fn create(source: Place<'_>, stat: &Stat, target: Place<'_>, look: Lo
     match stat.file_type() {
         FileType::Regular => {
             let input = open_source(source)?;
-            let output = at::create_file(target.dir, target.name)?;
+            let output = at::create_file_as(target.dir, target.name, look.mode & 0o777)?;
             copy_data(&input, &output, stat)?;
             describe_file(&output, look)?;
             // Most have none, and asking for them by name is slow.
@@ -126,15 +126,23 @@ fn open_source(source: Place<'_>) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// Sets owner, mode and times through the file itself.
+/// Sets owner, mode and times of a new file through the file itself; most have the right owner and mode already, and
+/// setting them again is slow.
 fn describe_file(file: &File, look: Look) -> io::Result<()> {
+    let made = at::stat_fd(file)?;
+    let mut keeps_mode = made.permissions() == look.mode & 0o7777;
     if let Some((uid, gid)) = look.owner {
         if uid == u32::MAX || gid == u32::MAX {
             return Err(Errno::INVAL.into());
         }
-        rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        if (made.uid, made.gid) != (uid, gid) {
+            rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            keeps_mode = false;
+        }
     }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(look.mode & 0o7777))?;
+    if !keeps_mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(look.mode & 0o7777))?;
+    }
     let times = Timestamps {
         last_access: look.atime.timespec(),
         last_modification: look.mtime.timespec(),

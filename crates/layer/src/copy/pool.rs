@@ -10,8 +10,10 @@ use super::CopyError;
 use super::file::{self, Look, Place};
 use crate::tree::{Stat, TreeContext};
 
-/// Files that wait for a thread. Each holds two directories open, mostly the same two.
-const QUEUE: usize = 64;
+/// Files that are given to a thread at once: waking it for each costs as much as copying a small one.
+const BATCH: usize = 16;
+/// Batches that wait for a thread. Each file holds two directories open, mostly the same two.
+const QUEUE: usize = 8;
 /// A file system has its own locks; more threads than this wait for them.
 const MAX_THREADS: usize = 7;
 
@@ -43,10 +45,16 @@ impl Job {
 
 /// The threads. They end when it is dropped, after what was given to them.
 pub(super) struct Pool {
-    jobs: Option<SyncSender<(u64, Job)>>,
+    jobs: Option<SyncSender<Batch>>,
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
+    /// What is given next, and how many files were given before.
+    waiting: Vec<Job>,
+    files: u64,
 }
+
+/// Files with the number of the first.
+type Batch = (u64, Vec<Job>);
 
 #[derive(Default)]
 struct Progress {
@@ -56,6 +64,7 @@ struct Progress {
 
 #[derive(Default)]
 struct State {
+    /// Batches.
     given: u64,
     done: u64,
     /// The failure of the file that was given first.
@@ -67,10 +76,10 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, number: u64, job: &Job) {
+    fn run(&self, (first, jobs): &Batch) {
         let ended = Ended(self);
-        let copied = job.run();
-        if let Err(error) = copied {
+        for (number, job) in (*first..).zip(jobs) {
+            let Err(error) = job.run() else { continue };
             let mut state = self.state();
             if state.failed.as_ref().is_none_or(|(first, _)| number < *first) {
                 state.failed = Some((number, error));
@@ -80,7 +89,7 @@ impl Progress {
     }
 }
 
-/// Counts a job when it ends, however it does.
+/// Counts a batch when it ends, however it does.
 struct Ended<'a>(&'a Progress);
 
 impl Drop for Ended<'_> {
@@ -110,33 +119,55 @@ impl Pool {
             jobs: Some(jobs),
             progress,
             threads,
+            waiting: Vec::new(),
+            files: 0,
         })
     }
 
     /// Has a file copied, by the caller itself when the threads have enough to do. A failure shows here or in
     /// [`settle`](Self::settle).
-    pub(super) fn give(&self, job: Job) -> Result<(), CopyError> {
-        let number = {
-            let mut state = self.progress.state();
-            if state.failed.is_some() {
-                drop(state);
-                return self.settle();
-            }
-            state.given += 1;
-            state.given
+    pub(super) fn give(&mut self, job: Job) -> Result<(), CopyError> {
+        self.waiting.push(job);
+        if self.waiting.len() < BATCH {
+            return Ok(());
+        }
+        let Some(batch) = self.batch() else {
+            return self.wait();
         };
         let sent = match &self.jobs {
-            Some(jobs) => jobs.try_send((number, job)),
-            None => Err(TrySendError::Disconnected((number, job))),
+            Some(jobs) => jobs.try_send(batch),
+            None => Err(TrySendError::Disconnected(batch)),
         };
-        if let Err(TrySendError::Full((number, job)) | TrySendError::Disconnected((number, job))) = sent {
-            self.progress.run(number, &job);
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = sent {
+            self.progress.run(&batch);
         }
         Ok(())
     }
 
+    /// Takes what waits to be given; `None` when something has failed.
+    fn batch(&mut self) -> Option<Batch> {
+        let batch = (self.files, std::mem::take(&mut self.waiting));
+        self.files += u64::try_from(batch.1.len()).unwrap_or(0);
+        let mut state = self.progress.state();
+        if state.failed.is_some() {
+            return None;
+        }
+        state.given += 1;
+        drop(state);
+        Some(batch)
+    }
+
     /// Waits until all that was given is copied. The error is that of the file that was given first.
-    pub(super) fn settle(&self) -> Result<(), CopyError> {
+    pub(super) fn settle(&mut self) -> Result<(), CopyError> {
+        if !self.waiting.is_empty()
+            && let Some(batch) = self.batch()
+        {
+            self.progress.run(&batch);
+        }
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<(), CopyError> {
         let mut state = self.progress.state();
         while state.done < state.given {
             let waited = self.progress.settled.wait(state);
@@ -156,11 +187,11 @@ impl Drop for Pool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<(u64, Job)>>, progress: &Progress) {
+fn work(jobs: &Mutex<Receiver<Batch>>, progress: &Progress) {
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((number, job)) = job else { return };
-        progress.run(number, &job);
+        let batch = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(batch) = batch else { return };
+        progress.run(&batch);
     }
 }
 
@@ -182,7 +213,7 @@ mod tests {
             Arc::new(at::open_dir_beneath(fs::File::open(dir.path()).unwrap(), Path::new(sub)).unwrap())
         };
         let (from, to) = (open("from"), open("to"));
-        let Some(pool) = Pool::start() else { return };
+        let Some(mut pool) = Pool::start() else { return };
         for number in 0..300 {
             let name = PathBuf::from(number.to_string());
             fs::write(

@@ -279,8 +279,13 @@ pub fn make_special(
 
 /// Creates the regular file `name` in `dir` for writing; it must not exist.
 pub fn create_file(dir: impl AsFd, name: &Path) -> io::Result<File> {
+    create_file_as(dir, name, 0o600)
+}
+
+/// Does what [`create_file`] does, with a mode, of which the umask takes away.
+pub fn create_file_as(dir: impl AsFd, name: &Path, mode: u32) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?.into())
+    Ok(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?.into())
 }
 
 /// Removes `name` in `dir` with all below it. A name that does not exist is a success.
