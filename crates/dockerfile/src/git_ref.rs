@@ -171,37 +171,15 @@ pub(crate) fn is_http(source: &str) -> bool {
     (source.starts_with("http://") || source.starts_with("https://")) && !is_git(source)
 }
 
-/// Returns the file name of a URL, or a placeholder.
+/// Returns the file name of a URL, or a placeholder if it has none or cannot be parsed.
 pub(crate) fn url_file_name(url: &str) -> String {
-    let decoded = url_path(url);
-    let name = decoded.as_deref().map_or(".", oci::path::base);
+    let parsed = GitUrl::parse(url);
+    let name = parsed.as_ref().map_or(".", |url| oci::path::base(&url.path));
     if matches!(name, "." | "/") {
         "__unnamed__".to_owned()
     } else {
         name.to_owned()
     }
-}
-
-fn url_path(url: &str) -> Option<String> {
-    let url = url.split('#').next()?;
-    let (_, rest) = url.split_once("://")?;
-    let rest = rest.split('?').next()?;
-    if rest.bytes().any(|byte| byte.is_ascii_control()) {
-        return None;
-    }
-    let path = rest.find('/').map_or("", |at| &rest[at..]);
-    let mut out = Vec::with_capacity(path.len());
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let high = char::from(bytes.next()?).to_digit(16)?;
-        let low = char::from(bytes.next()?).to_digit(16)?;
-        out.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]
