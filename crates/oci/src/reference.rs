@@ -20,6 +20,9 @@ pub enum ReferenceError {
     /// The text does not follow the grammar.
     #[error("invalid reference format")]
     Format,
+    /// There is no text.
+    #[error("repository name must have at least one component")]
+    NoName,
     /// The name has upper-case letters.
     #[error("invalid reference format: repository name ({0}) must be lowercase")]
     UppercaseName(String),
@@ -66,6 +69,21 @@ impl Reference {
         let full = format!("{domain}/{remainder}");
         parse_grammar(&full).map_err(|err| match err {
             ReferenceError::Format if parse_grammar(&full.to_lowercase()).is_ok_or_digest() => {
+                ReferenceError::Uppercase
+            }
+            other => other,
+        })
+    }
+
+    /// Parses a reference as it is written: nothing is added to the name.
+    ///
+    /// Source: `Parse` of `distribution/reference`.
+    pub fn parse_exact(text: &str) -> Result<Self, ReferenceError> {
+        if text.is_empty() {
+            return Err(ReferenceError::NoName);
+        }
+        parse_grammar(text).map_err(|err| match err {
+            ReferenceError::Format if parse_grammar(&text.to_lowercase()).is_ok_or_digest() => {
                 ReferenceError::Uppercase
             }
             other => other,

@@ -159,18 +159,13 @@ impl Contexts<'_> {
 
     fn load_layout(&self, context: &NamedContext, rest: &str) -> Progress<Loaded> {
         let written = rest.strip_prefix("//").unwrap_or(rest);
-        let no_digest = || ConvertError::LayoutDigest(written.to_owned());
-        let (tagged, digest) = written.split_once('@').ok_or_else(no_digest)?;
-        let digest = digest.parse().map_err(ConvertError::Digest).map_err(|error| {
-            error.context(format!(
-                "could not parse oci-layout reference {}",
-                text::quote(written)
-            ))
+        let layout = Reference::parse_exact(written).map_err(|error| {
+            let shown = text::quote(written);
+            ConvertError::Reference(error).context(format!("could not parse oci-layout reference {shown}"))
         })?;
-        let name_start = tagged.rfind('/').map_or(0, |at| at + 1);
-        let store_id = tagged[name_start..]
-            .find(':')
-            .map_or(tagged, |at| &tagged[..name_start + at]);
+        let no_digest = || ConvertError::LayoutDigest(written.to_owned());
+        let digest = *layout.digest().ok_or_else(no_digest)?;
+        let store_id = layout.name();
         let reference = Reference::parse(&context.name)?.with_digest(digest).to_string();
         let session_id = self.options.session_id.clone();
         let shown = &context.name_with_platform;
@@ -181,7 +176,7 @@ impl Contexts<'_> {
             log_name: format!("[context {shown}] load metadata for {reference}"),
             store: Some(LayoutStore {
                 session_id: session_id.clone(),
-                store_id: store_id.to_owned(),
+                store_id: store_id.clone(),
             }),
         };
         let answer = self.asker.only_image(need)?;
@@ -190,7 +185,7 @@ impl Contexts<'_> {
         constraints.platform.clone_from(&context.platform);
         let options = OciLayoutOptions {
             session_id,
-            store_id: store_id.to_owned(),
+            store_id,
             layer_limit: None,
             constraints,
         };
@@ -250,23 +245,39 @@ impl Contexts<'_> {
         let Some(metadata) = self.options.get(&format!("input-metadata:{input}")) else {
             return Ok(plain(state));
         };
-        let parsed: BTreeMap<String, String> = serde_json::from_str(metadata).map_err(|error| {
-            ConvertError::Json(error.to_string())
-                .context(format!("failed to parse input metadata {metadata}"))
+        let parsed = input_metadata(metadata).map_err(|error| {
+            ConvertError::Json(error).context(format!("failed to parse input metadata {metadata}"))
         })?;
         let Some(config) = parsed.get("containerimage.config") else {
             return Ok(plain(state));
         };
-        let config = base64::engine::general_purpose::STANDARD
-            .decode(config)
-            .map_err(|error| {
-                let context = format!("failed to parse image config for {}", context.name_with_platform);
-                ConvertError::Json(error.to_string()).context(context)
-            })?;
-        let mut loaded = with_config(&state, &config)?;
-        loaded.image = Some(image::read(&config)?);
+        let mut loaded = with_config(&state, config)?;
+        loaded.image = Some(image::read(config)?);
         Ok(loaded)
     }
+}
+
+/// Reads what is known of an input: a JSON object whose values are in base64. The error is Go's text where it is known.
+fn input_metadata(json: &str) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let parsed: BTreeMap<String, String> = serde_json::from_str(json).map_err(|error| {
+        if error.is_eof() {
+            "unexpected end of JSON input".to_owned()
+        } else {
+            error.to_string()
+        }
+    })?;
+    let decode = |(key, value): (String, String)| {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(&value);
+        let bytes = decoded.map_err(|error| {
+            let at = match error {
+                base64::DecodeError::InvalidByte(at, _) => at,
+                _ => value.len(),
+            };
+            format!("illegal base64 data at input byte {at}")
+        })?;
+        Ok((key, bytes))
+    };
+    parsed.into_iter().map(decode).collect()
 }
 
 fn plain(state: State) -> Loaded {

@@ -134,3 +134,28 @@ proptest! {
         let _ = text.parse::<Reference>();
     }
 }
+
+#[test]
+fn exact_references_get_nothing_added() {
+    let exact = |text: &str| {
+        Reference::parse_exact(text)
+            .map(|found| found.to_string())
+            .map_err(|err| err.to_string())
+    };
+    let digested = format!("s/a:b@{DIGEST}");
+    for good in ["alpine", "a/b:c", digested.as_str(), "sha256:aa"] {
+        assert_eq!(exact(good), Ok(good.to_owned()));
+    }
+    let at_nothing = format!("@{DIGEST}");
+    for (bad, wanted) in [
+        ("", "repository name must have at least one component"),
+        ("a//b", "invalid reference format"),
+        ("a:!", "invalid reference format"),
+        (at_nothing.as_str(), "invalid reference format"),
+        ("s@sha256:1", "invalid reference format"),
+        ("Store", "repository name must be lowercase"),
+    ] {
+        assert_eq!(exact(bad), Err(wanted.to_owned()), "{bad}");
+    }
+    assert_eq!(Reference::parse_exact(&digested).unwrap().name(), "s/a");
+}
