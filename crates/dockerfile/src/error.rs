@@ -177,6 +177,8 @@ pub(crate) enum ConvertError {
     Redirect(String),
     #[error("ref mutated by policy to non-image: docker-image://{reference} -> {updated}")]
     NonImage { reference: String, updated: String },
+    #[error("{0}")]
+    GitObject(String),
     #[error("invalid SOURCE_DATE_EPOCH: {0}")]
     Epoch(String),
     #[error("{0}")]

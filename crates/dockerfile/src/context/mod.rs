@@ -52,7 +52,6 @@ struct Main {
     filename: String,
     /// The context before it was unpacked or narrowed to a directory.
     source: Option<State>,
-    http_archive: bool,
 }
 
 /// The Dockerfile and where it is from.
@@ -118,7 +117,6 @@ impl<'a> Contexts<'a> {
             dockerfile_local: String::new(),
             filename: String::new(),
             source: None,
-            http_archive: false,
         };
         Self {
             options,
@@ -141,7 +139,6 @@ impl<'a> Contexts<'a> {
             dockerfile_local: options.get("dockerfilekey").unwrap_or("dockerfile").to_owned(),
             filename: options.get("filename").unwrap_or(DOCKERFILE).to_owned(),
             source: None,
-            http_archive: false,
         };
         let context = options
             .get(options.get("contextkey").unwrap_or(CONTEXT))
@@ -164,6 +161,7 @@ impl<'a> Contexts<'a> {
                 main.dockerfile = input.map(State::from_definition).transpose()?;
             }
             main.context = inputs.get(CONTEXT).map(State::from_definition).transpose()?;
+            main.source.clone_from(&main.context);
         }
         if let (Some(context), Some(subdir)) = (&main.context, options.get("contextsubdir")) {
             main.context = Some(subdir_of(context, subdir));
@@ -282,12 +280,9 @@ impl<'a> Contexts<'a> {
         ))
     }
 
-    /// Returns the main context as it is fetched, and whether it is an archive that gets unpacked.
-    pub(crate) fn main_source(&self) -> Option<(&State, bool)> {
-        self.main
-            .source
-            .as_ref()
-            .map(|state| (state, self.main.http_archive))
+    /// Returns the main context before it was unpacked or narrowed to a directory; none if it is the client's directory.
+    pub(crate) fn main_source(&self) -> Option<&State> {
+        self.main.source.as_ref()
     }
 }
 
@@ -346,7 +341,6 @@ fn http_context(main: &mut Main, url: &str, asker: &Asker<'_>) -> Progress<()> {
         };
         let actions = FileActions::new().copy(&state, format!("/{HTTP_FILE}"), "/", unpack);
         main.context = Some(State::scratch().file(actions, &Constraints::new()));
-        main.http_archive = true;
     } else {
         HTTP_FILE.clone_into(&mut main.filename);
         main.context = Some(state);
@@ -366,10 +360,20 @@ fn subdir_of(context: &State, subdir: &str) -> State {
     )
 }
 
-/// Describes the source of a state that is nothing else, for asking about it.
+/// Describes the source of a state, for asking about it: the only one that it is made from.
 pub(crate) fn source_of(state: &State) -> Option<pb::SourceOp> {
-    let (identifier, attrs) = state.as_source()?;
-    Some(pb::SourceOp { identifier, attrs })
+    if let Some((identifier, attrs)) = state.as_source() {
+        return Some(pb::SourceOp { identifier, attrs });
+    }
+    let definition = marshal(state).ok()?;
+    let graph = llb::Graph::load(&definition).ok()?;
+    let mut sources = graph.vertices().iter().filter_map(|vertex| match &vertex.op.op {
+        Some(pb::op::Op::Source(source)) => Some(source.clone()),
+        _ => None,
+    });
+    let source = sources.next()?;
+    // Nothing is to be learned from a client's directory.
+    (sources.next().is_none() && !source.identifier.starts_with("local://")).then_some(source)
 }
 
 #[cfg(test)]

@@ -58,13 +58,33 @@ impl Epoch {
         )
     }
 
-    /// Reads when a raw commit was committed.
-    fn of_commit(object: &[u8]) -> Option<Self> {
+    /// Reads when a raw commit was committed; nothing if its header says so in no known form.
+    fn of_commit(object: &[u8]) -> Result<Option<Self>, ConvertError> {
         let object = String::from_utf8_lossy(object);
-        let header = object.split("\n\n").next()?;
-        let committer = header.lines().find_map(|line| line.strip_prefix("committer "))?;
-        let (_, rest) = committer.rsplit_once('>')?;
-        let mut words = rest.split_ascii_whitespace();
+        let is_tag = object.starts_with("object ");
+        let header = || object.split('\n').take_while(|line| !line.is_empty());
+        let value = |name: &str| header().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let (kind, names): (_, &[&str]) = if is_tag {
+            ("tag", &["object", "type", "tag", "tagger"])
+        } else {
+            ("commit", &["tree", "author", "committer"])
+        };
+        if let Some(name) = names.iter().find(|name| value(name).is_none()) {
+            return Err(ConvertError::GitObject(format!(
+                "invalid {kind} object: missing {name} header"
+            )));
+        }
+        if is_tag {
+            return Err(ConvertError::GitObject("not a commit object".to_owned()));
+        }
+        Ok(value("committer").and_then(Self::of_actor))
+    }
+
+    /// Reads when somebody did something: `name <address> seconds zone`.
+    fn of_actor(actor: &str) -> Option<Self> {
+        let (before, rest) = actor.rsplit_once('>')?;
+        before.contains('<').then_some(())?;
+        let mut words = rest.split_whitespace();
         let seconds = words.next()?.parse().ok()?;
         let zone = words.next()?;
         let (sign, digits) = match zone.as_bytes() {
@@ -77,7 +97,8 @@ impl Epoch {
                 .ok()
                 .and_then(|text| text.parse::<i32>().ok())
         };
-        let offset_minutes = sign * (number(&digits[..2])? * 60 + number(&digits[2..])?);
+        let offset_minutes =
+            sign * (number(&digits[..2]).unwrap_or_default() * 60 + number(&digits[2..]).unwrap_or_default());
         Some(Self {
             seconds,
             offset_minutes,
@@ -119,7 +140,7 @@ impl Converter<'_> {
 
     fn named_epoch(&mut self, value: &str, stages: &[Stage]) -> Progress<Option<Epoch>> {
         if value == "context" {
-            let Some((source, _)) = self.contexts.main_source() else {
+            let Some(source) = self.contexts.main_source() else {
                 return Ok(None);
             };
             return self.epoch_of(&source.clone(), "[internal] resolve main build context metadata");
@@ -232,8 +253,8 @@ impl Converter<'_> {
             return_object: is_git,
         };
         let answer = self.contexts.asker.source(need)?;
-        if let Some(object) = &answer.commit_object {
-            return Ok(Epoch::of_commit(object));
+        if let Some(object) = answer.commit_object.as_ref().filter(|object| !object.is_empty()) {
+            return Ok(Epoch::of_commit(object)?);
         }
         if let Some(seconds) = answer.last_modified_s {
             return Ok(Some(Epoch::utc(seconds)));
@@ -256,7 +277,7 @@ mod tests {
     #[test]
     fn reads_commits_and_prints_zones() {
         let object = b"tree x\nauthor A <a> 1 +0000\ncommitter B <b> 1700000000 +0130\n\nmessage";
-        let epoch = Epoch::of_commit(object).unwrap();
+        let epoch = Epoch::of_commit(object).unwrap().unwrap();
         assert_eq!(epoch.to_rfc3339(), "2023-11-14T23:43:20+01:30");
         assert_eq!(Epoch::utc(0).to_rfc3339(), "1970-01-01T00:00:00Z");
     }
