@@ -146,9 +146,16 @@ fn run(request: &Request, asker: &Asker<'_>) -> Result<Outcome, Box<Failed>> {
     }
     if let Some(name) = options.get("requestid") {
         let (metadata, linter) =
-            subrequest::answer(name, &source.entrypoint, &source.text, &source.map, &contexts)?;
+            subrequest::answer(name, &source.entrypoint, &source.text, &source.map, &contexts);
         let warnings = source.warnings(&linter);
-        return Ok(Outcome::Metadata(MetadataOutcome { metadata, warnings }));
+        return match metadata {
+            Ok(metadata) => Ok(Outcome::Metadata(MetadataOutcome { metadata, warnings })),
+            Err(stop) => Err(Box::new(Failed {
+                stop,
+                source: None,
+                warnings,
+            })),
+        };
     }
     let linter = match lint_config(&source.text, options.check.as_ref()) {
         Ok(config) => Linter::new(config),

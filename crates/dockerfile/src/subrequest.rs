@@ -38,14 +38,14 @@ struct Named {
     description: &'static str,
 }
 
-/// Answers a subrequest. The linter has what is to be warned of besides.
+/// Answers a subrequest. The linter has what is to be warned of besides, also if there is no answer.
 pub(crate) fn answer(
     name: &str,
     entrypoint: &Entrypoint,
     text: &str,
     map: &Arc<SourceMap>,
     contexts: &Contexts<'_>,
-) -> Progress<(Metadata, Linter)> {
+) -> (Progress<Metadata>, Linter) {
     let job = |linter, all_stages| Job {
         text,
         contexts,
@@ -54,35 +54,33 @@ pub(crate) fn answer(
         linter,
         all_stages,
     };
-    let lint = || lint_config(text, contexts.options.check.as_ref()).map(Linter::new);
+    let (linter, config_error) = match lint_config(text, contexts.options.check.as_ref()) {
+        Ok(config) => (Linter::new(config), None),
+        Err(stop) => (Linter::silent(), Some(stop)),
+    };
+    let converted = |all_stages| match config_error {
+        Some(stop) => Err(stop),
+        None => convert(job(linter.clone(), all_stages)),
+    };
     let metadata = match name {
-        "frontend.subrequests.describe" => describe()?,
-        "frontend.outline" => {
-            let linter = lint()?;
-            let converted = convert(job(linter.clone(), false))?;
-            return Ok((outline(&converted.outline, entrypoint)?, linter));
-        }
-        "frontend.targets" => targets(text, entrypoint)?,
+        "frontend.subrequests.describe" => describe(),
+        "frontend.outline" => converted(false).and_then(|done| outline(&done.outline, entrypoint)),
+        "frontend.targets" => targets(text, entrypoint),
         "frontend.lint" => {
-            let all_stages = contexts.options.target.is_empty();
-            let (linter, result) = match lint() {
-                Ok(linter) => (linter.clone(), convert(job(linter, all_stages)).map(|_| ())),
-                Err(stop) => (Linter::silent(), Err(stop)),
-            };
-            lint_report(&linter.findings(), result, map)?
+            let result = converted(contexts.options.target.is_empty()).map(|_| ());
+            // The report has the findings.
+            return (lint_report(&linter.findings(), result, map), Linter::silent());
         }
-        "frontend.convertllb" => {
-            let linter = lint()?;
-            let definition = convert(job(linter.clone(), false))?.definition()?;
-            let metadata = Metadata::from([
+        "frontend.convertllb" => converted(false).and_then(|done| {
+            let definition = done.definition()?;
+            Ok(Metadata::from([
                 ("result.json".to_owned(), convert_llb::print(&definition)?),
                 ("version".to_owned(), b"0.1.0".to_vec()),
-            ]);
-            return Ok((metadata, linter));
-        }
-        _ => return Err(ConvertError::Subrequest(name.to_owned()).into()),
+            ]))
+        }),
+        _ => Err(ConvertError::Subrequest(name.to_owned()).into()),
     };
-    Ok((metadata, Linter::silent()))
+    (metadata, linter)
 }
 
 fn json<T: Serialize>(value: &T) -> Progress<Vec<u8>> {

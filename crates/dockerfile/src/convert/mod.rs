@@ -176,9 +176,6 @@ fn read_once(text: &str, linter: &Linter, memory: &Memory) -> Progress<(instruct
 
 /// Reads the stages of a file.
 pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed, char)> {
-    if text.is_empty() {
-        return Err(ConvertError::Empty.into());
-    }
     let file = parser::parse(text)?;
     for line in &file.empty_continuations {
         linter.run(
@@ -195,6 +192,9 @@ pub(crate) fn read(text: &str, linter: &Linter) -> Progress<(instruction::Parsed
 pub(crate) fn convert(job: Job<'_>) -> Progress<Converted> {
     let options = job.contexts.options;
     let linter = job.linter.clone();
+    if job.text.is_empty() {
+        return Err(ConvertError::Empty.into());
+    }
     let (parsed, escape) = read_once(job.text, &linter, job.contexts.asker.memory())?;
     if parsed.stages.is_empty() {
         return Err(ConvertError::NoStages.into());
