@@ -14,8 +14,14 @@ pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
     let mut image: ImageConfig = serde_json::from_slice(bytes)
         .map_err(|err| ConvertError::Json(format!("invalid image config: {err}")))?;
     image.extra.clear();
-    if image.rootfs.diff_ids.is_empty() && has_empty_list(bytes) {
-        image.extra.insert(EMPTY_LIST.to_owned(), Value::Null);
+    if image.rootfs.diff_ids.is_empty() {
+        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        if value.pointer("/rootfs/diff_ids").is_some_and(Value::is_array) {
+            image.extra.insert(EMPTY_LIST.to_owned(), Value::Null);
+        }
+        if value.get("rootfs").is_none_or(Value::is_null) {
+            image.rootfs.kind.clear();
+        }
     }
     let config = &mut image.config;
     config.extra.clear();
@@ -28,12 +34,6 @@ pub(crate) fn read(bytes: &[u8]) -> Progress<ImageConfig> {
     }
     image.created = image.created.take().map(|time| trim_fraction(&time));
     Ok(image)
-}
-
-/// Tells whether the list of layers is there and empty, not `null`.
-fn has_empty_list(bytes: &[u8]) -> bool {
-    let value: Option<Value> = serde_json::from_slice(bytes).ok();
-    value.is_some_and(|value| value.pointer("/rootfs/diff_ids").is_some_and(Value::is_array))
 }
 
 /// Removes zeros at the end of a time's fraction, and an empty fraction.
@@ -51,8 +51,22 @@ fn trim_fraction(time: &str) -> String {
     }
 }
 
+/// Tells whether a time is one that Go's JSON can have: its year has four digits.
+fn is_printable(time: &String) -> bool {
+    time.find('-') == Some(4)
+}
+
 /// Prints a configuration.
 pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
+    let mut times = image
+        .history
+        .iter()
+        .filter_map(|history| history.created.as_ref());
+    if !times.all(is_printable) || !image.created.iter().all(is_printable) {
+        let text = "failed to marshal image config: json: error calling MarshalJSON for type *time.Time: \
+                    Time.MarshalJSON: year outside of range [0,9999]";
+        return Err(ConvertError::Json(text.to_owned()).into());
+    }
     let to_text =
         |image: &ImageConfig| json::to_string(image).map_err(|err| ConvertError::Json(err.to_string()));
     if image.extra.contains_key(EMPTY_LIST) {
@@ -84,6 +98,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn years_have_four_digits() {
+        let with = |time: &str| {
+            let mut image = ImageConfig::default();
+            image.created = Some(time.to_owned());
+            print(&image).is_ok()
+        };
+        assert!(with("9999-12-31T23:59:59Z"));
+        assert!(!with("10000-01-01T00:00:00Z"));
+        assert!(!with("-001-01-01T00:00:00Z"));
+        let mut image = ImageConfig::default();
+        image.history.push(oci::History {
+            created: Some("10000-01-01T00:00:00Z".to_owned()),
+            ..oci::History::default()
+        });
+        assert!(print(&image).is_err());
+    }
+
+    #[test]
     fn reads_and_prints_as_buildkit_does() {
         let image = read(
             br#"{"architecture":"amd64","os":"linux","x":1,"history":[{"created":"2024-01-02T03:04:05.120000000Z"}],
@@ -93,7 +125,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(print(&image).unwrap()).unwrap(),
             concat!(
-                r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null},"#,
+                r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"","diff_ids":null},"#,
                 r#""history":[{"created":"2024-01-02T03:04:05.12Z"}],"config":{"ExposedPorts":{"80/tcp":{}},"Env":["A=b"]}}"#
             )
         );

@@ -12,8 +12,8 @@ use crate::context::NamedContext;
 use crate::error::{ConvertError, Progress, Stop};
 use crate::image;
 use crate::request::ImageConfigNeed;
-use crate::suggest;
 use crate::word::NoVariables;
+use crate::{raw, suggest};
 
 /// Repositories that people often mean.
 const COMMON_IMAGES: [&str; 7] = [
@@ -127,6 +127,8 @@ impl Converter<'_> {
                 stage.platform = Some(image.platform());
             }
             self.set_image(id, image);
+        } else {
+            stage.image.rootfs.kind.clear();
         }
         Ok(())
     }
@@ -230,7 +232,7 @@ impl Converter<'_> {
         let name = self.step_name(id, &text, options.multi_platform, Some(platform), &NoVariables);
         let stage = &self.stages[id.0].stage;
         let constraints = Constraints::new()
-            .description([("com.docker.dockerfile.v1.command", stage.code.clone())])
+            .description([("com.docker.dockerfile.v1.command", raw::shown(stage.code.clone()))])
             .platform(platform)
             .custom_name(name)
             .location(self.source_map, wire_ranges(&stage.location));

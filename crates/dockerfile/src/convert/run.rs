@@ -152,7 +152,7 @@ impl Converter<'_> {
         );
         let platform = stage.state.get_platform().cloned();
         let name = self.instruction_name(id, &text, platform.as_ref());
-        let code = step.instruction.code.clone();
+        let code = raw::shown(step.instruction.code.clone());
         let mut constraints = Constraints::new()
             .description([("com.docker.dockerfile.v1.command", code)])
             .location(self.source_map, wire_ranges(&step.instruction.location))
