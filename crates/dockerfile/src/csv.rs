@@ -5,7 +5,7 @@
 pub(crate) enum CsvError {
     #[error("EOF")]
     Empty,
-    #[error("parse error on line 1, column {0}: bare \" in non-quoted field")]
+    #[error("parse error on line 1, column {0}: bare \" in non-quoted-field")]
     BareQuote(usize),
     #[error("parse error on line 1, column {0}: extraneous or missing \" in quoted-field")]
     Quote(usize),

@@ -128,7 +128,7 @@ impl Options {
         check_minimum(request)?;
         let get = |name: &str| request.options.get(name).map_or("", String::as_str);
         let target_platforms = platforms(get("platform"))?;
-        let multi_platform = multi_platform(&mut all, target_platforms.len())?;
+        let platform_count = target_platforms.len();
         if let Some(name) = all
             .get("build-arg:BUILDKIT_SANDBOX_HOSTNAME")
             .filter(|name| !name.is_empty())
@@ -151,7 +151,6 @@ impl Options {
                 .cloned()
                 .unwrap_or_else(Platform::host),
             target_platforms,
-            multi_platform,
             resolve_mode: resolve_mode(get("image-resolve-mode"))?,
             hosts: hosts(get("add-hosts")).map_err(OptionsError::Hosts)?,
             shm_size_bytes: match get("shm-size") {
@@ -162,6 +161,7 @@ impl Options {
             resources: resources(&request.options)?,
             network: net_mode(get("force-network-mode"))?,
             no_cache,
+            multi_platform: multi_platform(&mut all, platform_count)?,
             cache_imports: cache_imports(&request.options)?,
             sbom: sbom(&request.options)?,
             cache_namespace: get("build-arg:BUILDKIT_CACHE_MOUNT_NS").to_owned(),
@@ -341,7 +341,7 @@ fn resources(options: &BTreeMap<String, String>) -> Result<Option<pb::LinuxResou
 }
 
 /// The highest CPU a set may name.
-const MAX_CPU: u32 = 8192;
+const MAX_CPU: u64 = 8192;
 
 /// Checks a set such as `0-3,7`; returns what is wrong with it.
 fn cpu_set_error(set: &str) -> Option<String> {
@@ -349,7 +349,7 @@ fn cpu_set_error(set: &str) -> Option<String> {
         .map(str::trim)
         .filter(|part| !part.is_empty())
         .find_map(|part| {
-            let number = |text: &str| text.trim().parse::<u32>().ok();
+            let number = |text: &str| text.trim().parse::<u64>().ok();
             let (what, bounds) = match part.split_once('-') {
                 None => ("element", number(part).map(|cpu| (cpu, cpu))),
                 Some((low, high)) => (
@@ -386,7 +386,7 @@ fn cache_imports(options: &BTreeMap<String, String>) -> Result<Vec<CacheImport>,
     }
     let mut imports = Vec::new();
     if let Some(text) = options.get("cache-imports").filter(|text| !text.is_empty()) {
-        let entries: Vec<Entry> = serde_json::from_str::<serde_json::Value>(text)
+        let entries: Option<Vec<Entry>> = serde_json::from_str::<serde_json::Value>(text)
             .and_then(serde_json::from_value)
             .map_err(|error| OptionsError::CacheImports {
                 text: text.clone(),
@@ -396,7 +396,7 @@ fn cache_imports(options: &BTreeMap<String, String>) -> Result<Vec<CacheImport>,
                     error.to_string()
                 },
             })?;
-        imports.extend(entries.into_iter().map(|entry| CacheImport {
+        imports.extend(entries.into_iter().flatten().map(|entry| CacheImport {
             kind: entry.kind,
             attributes: entry.attributes,
         }));
@@ -503,6 +503,18 @@ mod tests {
     }
 
     #[test]
+    fn names_the_first_bad_option_in_the_order_of_the_ecosystem() {
+        let both = parse(&[("multi-platform", "x"), ("force-network-mode", "y")]);
+        assert_eq!(both.map(|_| ()), Err("invalid netmode y".to_owned()));
+        assert!(
+            parse(&[("cache-imports", "null")])
+                .unwrap()
+                .cache_imports
+                .is_empty()
+        );
+    }
+
+    #[test]
     fn refuses_options() {
         for (key, value, wanted) in [
             ("force-network-mode", "x", "invalid netmode x"),
@@ -537,6 +549,11 @@ mod tests {
                 "cpusetcpus",
                 "3-1",
                 "failed to parse resource limits: invalid cpusetcpus value: 3-1: invalid cpuset range \"3-1\"",
+            ),
+            (
+                "cpusetcpus",
+                "99999999999",
+                "failed to parse resource limits: invalid cpusetcpus value: 99999999999: cpuset element \"99999999999\" exceeds maximum 8192",
             ),
             ("attest:x", "", "unknown attestation type \"x\""),
         ] {

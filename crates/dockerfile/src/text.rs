@@ -24,21 +24,21 @@ pub(crate) fn quote_list(texts: &[String]) -> String {
     format!("[{}]", quoted.join(" "))
 }
 
-/// Tells whether writing a text in lower case leaves it as it is.
+/// Tells whether writing a text in lower case leaves it as it is. Bytes that are not UTF-8 do not survive that.
 pub(crate) fn is_lower(text: &str) -> bool {
     if text.is_ascii() {
         !text.bytes().any(|byte| byte.is_ascii_uppercase())
     } else {
-        text == text.to_lowercase()
+        !raw::is_in(text) && text == text.to_lowercase()
     }
 }
 
-/// Tells whether writing a text in upper case leaves it as it is.
+/// Tells whether writing a text in upper case leaves it as it is. Bytes that are not UTF-8 do not survive that.
 pub(crate) fn is_upper(text: &str) -> bool {
     if text.is_ascii() {
         !text.bytes().any(|byte| byte.is_ascii_lowercase())
     } else {
-        text == text.to_uppercase()
+        !raw::is_in(text) && text == text.to_uppercase()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Durations in Go's notation, e.g. `1h30m`, `1.5s`.
 
-use crate::text::quote;
+use crate::raw;
 
 /// Parses a duration into nanoseconds. The error is Go's text.
 pub(super) fn parse_duration(text: &str) -> Result<i64, String> {
@@ -46,6 +46,20 @@ pub(super) fn parse_duration(text: &str) -> Result<i64, String> {
         return Ok(i64::try_from(total).map_or(i64::MIN, |total| -total));
     }
     i64::try_from(total).map_err(|_| invalid())
+}
+
+/// Quotes as Go's durations do: byte by byte outside of ASCII.
+fn quote(text: &str) -> String {
+    let mut out = String::from('"');
+    for byte in raw::encode(text).iter() {
+        match byte {
+            b'"' | b'\\' => out.extend(['\\', char::from(*byte)]),
+            b' '..=0x7f => out.push(char::from(*byte)),
+            _ => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out.push('"');
+    out
 }
 
 fn take_digits<'a>(rest: &mut &'a str) -> &'a str {
@@ -109,6 +123,10 @@ mod tests {
         assert_eq!(
             parse_duration("1x").unwrap_err(),
             "time: unknown unit \"x\" in duration \"1x\""
+        );
+        assert_eq!(
+            parse_duration("1\"µ\\").unwrap_err(),
+            r#"time: unknown unit "\"\xc2\xb5\\" in duration "1\"\xc2\xb5\\""#
         );
         assert_eq!(parse_duration("s").unwrap_err(), "time: invalid duration \"s\"");
         assert_eq!(

@@ -11,8 +11,8 @@ pub(crate) enum PortError {
     Missing(String),
     #[error("invalid port: {}: invalid proto: {protocol}", quote(.port))]
     Protocol { port: String, protocol: String },
-    #[error("invalid IP address {0}")]
-    BracketedAddress(String),
+    #[error("invalid IP address {address}: address {address}:: {reason}")]
+    BracketedAddress { address: String, reason: &'static str },
     #[error("invalid IP address: {0}")]
     Address(String),
     #[error("invalid containerPort: {0}")]
@@ -98,7 +98,14 @@ fn check_address(address: &str) -> Result<(), PortError> {
         None => address,
         Some(rest) => rest
             .strip_suffix(']')
-            .ok_or_else(|| PortError::BracketedAddress(address.to_owned()))?,
+            .ok_or_else(|| PortError::BracketedAddress {
+                address: address.to_owned(),
+                reason: if rest.contains(']') {
+                    "missing port in address"
+                } else {
+                    "missing ']' in address"
+                },
+            })?,
     };
     if bare.is_empty() || bare.parse::<IpAddr>().is_ok() {
         Ok(())

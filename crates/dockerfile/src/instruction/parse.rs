@@ -278,8 +278,8 @@ fn copy_of(
 
 fn parse_from(node: &Node, linter: &Linter) -> Result<Stage, InstructionError> {
     let location = node.location();
-    if let [_, keyword, name] = node.args.as_slice() {
-        if !is_lower(name) {
+    if let [_, keyword, name, rest @ ..] = node.args.as_slice() {
+        if rest.is_empty() && !is_lower(name) {
             linter.run(&rules::STAGE_NAME_CASING, &location, || {
                 rules::stage_name_casing(name)
             });
