@@ -140,8 +140,15 @@ impl VertexWarning {
         }
     }
 
+    /// About how many bytes it is in a message; each has the whole text that is remarked on.
     fn size(&self) -> usize {
-        self.short.len() + self.detail.iter().map(Bytes::len).sum::<usize>()
+        let of_source = |source: &pb::SourceInfo| {
+            let definition = source.definition.iter().flat_map(|definition| &definition.def);
+            source.data.len() + definition.map(|raw| raw.len()).sum::<usize>()
+        };
+        self.short.len()
+            + self.detail.iter().map(Bytes::len).sum::<usize>()
+            + self.source.as_ref().map_or(0, of_source)
     }
 }
 
@@ -862,6 +869,23 @@ mod tests {
         }
         assert!(bytes <= MAX_LOG_BYTES + 100);
         assert!(first.unwrap().starts_with(b"[output clipped"));
+    }
+
+    #[test]
+    fn warnings_with_long_texts_come_a_few_at_a_time() {
+        let job = JobProgress::new();
+        let text = pb::SourceInfo {
+            data: vec![b'x'; MAX_BATCH_BYTES / 4].into(),
+            ..pb::SourceInfo::default()
+        };
+        for _ in 0..10 {
+            let mut warning = VertexWarning::short(digest("v"), "short");
+            warning.source = Some(text.clone());
+            job.warn(warning);
+        }
+        let mut subscription = job.subscribe();
+        let counts: Vec<usize> = (0..3).map(|_| take(&mut subscription).warnings.len()).collect();
+        assert_eq!(counts, [4, 4, 2]);
     }
 
     #[test]
