@@ -14,8 +14,9 @@ use crate::frontend::{Metadata, merge_ranges, wire_source};
 use crate::lint::{Finding, Linter};
 use crate::outline::Outline;
 use crate::position::Range;
+use crate::print_source::Printer;
 use crate::table::table;
-use crate::{convert_llb, print_source, raw};
+use crate::{convert_llb, raw};
 
 const INDENT: &str = "  ";
 
@@ -387,6 +388,7 @@ fn lint_report(findings: &[Finding], result: Progress<()>, map: &Arc<SourceMap>)
             .cmp(&two.map(|range| range.start.line)),
     });
     let mut text = String::new();
+    let printer = Printer::new(&source);
     for finding in sorted {
         let url = if finding.rule.url.is_empty() {
             String::new()
@@ -397,7 +399,7 @@ fn lint_report(findings: &[Finding], result: Progress<()>, map: &Arc<SourceMap>)
             "\nWARNING: {}{url}\n{}\n",
             finding.rule.name, finding.message
         ));
-        text.push_str(&print_source::print(&source, &finding.location));
+        text.push_str(&printer.print(&finding.location));
     }
     let warning = |finding: &Finding| WarningJson {
         rule_name: finding.rule.name,

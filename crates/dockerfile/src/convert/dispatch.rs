@@ -133,7 +133,14 @@ impl Converter<'_> {
             instruction.kind,
             Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_)
         ) {
-            self.spend(STEP_BYTES)?;
+            // Each has the directory in it, which can grow with each line, and the user.
+            let config = &self.stages[id.0].image.config;
+            let carried = config.working_dir.len().saturating_mul(2);
+            self.spend(
+                STEP_BYTES
+                    .saturating_add(carried)
+                    .saturating_add(config.user.len()),
+            )?;
         }
         let linter = self.linter.with_comments(&instruction.comments);
         let step = Step {

@@ -75,6 +75,8 @@ fn many_lines(bytes: usize) -> Vec<(&'static str, String)> {
         ("arg and run", lines("ARG a#\nRUN c\n")),
         ("undefined", lines("WORKDIR $a#\n")),
         ("undefined with names", lines("ENV b#=c\nWORKDIR $a#\n")),
+        ("findings", lines("ENV abcdefgh=$abcdefgi\n")),
+        ("findings of casing", lines("run x\nRUN y\n")),
         ("label", lines("LABEL a#=b\n")),
         ("expose", lines("EXPOSE 0-65535\n")),
         ("volume", lines("VOLUME a#\n")),
@@ -131,6 +133,16 @@ fn growing(bytes: usize) -> Vec<(&'static str, String)> {
             "double workdir",
             lines("WORKDIR a$PWD/b\nENV a=${a}x${a}\nWORKDIR $a\n"),
         ),
+        ("deep workdir", lines("WORKDIR a\n")),
+        ("deep workdir and run", lines("WORKDIR aaaa\nRUN x\n")),
+        ("long user", {
+            let user = "u".repeat((bytes / 2).min(60_000));
+            repeat(
+                &format!("FROM alpine\nUSER {user}\n"),
+                |_| "RUN x\n".to_owned(),
+                bytes,
+            )
+        }),
         ("empty stages", repeat("", |_| "FROM scratch\n".to_owned(), bytes)),
         ("triggers of a stage", {
             let start = repeat(
@@ -387,16 +399,19 @@ fn monsters_are_survived() {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }
-        let started = time_run();
-        let result = convert(&dockerfile, BTreeMap::new());
-        let took = time_run() - started;
-        if bytes.is_some() {
-            let shown = result
-                .map(|_| "converted".to_owned())
-                .unwrap_or_else(|failure| failure.message.chars().take(90).collect());
-            eprintln!("{:>6} ms  {name}: {shown}", took.as_millis());
-        } else if took > Duration::from_secs(limit_s) {
-            slow.push(format!("{name}: {took:?}"));
+        let lint = BTreeMap::from([("requestid".to_owned(), "frontend.lint".to_owned())]);
+        for (asked, options) in [("", BTreeMap::new()), (" (lint)", lint)] {
+            let started = time_run();
+            let result = convert(&dockerfile, options);
+            let took = time_run() - started;
+            if bytes.is_some() {
+                let shown = result
+                    .map(|_| "converted".to_owned())
+                    .unwrap_or_else(|failure| failure.message.chars().take(90).collect());
+                eprintln!("{:>6} ms  {name}{asked}: {shown}", took.as_millis());
+            } else if took > Duration::from_secs(limit_s) {
+                slow.push(format!("{name}{asked}: {took:?}"));
+            }
         }
     }
     assert!(slow.is_empty(), "{slow:#?}");
