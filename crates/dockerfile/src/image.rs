@@ -52,7 +52,7 @@ fn trim_fraction(time: &str) -> String {
 }
 
 /// Tells whether a time is one that Go's JSON can have: its year has four digits.
-fn is_printable(time: &String) -> bool {
+fn is_printable(time: &str) -> bool {
     time.find('-') == Some(4)
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn print(image: &ImageConfig) -> Progress<Vec<u8>> {
         .history
         .iter()
         .filter_map(|history| history.created.as_ref());
-    if !times.all(is_printable) || !image.created.iter().all(is_printable) {
+    if !times.all(|time| is_printable(time)) || !image.created.iter().all(|time| is_printable(time)) {
         let text = "failed to marshal image config: json: error calling MarshalJSON for type *time.Time: \
                     Time.MarshalJSON: year outside of range [0,9999]";
         return Err(ConvertError::Json(text.to_owned()).into());
@@ -100,8 +100,10 @@ mod tests {
     #[test]
     fn years_have_four_digits() {
         let with = |time: &str| {
-            let mut image = ImageConfig::default();
-            image.created = Some(time.to_owned());
+            let image = ImageConfig {
+                created: Some(time.to_owned()),
+                ..ImageConfig::default()
+            };
             print(&image).is_ok()
         };
         assert!(with("9999-12-31T23:59:59Z"));

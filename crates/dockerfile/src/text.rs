@@ -11,7 +11,10 @@ pub(crate) fn quote(text: &str) -> String {
     for c in text.chars() {
         match raw::byte_of(c) {
             Some(byte) => out.push_str(&format!("\\x{byte:02x}")),
-            None => out.push_str(llb::quote(c.encode_utf8(&mut [0; 4])).trim_matches('"')),
+            None => {
+                let quoted = llb::quote(c.encode_utf8(&mut [0; 4]));
+                out.push_str(&quoted[1..quoted.len() - 1]);
+            }
         }
     }
     out.push('"');
@@ -134,6 +137,12 @@ pub(crate) fn uppercase_first_word(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotes_bytes_among_characters() {
+        assert_eq!(quote("a\"é"), "\"a\\\"é\"");
+        assert_eq!(quote(&raw::decode(b"a\"\\\xff\n")), r#""a\"\\\xff\n""#);
+    }
 
     #[test]
     fn splits_at_runs() {

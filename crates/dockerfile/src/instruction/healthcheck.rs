@@ -7,7 +7,7 @@ use super::duration::parse_duration;
 use super::flags::{FlagKind, Flags};
 use super::parse::command_words;
 use crate::parser::Node;
-use crate::text;
+use crate::{raw, text};
 
 const NANOSECONDS_PER_MILLISECOND: i64 = 1_000_000;
 
@@ -15,7 +15,7 @@ pub(super) fn parse(node: &Node) -> Result<Healthcheck, InstructionError> {
     let Some((kind, args)) = node.args.split_first() else {
         return Err(InstructionError::AtLeastOneArgument("HEALTHCHECK"));
     };
-    let kind = kind.to_uppercase();
+    let kind = raw::shown(kind.to_uppercase());
     if kind == "NONE" {
         if !args.is_empty() {
             return Err(InstructionError::HealthcheckNone);
