@@ -38,7 +38,6 @@ pub fn failure(error: &BuildError) -> Failure {
         failure = failure.with(Detail::Subrequest(errdefs::Subrequest {
             name: name.to_owned(),
         }));
-        failure.code = Code::Unimplemented;
     }
     if let Some(name) = error.unsupported_capability() {
         failure = failure.with(Detail::FrontendCap(errdefs::FrontendCap {
@@ -234,7 +233,7 @@ mod tests {
         assert_eq!(back.frontend(), Some(("dockerfile.v0", "")));
         assert_eq!(back.sources().len(), 1);
         let error = BuildError::user("text").with_unsupported_subrequest("frontend.lint");
-        assert_eq!(status(&error).code(), Code::Unimplemented);
+        assert_eq!(status(&error).code(), Code::Unknown);
         let back = from_failure(&Failure::from_status(&status(&error)));
         assert_eq!(back.unsupported_subrequest(), Some("frontend.lint"));
     }
