@@ -1,7 +1,7 @@
 //! One blob's upload: in one request, and in pieces where that does not get through.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -247,16 +247,12 @@ impl Upload<'_> {
             let stream = bounded(self.blob.source.open(start), end - start);
             let (moved, progress) = (Arc::clone(&moved), self.blob.progress.clone());
             reqwest::Body::wrap_stream(stream.map(move |chunk| {
-                match &chunk {
-                    Ok(chunk) => {
-                        let sent = moved.add(chunk.len());
-                        if let Some(progress) = &progress {
-                            progress(start + sent);
-                        }
-                    }
-                    Err(_) => moved.source_failed.store(1, Ordering::Relaxed),
+                let chunk = chunk.map_err(|error| moved.note(error))?;
+                let sent = moved.add(chunk.len());
+                if let Some(progress) = &progress {
+                    progress(start + sent);
                 }
-                chunk
+                Ok::<_, std::io::Error>(chunk)
             }))
         };
         let request = self
@@ -271,32 +267,24 @@ impl Upload<'_> {
         loop {
             let before = moved.bytes.load(Ordering::Relaxed);
             match tokio::time::timeout(limit, &mut sending).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(source)) => return Err(self.send_error(method, shown, &moved, source)),
+                // An answer to a body that broke off says nothing of why.
+                Ok(answer) => {
+                    return match (moved.taken(), answer) {
+                        (Some(source), _) => Err(RegistryError::ReadSource {
+                            digest: self.blob.descriptor.digest,
+                            source,
+                        }),
+                        (None, Ok(response)) => Ok(response),
+                        (None, Err(source)) => Err(RegistryError::Transport {
+                            method: method.name(),
+                            url: shown,
+                            source: source.without_url(),
+                        }),
+                    };
+                }
                 Err(_) if moved.bytes.load(Ordering::Relaxed) > before => {}
                 Err(_) => return Err(timeout(method, shown, limit)),
             }
-        }
-    }
-
-    fn send_error(
-        &self,
-        method: Method,
-        url: String,
-        moved: &Moved,
-        source: reqwest::Error,
-    ) -> RegistryError {
-        if moved.source_failed.load(Ordering::Relaxed) != 0 {
-            let source = std::io::Error::other(source.without_url());
-            return RegistryError::ReadSource {
-                digest: self.blob.descriptor.digest,
-                source,
-            };
-        }
-        RegistryError::Transport {
-            method: method.name(),
-            url,
-            source: source.without_url(),
         }
     }
 
@@ -363,7 +351,8 @@ impl Position {
 #[derive(Default)]
 struct Moved {
     bytes: AtomicU64,
-    source_failed: AtomicU64,
+    /// Why the bytes could not be read.
+    failure: Mutex<Option<std::io::Error>>,
 }
 
 impl Moved {
@@ -372,6 +361,17 @@ impl Moved {
         self.bytes
             .fetch_add(count, Ordering::Relaxed)
             .saturating_add(count)
+    }
+
+    /// Keeps why the bytes cannot be read; returns what ends the body.
+    fn note(&self, error: std::io::Error) -> std::io::Error {
+        let ending = std::io::Error::from(error.kind());
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        ending
+    }
+
+    fn taken(&self) -> Option<std::io::Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -197,7 +197,10 @@ async fn a_source_that_cannot_be_read_is_not_retried() {
         ..Chunks::new(1000)
     };
     let error = push(&client(), &server, &source, &[]).await.unwrap_err();
-    assert!(matches!(error, RegistryError::ReadSource { .. }), "{error}");
+    let RegistryError::ReadSource { source: why, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(why.to_string(), "disk on fire");
     assert_eq!(source.opened(), [0]);
 }
 
