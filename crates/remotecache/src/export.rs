@@ -372,7 +372,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let options = self.exporter.options.layers;
-        let mut offered = entry.stored.is_empty();
+        let mut offered = false;
         let accept = |result: &ResultRef| {
             offered = true;
             match result.get() {
@@ -383,10 +383,12 @@ impl Run<'_> {
         };
         let Some(found) = candidate(self.source, entry, accept).await? else {
             if !offered && visit.mode != CacheMode::RemoteOnly {
-                self.omit(
-                    Some(entry.vertex),
-                    "what was cached of it is not there any more".to_owned(),
-                );
+                let reason = match entry.stored.is_empty() {
+                    // Known only as the way to a later step, whose result was enough.
+                    true => "no result of it is kept here",
+                    false => "what was cached of it is not there any more",
+                };
+                self.omit(Some(entry.vertex), reason.to_owned());
             }
             return Ok(None);
         };
@@ -512,8 +514,8 @@ fn manifest(
 
 /// Writes a configuration with each record's best result all of whose layers are wanted. Returns the layers in the
 /// configuration's order.
-fn write_config(
-    chains: &Chains<Layers>,
+pub fn write_config(
+    chains: &Chains<Arc<[ExportLayer]>>,
     wanted: impl Fn(&ExportLayer) -> bool,
 ) -> (CacheConfig, Vec<ExportLayer>) {
     let mut writer = LayerWriter::default();

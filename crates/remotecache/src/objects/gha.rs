@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use build::error::BuildError;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use oci::{Descriptor, Digest, media_type};
 use registry::{BlobSource, BytesSource};
 use reqwest::{StatusCode, Url};
@@ -257,6 +258,11 @@ impl ObjectCache for Shared {
         };
         if known {
             return Ok(());
+        }
+        // A key that is reserved and not written blocks it for all: what cannot be read at all reserves none.
+        if let Some(Err(source)) = source.open(0).next().await {
+            let digest = blob.digest;
+            return Err(ObjectError::Source { digest, source });
         }
         match self.0.service.reserve(&blob_key(blob)).await? {
             Some(reserved) => self.0.service.write(&reserved, blob, source).await,
