@@ -86,8 +86,8 @@ pub trait Unlazy: Send + Sync + fmt::Debug {
 /// Makes the snapshots of all inputs of a step, at once.
 ///
 /// # Errors
-/// The first failure. When an input's bytes do not exist any more, the error names it: what came from a cache is then
-/// made anew.
+/// The first failure. When an input's bytes cannot be had, or are others than they should be, the error names it: what
+/// came from a cache is then made anew.
 pub async fn unpack_all(
     unlazy: &dyn Unlazy,
     ctx: &FetchContext,
@@ -111,8 +111,9 @@ pub async fn unpack_all(
                 .unpack(&ctx, reference)
                 .await
                 .map_err(|error| match error.kind() {
-                    ErrorKind::NotFound => error.with_lost_input(index),
-                    _ => error,
+                    // Neither says anything of the bytes.
+                    ErrorKind::Canceled | ErrorKind::Internal => error,
+                    _ => error.with_lost_input(index),
                 })
         });
     futures_util::future::try_join_all(unpacked).await.map(drop)

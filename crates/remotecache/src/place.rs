@@ -1,13 +1,13 @@
 //! Where caches are: in registries, reached securely or not, in directories at the client, and in object stores.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use build::blocking::internal;
 use build::error::BuildError;
 use build::export::ExportContext;
-use build::session::{ClientContent, SessionGroup, SessionId};
+use build::session::{ClientContent, SessionGroup};
 use build::unlazy::FetchContext;
 use bytes::{Bytes, BytesMut};
 use cache::Provider;
@@ -16,7 +16,7 @@ use export::push::{layer_source, mount_candidates};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
 use registry::{BlobSource, BytesSource, Client, PushBlob, RegistryError};
-use source::image::fetch::{BlobBytes, BlobProvider};
+use source::image::fetch::{BlobBytes, BlobProvider, ProvenBlobs, is_in_registry};
 use source::image::{Images, REGISTRY_PROVIDER, registry_error};
 
 use super::objects::{Connected, Connections, OBJECT_PROVIDER, ObjectError, ObjectProvider};
@@ -25,8 +25,6 @@ use super::objects::{Connected, Connections, OBJECT_PROVIDER, ObjectError, Objec
 const INSECURE_PROVIDER: &str = "registry-insecure";
 /// Scheme of providers whose blobs are in a client's content store; the locator is the store's name.
 const CLIENT_PROVIDER: &str = "client-content";
-/// Blobs that are remembered to be at clients.
-const MAX_PROVEN: usize = 4096;
 /// Layers that are written at once where nothing else is asked for.
 const PARALLEL: usize = 4;
 /// Documents larger than this are refused.
@@ -38,7 +36,10 @@ pub fn providers(
     connections: &Arc<Connections>,
 ) -> BTreeMap<String, Arc<dyn BlobProvider>> {
     let objects: Arc<dyn BlobProvider> = Arc::new(ObjectProvider(Arc::clone(connections)));
-    let insecure: Arc<dyn BlobProvider> = Arc::new(InsecureProvider(Arc::clone(images)));
+    let insecure: Arc<dyn BlobProvider> = Arc::new(InsecureProvider {
+        images: Arc::clone(images),
+        proven: ProvenBlobs::default(),
+    });
     let client: Arc<dyn BlobProvider> = Arc::new(ClientProvider::default());
     BTreeMap::from([
         (INSECURE_PROVIDER.to_owned(), insecure),
@@ -48,7 +49,21 @@ pub fn providers(
 }
 
 #[derive(Debug)]
-struct InsecureProvider(Arc<Images>);
+struct InsecureProvider {
+    images: Arc<Images>,
+    proven: ProvenBlobs,
+}
+
+impl InsecureProvider {
+    fn at(&self, ctx: &FetchContext, locator: &str) -> Result<(Client, Reference), BuildError> {
+        let reference = Reference::parse(locator).map_err(internal)?;
+        let client = self
+            .images
+            .client(&ctx.sessions)
+            .with_insecure(reference.domain());
+        Ok((client, reference))
+    }
+}
 
 #[async_trait]
 impl BlobProvider for InsecureProvider {
@@ -59,22 +74,26 @@ impl BlobProvider for InsecureProvider {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<BlobBytes, BuildError> {
-        let reference = Reference::parse(locator).map_err(internal)?;
-        let client = self.0.client(&ctx.sessions).with_insecure(reference.domain());
+        let (client, reference) = self.at(ctx, locator)?;
         let stream = client
             .fetch_unverified(&reference, descriptor, offset)
             .await
             .map_err(registry_error)?;
         Ok(stream.map_err(registry_error).boxed())
     }
-}
 
-/// Blobs that were seen at clients: sessions, store, digest.
-type Proven = BTreeSet<(Vec<SessionId>, String, Digest)>;
+    async fn proves(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
+        let Ok((client, reference)) = self.at(ctx, locator) else {
+            return false;
+        };
+        let asked = is_in_registry(&client, &reference, descriptor);
+        self.proven.check(ctx, locator, descriptor, asked).await
+    }
+}
 
 #[derive(Debug, Default)]
 struct ClientProvider {
-    proven: Mutex<Proven>,
+    proven: ProvenBlobs,
 }
 
 #[async_trait]
@@ -100,24 +119,13 @@ impl BlobProvider for ClientProvider {
 
     async fn has(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
         let digest = &descriptor.digest;
-        let known = (ctx.sessions.ids().to_vec(), locator.to_owned(), *digest);
-        let proven = || self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        if proven().contains(&known) {
-            return true;
-        }
-        let found = ctx
-            .sessions
-            .any(|session| async move { session.content_store(locator).await?.info(digest).await });
-        let is_there = found.await.is_ok();
-        if is_there {
-            let mut proven = proven();
-            // Sessions end, and with them what is known of their stores.
-            if proven.len() >= MAX_PROVEN {
-                proven.clear();
-            }
-            proven.insert(known);
-        }
-        is_there
+        let asked = async {
+            let found = ctx
+                .sessions
+                .any(|session| async move { session.content_store(locator).await?.info(digest).await });
+            found.await.is_ok_and(|found| found.size_bytes == descriptor.size)
+        };
+        self.proven.check(ctx, locator, descriptor, asked).await
     }
 }
 

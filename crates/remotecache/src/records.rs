@@ -9,7 +9,7 @@ use build::blocking::{blocking, internal};
 use build::cache_import::{ImportContext, ImportedCache};
 use build::error::BuildError;
 use build::op::ResultRef;
-use build::unlazy::{FetchContext, Unlazy};
+use build::unlazy::FetchContext;
 use cache::{LayerBlob, RefOptions, Store};
 use export::image::LayerExporter;
 use oci::Digest;
@@ -450,7 +450,7 @@ impl ImportedCache for Imported {
             return Ok(None);
         };
         // What the cache promises may have expired since; a step is not cached before its bytes are proven.
-        let is_there = self.fetcher.is_reachable(&FetchContext::from(ctx), &made).await?;
+        let is_there = self.fetcher.is_proven(&FetchContext::from(ctx), &made).await?;
         Ok(is_there.then(|| ResultRef::new(made)))
     }
 }

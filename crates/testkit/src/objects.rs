@@ -111,6 +111,22 @@ impl Objects {
         contents.entries.retain(|(key, ..)| !key.contains(part));
     }
 
+    /// Changes the bytes of the objects whose path, or GitHub's key, contains a text.
+    pub fn damage(&self, part: &str, change: impl Fn(&mut Vec<u8>)) {
+        let mut contents = self.shared.lock();
+        let numbered = contents.entries.iter().filter(|(key, ..)| key.contains(part));
+        let signed: Vec<String> = numbered
+            .map(|(_, number, _)| format!("/signed/{number}"))
+            .collect();
+        for (path, (bytes, _)) in &mut contents.objects {
+            if path.contains(part) || signed.contains(path) {
+                let mut changed = bytes.to_vec();
+                change(&mut changed);
+                *bytes = changed.into();
+            }
+        }
+    }
+
     /// GitHub's keys that are committed.
     pub fn keys(&self) -> Vec<String> {
         let contents = self.shared.lock();

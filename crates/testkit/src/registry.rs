@@ -258,6 +258,13 @@ impl Registry {
         }
     }
 
+    /// Stores other bytes in a blob's place.
+    pub fn replace_blob(&self, repository: &str, digest: &Digest, bytes: impl Into<Bytes>) {
+        if let Some(stored) = self.shared.lock().repositories.get_mut(repository) {
+            stored.blobs.insert(*digest, bytes.into());
+        }
+    }
+
     /// Returns a stored blob.
     pub fn blob(&self, repository: &str, digest: &Digest) -> Option<Bytes> {
         self.shared
@@ -285,6 +292,11 @@ impl Registry {
             times,
             action,
         });
+    }
+
+    /// Takes all faults back.
+    pub fn clear_faults(&self) {
+        self.shared.lock().faults.clear();
     }
 
     /// The requests so far.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod builds;
+mod cache_damage;
 mod cache_shapes;
 mod decisions;
 mod image_export;

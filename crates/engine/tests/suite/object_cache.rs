@@ -25,7 +25,7 @@ fn token() -> String {
 }
 
 /// The kinds of stores, each with its attributes.
-fn kinds(objects: &Objects) -> Vec<CacheOption> {
+pub fn kinds(objects: &Objects) -> Vec<CacheOption> {
     let (s3, azure, github) = (objects.url("s3"), objects.url("azure"), objects.url("github"));
     let token = token();
     let s3 = [
@@ -55,7 +55,7 @@ fn kinds(objects: &Objects) -> Vec<CacheOption> {
     ]
 }
 
-fn max(kind: &CacheOption) -> CacheOption {
+pub fn max(kind: &CacheOption) -> CacheOption {
     let mut kind = kind.clone();
     kind.attrs.insert("mode".to_owned(), "max".to_owned());
     kind

@@ -10,6 +10,7 @@ use build::error::BuildError;
 use bytes::Bytes;
 use oci::{Descriptor, media_type};
 use registry::{BlobSource, BytesSource};
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Method, StatusCode, Url};
 use source::image::fetch::BlobBytes;
 
@@ -127,6 +128,18 @@ impl fmt::Debug for AzureBlobs {
     }
 }
 
+/// What is told of a blob.
+struct Found {
+    /// Bytes, if it is told.
+    size: Option<u64>,
+}
+
+impl Found {
+    fn is_whole(&self, blob: &Descriptor) -> bool {
+        self.size.is_none_or(|size| size == blob.size)
+    }
+}
+
 impl AzureBlobs {
     fn url(&self, key: &str) -> Url {
         let mut url = self.container.clone();
@@ -139,11 +152,15 @@ impl AzureBlobs {
         self.url(&joined(&self.blobs, &blob.digest.to_string()))
     }
 
-    async fn exists(&self, url: Url) -> Result<bool, ObjectError> {
+    /// Asks for a blob; `None`: it is not there.
+    async fn stat(&self, url: Url) -> Result<Option<Found>, ObjectError> {
         let response = self.http.send(&request(Method::HEAD, url), &self.key).await?;
+        let size = response.headers().get(CONTENT_LENGTH);
         match response.status() {
-            StatusCode::NOT_FOUND => Ok(false),
-            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => Ok(Some(Found {
+                size: size.and_then(|size| size.to_str().ok()?.parse().ok()),
+            })),
             _ => Err(self.http.refused(Method::HEAD, response).await),
         }
     }
@@ -176,7 +193,8 @@ impl ObjectCache for Shared {
     }
 
     async fn has(&self, blob: &Descriptor) -> Result<bool, ObjectError> {
-        self.0.exists(self.0.blob_url(blob)).await
+        let found = self.0.stat(self.0.blob_url(blob)).await?;
+        Ok(found.is_some_and(|found| found.is_whole(blob)))
     }
 
     async fn open(&self, blob: &Descriptor, offset: u64) -> Result<BlobBytes, ObjectError> {
@@ -218,10 +236,11 @@ impl ObjectCache for Shared {
 
     async fn put(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), ObjectError> {
         let url = self.0.blob_url(blob);
-        if self.0.exists(url.clone()).await? {
+        let known = self.0.stat(url.clone()).await?;
+        if known.as_ref().is_some_and(|known| known.is_whole(blob)) {
             return Ok(());
         }
-        match upload(&self.0.http, &self.0.key, &url, blob, source, true).await {
+        match upload(&self.0.http, &self.0.key, &url, blob, source, known.is_none()).await {
             Err(error) if error.code() != "BlobAlreadyExists" => Err(error),
             _ => Ok(()),
         }

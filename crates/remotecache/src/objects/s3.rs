@@ -392,7 +392,8 @@ impl ObjectCache for Shared {
     }
 
     async fn has(&self, blob: &Descriptor) -> Result<bool, ObjectError> {
-        Ok(self.0.head(&self.0.blob_key(blob)).await?.is_some())
+        let found = self.0.head(&self.0.blob_key(blob)).await?;
+        Ok(found.is_some_and(|found| found.size.is_none_or(|size| size == blob.size)))
     }
 
     async fn open(&self, blob: &Descriptor, offset: u64) -> Result<BlobBytes, ObjectError> {

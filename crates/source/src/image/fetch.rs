@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use build::blocking::{blocking, internal};
 use build::error::{BuildError, ErrorKind};
 use build::progress::StatusStep;
+use build::session::SessionId;
 use build::unlazy::{FetchContext, Unlazy};
 use bytes::Bytes;
 use cache::{ImmutableRef, MissingBlob, Provider, RefId, Store};
@@ -16,6 +17,7 @@ use content::{Durability, WriteError, Writer};
 use futures_util::future::{BoxFuture, FutureExt, Shared, try_join_all};
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
+use registry::{Client, RegistryError};
 use tokio::sync::mpsc;
 
 use super::{Images, registry_error};
@@ -25,6 +27,9 @@ const QUEUED_CHUNKS: usize = 64;
 
 /// Blobs that are asked for at once whether they are there.
 const ASKED_AT_ONCE: usize = 8;
+
+/// Blobs that are remembered to be at their places.
+const MAX_PROVEN: usize = 4096;
 
 /// A blob's bytes in order.
 pub type BlobBytes = BoxStream<'static, Result<Bytes, BuildError>>;
@@ -46,18 +51,28 @@ pub trait BlobProvider: Send + Sync + fmt::Debug {
         let _ = (ctx, locator, descriptor);
         true
     }
+
+    /// Whether the blob is there in its full size, asked for even where that takes a request. Its bytes are not looked
+    /// at.
+    async fn proves(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
+        self.has(ctx, locator, descriptor).await
+    }
 }
 
 /// Blobs in registries; the locator is a reference into the repository.
 #[derive(Debug)]
 pub struct RegistryProvider {
     images: Arc<Images>,
+    proven: ProvenBlobs,
 }
 
 impl RegistryProvider {
     /// Fetches with the clients of these images.
     pub fn new(images: Arc<Images>) -> Self {
-        Self { images }
+        Self {
+            images,
+            proven: ProvenBlobs::default(),
+        }
     }
 }
 
@@ -77,6 +92,67 @@ impl BlobProvider for RegistryProvider {
             .await
             .map_err(registry_error)?;
         Ok(stream.map_err(registry_error).boxed())
+    }
+
+    async fn proves(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
+        let Ok(reference) = Reference::parse(locator) else {
+            return false;
+        };
+        let client = self.images.client(&ctx.sessions);
+        let asked = is_in_registry(&client, &reference, descriptor);
+        self.proven.check(ctx, locator, descriptor, asked).await
+    }
+}
+
+/// Asks a registry for a blob, without taking it.
+pub async fn is_in_registry(client: &Client, reference: &Reference, descriptor: &Descriptor) -> bool {
+    match client.stat_blob(reference, &descriptor.digest).await {
+        Ok(found) => found.size == descriptor.size,
+        Err(RegistryError::NotFound { .. }) if descriptor.urls.is_empty() => false,
+        Err(error) if error.is_transient() => {
+            tracing::warn!(%error, digest = %descriptor.digest, "a registry cannot be asked for a blob");
+            false
+        }
+        // Some registries refuse the question but give the blob: its last byte tells as much.
+        Err(_) => {
+            let last = descriptor.size.saturating_sub(1);
+            client.fetch_unverified(reference, descriptor, last).await.is_ok()
+        }
+    }
+}
+
+/// Blobs that were seen at their places, each by the sessions that could see it.
+#[derive(Debug, Default)]
+pub struct ProvenBlobs(Mutex<BTreeSet<(Vec<SessionId>, String, Digest)>>);
+
+impl ProvenBlobs {
+    /// Whether a blob is at a place; asks only for what was not seen there.
+    pub async fn check(
+        &self,
+        ctx: &FetchContext,
+        locator: &str,
+        descriptor: &Descriptor,
+        ask: impl Future<Output = bool>,
+    ) -> bool {
+        let seen = (ctx.sessions.ids().to_vec(), locator.to_owned(), descriptor.digest);
+        if self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&seen)
+        {
+            return true;
+        }
+        let is_there = ask.await;
+        if is_there {
+            let mut proven = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Sessions end, and with them what is known of their places.
+            if proven.len() >= MAX_PROVEN {
+                proven.clear();
+            }
+            proven.insert(seen);
+        }
+        is_there
     }
 }
 
@@ -104,6 +180,22 @@ fn slot<K: Ord + Clone>(
     Arc::clone(slots.entry(key.clone()).or_default())
 }
 
+/// A blob at one of its places.
+struct Source<'a> {
+    place: &'a dyn BlobProvider,
+    locator: &'a str,
+    descriptor: &'a Descriptor,
+}
+
+/// How much is asked of places before their blobs count as there.
+#[derive(Clone, Copy)]
+enum Asking {
+    /// What costs little: others are trusted.
+    Cheap,
+    /// Whatever it takes, short of the bytes.
+    Thorough,
+}
+
 impl BlobFetcher {
     /// Makes a fetcher with providers by scheme.
     pub fn new(store: Store, providers: BTreeMap<String, Arc<dyn BlobProvider>>) -> Self {
@@ -114,43 +206,10 @@ impl BlobFetcher {
         }
     }
 
-    /// Opens a blob at the first of its providers that has it.
-    ///
-    /// # Errors
-    /// The first provider's; not found without any.
-    pub async fn open(
-        &self,
-        ctx: &FetchContext,
-        descriptor: &Descriptor,
-        providers: &[Provider],
-        offset: u64,
-    ) -> Result<BlobBytes, BuildError> {
-        let mut first = None;
-        for provider in providers {
-            let Some(place) = self.providers.get(&provider.scheme) else {
-                continue;
-            };
-            match place.open(ctx, &provider.locator, descriptor, offset).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => {
-                    tracing::debug!(digest = %descriptor.digest, locator = provider.locator, %error, "no blob");
-                    first.get_or_insert(error);
-                }
-            }
-        }
-        Err(first.unwrap_or_else(|| {
-            let text = format!(
-                "blob {} is not here and nothing says where it is",
-                descriptor.digest
-            );
-            BuildError::new(ErrorKind::NotFound, text)
-        }))
-    }
-
     /// Brings a blob into the content store, unless it is there. The caller holds it by a ref or a pin.
     ///
     /// # Errors
-    /// As [`BlobFetcher::open`]; other bytes than the digest's are refused.
+    /// The first provider's; not found without any. Other bytes than the digest's are refused.
     pub async fn fetch_blob(
         &self,
         ctx: &FetchContext,
@@ -170,7 +229,7 @@ impl BlobFetcher {
         }
     }
 
-    /// Downloads a blob; once more from its beginning if what an earlier attempt left of it was damaged.
+    /// Downloads a blob from the first of its places that has it whole.
     async fn download_verified(
         &self,
         ctx: &FetchContext,
@@ -178,14 +237,44 @@ impl BlobFetcher {
         providers: &[Provider],
         step: &mut StatusStep,
     ) -> Result<(), BuildError> {
+        let mut first = None;
+        for provider in providers {
+            let Some(place) = self.providers.get(&provider.scheme) else {
+                continue;
+            };
+            let source = Source {
+                place: &**place,
+                locator: &provider.locator,
+                descriptor,
+            };
+            match self.download_from(ctx, &source, step).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::debug!(digest = %descriptor.digest, locator = provider.locator, %error, "no blob");
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| {
+            let text = format!(
+                "blob {} is not here and nothing says where it is",
+                descriptor.digest
+            );
+            BuildError::new(ErrorKind::NotFound, text)
+        }))
+    }
+
+    /// Downloads a blob; once more from its beginning if what an earlier attempt left of it was damaged.
+    async fn download_from(
+        &self,
+        ctx: &FetchContext,
+        source: &Source<'_>,
+        step: &mut StatusStep,
+    ) -> Result<(), BuildError> {
         let mut resumed = false;
-        let mut wrong = self
-            .download(ctx, descriptor, providers, step, &mut resumed)
-            .await?;
+        let mut wrong = self.download(ctx, source, step, &mut resumed).await?;
         if wrong.is_some() && resumed {
-            wrong = self
-                .download(ctx, descriptor, providers, step, &mut resumed)
-                .await?;
+            wrong = self.download(ctx, source, step, &mut resumed).await?;
         }
         match wrong {
             None => Ok(()),
@@ -197,18 +286,18 @@ impl BlobFetcher {
     async fn download(
         &self,
         ctx: &FetchContext,
-        descriptor: &Descriptor,
-        providers: &[Provider],
+        source: &Source<'_>,
         step: &mut StatusStep,
         resumed: &mut bool,
     ) -> Result<Option<WriteError>, BuildError> {
+        let descriptor = source.descriptor;
         let (content, expected) = (self.store.content().clone(), descriptor.clone());
         let key = format!("blob-{}", descriptor.digest);
         let writer = blocking(move || content.writer(&key, Some(&expected)).map_err(internal)).await?;
         let mut offset = writer.offset();
         *resumed = offset > 0;
         step.update(offset, descriptor.size);
-        let mut stream = self.open(ctx, descriptor, providers, offset).await?;
+        let mut stream = source.place.open(ctx, source.locator, descriptor, offset).await?;
         let (chunks, queue) = mpsc::channel(QUEUED_CHUNKS);
         let writing = tokio::task::spawn_blocking(move || write(writer, queue));
         let mut failure = None;
@@ -295,12 +384,45 @@ impl BlobFetcher {
         blocking(move || reference.unpack().map_err(unpack_error)).await
     }
 
+    /// Whether all that a ref lacks is at its places in full size, asked for there. Its bytes are not looked at.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or nobody wants to know any more.
+    pub async fn is_proven(&self, ctx: &FetchContext, reference: &ImmutableRef) -> Result<bool, BuildError> {
+        self.are_at_hand(ctx, reference, Asking::Thorough).await
+    }
+
+    async fn are_at_hand(
+        &self,
+        ctx: &FetchContext,
+        reference: &ImmutableRef,
+        asking: Asking,
+    ) -> Result<bool, BuildError> {
+        if !reference.is_lazy() {
+            return Ok(true);
+        }
+        let missing = self.missing(reference).await?;
+        let asked = stream::iter(missing)
+            .map(|blob| async move { self.is_at_hand(ctx, &blob, asking).await })
+            .buffer_unordered(ASKED_AT_ONCE)
+            .all(|is_there| async move { is_there });
+        tokio::select! {
+            all = asked => Ok(all),
+            () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
+        }
+    }
+
     /// Whether one of its places has a blob.
-    async fn is_at_hand(&self, ctx: &FetchContext, blob: &MissingBlob) -> bool {
+    async fn is_at_hand(&self, ctx: &FetchContext, blob: &MissingBlob, asking: Asking) -> bool {
         for provider in &blob.providers {
-            if let Some(place) = self.providers.get(&provider.scheme)
-                && place.has(ctx, &provider.locator, &blob.descriptor).await
-            {
+            let Some(place) = self.providers.get(&provider.scheme) else {
+                continue;
+            };
+            let is_there = match asking {
+                Asking::Cheap => place.has(ctx, &provider.locator, &blob.descriptor).await,
+                Asking::Thorough => place.proves(ctx, &provider.locator, &blob.descriptor).await,
+            };
+            if is_there {
                 return true;
             }
         }
@@ -351,18 +473,7 @@ impl Unlazy for BlobFetcher {
     }
 
     async fn is_reachable(&self, ctx: &FetchContext, reference: &ImmutableRef) -> Result<bool, BuildError> {
-        if !reference.is_lazy() {
-            return Ok(true);
-        }
-        let missing = self.missing(reference).await?;
-        let asked = stream::iter(missing)
-            .map(|blob| async move { self.is_at_hand(ctx, &blob).await })
-            .buffer_unordered(ASKED_AT_ONCE)
-            .all(|is_there| async move { is_there });
-        tokio::select! {
-            all = asked => Ok(all),
-            () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
-        }
+        self.are_at_hand(ctx, reference, Asking::Cheap).await
     }
 }
 

@@ -1,0 +1,354 @@
+//! Caches some of whose bytes are gone, cut off, others than they were, or slow to come.
+
+use std::time::Duration;
+
+use engine::bridge::CacheOption;
+use engine::job::JobId;
+use engine::progress::Vertex;
+use engine::solve::SolveRequest;
+use llb::{MarshalOptions, State};
+use oci::Digest;
+use testkit::image::{ImageBuilder, Layer};
+use testkit::objects::Objects;
+use testkit::registry::{Action, Registry};
+
+use super::object_cache::{kinds, max};
+use super::remote_cache::{Build, cached_files, option};
+use super::world::{World, image, request, with_file};
+
+/// A base of one layer, which is returned, and two steps on it.
+fn steps(server: &Registry) -> (Layer, State) {
+    let base = Layer::bulky("bin", 20_000);
+    server.add_image("base", "t", &ImageBuilder::new().layer(base.clone()).build());
+    let state = image(server.reference("base:t"));
+    (base, with_file(&with_file(&state, "/one", "1"), "/two", "2"))
+}
+
+/// The caches of every type that can be changed behind the engine's back, as they are exported.
+fn places(server: &Registry, objects: &Objects) -> Vec<CacheOption> {
+    let cache = server.reference("cache:t").to_string();
+    let mut places = vec![
+        option("registry", &[("ref", &cache)]),
+        option("registry", &[("ref", &cache), ("registry.insecure", "true")]),
+        option("local", &[("dest", "/cache")]),
+    ];
+    places.extend(kinds(objects));
+    places
+}
+
+/// Exports to a place; returns how to import from it.
+async fn export(world: &World, state: &State, place: &CacheOption) -> CacheOption {
+    let build = Build {
+        state,
+        name: None,
+        exports: vec![max(place)],
+        imports: Vec::new(),
+    };
+    let (response, _) = build.run(world).await;
+    if place.kind != "local" {
+        return place.clone();
+    }
+    let manifest = &response.exporter_response["cache.manifest"];
+    let manifest: oci::Descriptor = serde_json::from_str(manifest).unwrap();
+    let digest = manifest.digest.to_string();
+    option("local", &[("src", "/cache"), ("digest", &digest)])
+}
+
+/// What happened to a blob.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Damage {
+    Gone,
+    Short,
+    Other,
+}
+
+impl Damage {
+    fn applied(self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        match self {
+            Self::Gone => bytes.clear(),
+            Self::Short => bytes.truncate(bytes.len() / 2),
+            Self::Other => bytes[0] ^= 1,
+        }
+        bytes
+    }
+}
+
+/// Damages blobs of a cache, wherever it is.
+fn damage(server: &Registry, objects: &Objects, world: &World, digests: &[Digest], damage: Damage) {
+    for digest in digests {
+        let mut blobs = world.client.blobs.lock().unwrap();
+        let stored = server.blob("cache", digest);
+        if damage == Damage::Gone {
+            server.remove_blob("cache", digest);
+            blobs.remove(digest);
+            objects.remove(&digest.to_string());
+            continue;
+        }
+        if let Some(stored) = stored {
+            server.replace_blob("cache", digest, damage.applied(&stored));
+        }
+        if let Some(kept) = blobs.get_mut(digest) {
+            *kept = damage.applied(kept).into();
+        }
+        objects.damage(&digest.to_string(), |bytes| *bytes = damage.applied(bytes));
+    }
+}
+
+/// Builds and pushes without any cache from elsewhere.
+async fn push(world: &World, state: &State, server: &Registry, repository: &str) {
+    let name = server.reference(&format!("{repository}:t")).to_string();
+    let build = Build {
+        state,
+        name: Some(&name),
+        exports: Vec::new(),
+        imports: Vec::new(),
+    };
+    build.run(world).await;
+}
+
+/// Builds with a cache; returns the files that were made, not found.
+async fn rebuild(world: &World, state: &State, name: &str, import: &CacheOption) -> Vec<String> {
+    let build = Build {
+        state,
+        name: Some(name),
+        exports: Vec::new(),
+        imports: vec![import.clone()],
+    };
+    let (_, vertices) = build.run(world).await;
+    let made = vertices.iter().filter(|(_, cached)| !**cached);
+    let made = made.map(|(name, _)| name.clone());
+    made.filter(|name| name.starts_with("mkfile")).collect()
+}
+
+/// The layers of an image, or of a cache.
+fn layers(server: &Registry, repository: &str) -> Vec<Digest> {
+    let (_, bytes) = server.manifest(repository, "t").unwrap();
+    let manifest: oci::Manifest = serde_json::from_slice(&bytes).unwrap();
+    manifest.layers.iter().map(|layer| layer.digest).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_gone_or_short_is_a_miss_before_anything_counts_as_cached() {
+    for kind in 0..7 {
+        for done in [Damage::Gone, Damage::Short] {
+            let (server, objects) = (Registry::start().await, Objects::start().await);
+            let place = places(&server, &objects).swap_remove(kind);
+            // GitHub's service does not tell how large an entry is.
+            if place.kind == "gha" && done == Damage::Short {
+                continue;
+            }
+            let (_, state) = steps(&server);
+            let world = World::new();
+            push(&world, &state, &server, "app").await;
+            let import = export(&world, &state, &place).await;
+            // The topmost layer: the step below is still to be had.
+            let top = layers(&server, "app")[2];
+            damage(&server, &objects, &world, &[top], done);
+            let other = World::new();
+            *other.client.blobs.lock().unwrap() = world.client.blobs.lock().unwrap().clone();
+            server.clear_log();
+            let again = server.reference("again:t").to_string();
+            let made = rebuild(&other, &state, &again, &import).await;
+            assert_eq!(made.len(), 1, "{place:?} {done:?}: {made:?}");
+            assert!(made[0].contains("/two"), "{place:?} {done:?}: {made:?}");
+            assert_eq!(layers(&server, "again")[..2], layers(&server, "app")[..2]);
+            // It was not even tried to fetch it.
+            assert_eq!(server.count("GET", &format!("cache/blobs/{top}")), 0, "{place:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_is_made_anew_when_its_layer_proves_to_be_damaged() {
+    // What is too short is found before, but for GitHub, whose service does not tell how large an entry is.
+    let cases = (0..7)
+        .map(|kind| (kind, Damage::Other))
+        .chain([(5, Damage::Short)]);
+    for (kind, done) in cases {
+        let (server, objects) = (Registry::start().await, Objects::start().await);
+        let place = places(&server, &objects).swap_remove(kind);
+        let (base, state) = steps(&server);
+        let world = World::new();
+        push(&world, &state, &server, "app").await;
+        let import = export(&world, &state, &place).await;
+        // All of them: the base's is still whole where the image comes from.
+        let mut damaged = layers(&server, "app");
+        assert_eq!(damaged[0], base.descriptor.digest);
+        if done == Damage::Short {
+            damaged.drain(..2);
+        }
+        damage(&server, &objects, &world, &damaged, done);
+        let other = World::new();
+        *other.client.blobs.lock().unwrap() = world.client.blobs.lock().unwrap().clone();
+        // A new step needs the bytes of those below it.
+        let more = with_file(&state, "/three", "3");
+        let again = server.reference("again:t").to_string();
+        let made = rebuild(&other, &more, &again, &import).await;
+        assert_eq!(
+            made.len(),
+            damaged.len().min(2) + 1,
+            "{place:?} {done:?}: {made:?}"
+        );
+        push(&World::new(), &more, &server, "fresh").await;
+        assert_eq!(layers(&server, "again"), layers(&server, "fresh"), "{place:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_place_has_damaged_comes_from_another() {
+    let server = Registry::start().await;
+    let (base, state) = steps(&server);
+    let place = option("registry", &[("ref", &server.reference("cache:t").to_string())]);
+    export(&World::new(), &state, &place).await;
+    let digest = base.descriptor.digest;
+    server.replace_blob("cache", &digest, Damage::Other.applied(&base.blob));
+    server.clear_log();
+    let world = World::new();
+    // The base is known by where the image is, before the cache tells of its own copy.
+    world.resolve(&image(server.reference("base:t"))).await.unwrap();
+    let more = with_file(&state, "/three", "3");
+    let name = server.reference("app:t").to_string();
+    let made = rebuild(&world, &more, &name, &place).await;
+    assert_eq!(made.len(), 1, "{made:?}");
+    for repository in ["base", "cache"] {
+        let asked = server.count("GET", &format!("/{repository}/blobs/{digest}"));
+        assert_eq!(asked, 1, "{repository}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_exported_any_more_is_listed() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (base, state) = steps(&server);
+    let first = option("registry", &[("ref", &server.reference("first:t").to_string())]);
+    let world = World::new();
+    let import = export(&world, &state, &first).await;
+    let lazy = World::new();
+    let found = Build {
+        state: &state,
+        name: None,
+        exports: Vec::new(),
+        imports: vec![import],
+    };
+    let (_, vertices) = found.run(&lazy).await;
+    assert!(cached_files(&vertices).contains(&true), "{vertices:?}");
+    // Nothing was fetched so far, and now the base's layer is nowhere.
+    for repository in ["base", "first"] {
+        server.remove_blob(repository, &base.descriptor.digest);
+    }
+    for (number, place) in places(&server, &objects).into_iter().enumerate() {
+        for complete in [false, true] {
+            let mut place = max(&place);
+            if complete {
+                place.attrs.insert("ignore-error".to_owned(), "false".to_owned());
+            }
+            let id = format!("{number}-{complete}");
+            let solved = lazy
+                .engine
+                .solve(SolveRequest {
+                    id: id.clone(),
+                    session: Some(engine::session::SessionId("client".to_owned())),
+                    definition: Some(state.marshal(&MarshalOptions::default()).unwrap()),
+                    cache_exports: vec![place.clone()],
+                    ..SolveRequest::default()
+                })
+                .await;
+            let progress = lazy.engine.job_progress(&JobId(id)).unwrap();
+            assert_eq!(progress.warnings(), 2, "{place:?} {solved:?}");
+            match solved {
+                Ok(response) => {
+                    assert!(!complete, "{place:?}");
+                    let told = &response.exporter_response["cooper.cache.omitted"];
+                    let told: serde_json::Value = serde_json::from_str(told).unwrap();
+                    let told = told.as_array().unwrap();
+                    assert_eq!(told.len(), 2, "{told:?}");
+                    assert!(
+                        told.iter()
+                            .all(|entry| entry["record"].as_str().unwrap().starts_with("sha256:"))
+                    );
+                    let reasons: Vec<_> = told
+                        .iter()
+                        .map(|entry| entry["reason"].as_str().unwrap())
+                        .collect();
+                    // The last step's result was found, and cannot be had; the other's was not even looked for.
+                    let gone = format!("layer {}: ", base.descriptor.digest);
+                    let is_told = |reason: &&&str| reason.starts_with(&gone) && reason.ends_with("not found");
+                    assert_eq!(reasons.iter().filter(is_told).count(), 1, "{reasons:?}");
+                    assert!(reasons.contains(&"no result of it is kept here"), "{reasons:?}");
+                }
+                Err(error) => {
+                    assert!(complete, "{place:?}: {error}");
+                    assert!(error.to_string().contains("left out 2 results"), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_in_trouble_is_waited_for() {
+    let server = Registry::start().await;
+    let (_, state) = steps(&server);
+    let place = option("registry", &[("ref", &server.reference("cache:t").to_string())]);
+    let trouble = || {
+        let later = vec![("Retry-After", "0".to_owned())];
+        server.fault("", "/cache/", 1, Action::Status(429, later, ""));
+        server.fault("", "/cache/", 1, Action::Status(503, Vec::new(), "slow down"));
+        server.fault("", "/cache/", 1, Action::Reset);
+        server.fault("", "/cache/", 1, Action::Delay(Duration::from_millis(20)));
+    };
+    trouble();
+    server.fault("PUT", "/cache/", 1, Action::ResetUpload(100));
+    export(&World::new(), &state, &place).await;
+    assert_eq!(layers(&server, "cache").len(), 3);
+    trouble();
+    // What is cut off goes on where it broke; what lies is asked again, or not believed.
+    server.fault("GET", "/cache/blobs/", 2, Action::Truncate(50));
+    let more = with_file(&state, "/three", "3");
+    let name = server.reference("app:t").to_string();
+    let made = rebuild(&World::new(), &more, &name, &place).await;
+    assert_eq!(made.len(), 1, "{made:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_gives_nothing_is_an_empty_cache() {
+    let troubles = [
+        Action::Status(429, vec![("Retry-After", "0".to_owned())], ""),
+        Action::Status(503, Vec::new(), ""),
+        Action::Status(403, Vec::new(), ""),
+        Action::Reset,
+        Action::Corrupt,
+        Action::Truncate(10),
+        Action::WrongDigestHeader(Digest::sha256("other")),
+    ];
+    let server = Registry::start().await;
+    let (_, state) = steps(&server);
+    let place = option("registry", &[("ref", &server.reference("cache:t").to_string())]);
+    export(&World::new(), &state, &place).await;
+    let more = with_file(&state, "/three", "3");
+    for trouble in troubles {
+        server.fault("", "/cache/", usize::MAX, trouble.clone());
+        let world = World::new();
+        let solved = world.solve(SolveRequest {
+            definition: Some(more.marshal(&MarshalOptions::default()).unwrap()),
+            cache_imports: vec![place.clone()],
+            ..request("image", &[])
+        });
+        solved.await.unwrap();
+        let progress = world.engine.job_progress(&JobId("build-0".to_owned())).unwrap();
+        let is_made = |vertex: &&Vertex| vertex.name.starts_with("mkfile") && !vertex.cached;
+        let vertices = progress.vertices();
+        assert_eq!(
+            vertices.iter().filter(is_made).count(),
+            3,
+            "{trouble:?}: {vertices:?}"
+        );
+        // It is told where the cache is imported, and fails nothing.
+        let import = vertices
+            .iter()
+            .find(|vertex| vertex.name.starts_with("importing cache"));
+        assert_ne!(import.unwrap().error, "", "{trouble:?}");
+        server.clear_faults();
+    }
+}
