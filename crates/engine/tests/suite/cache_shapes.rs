@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use engine::BuildError;
 use engine::bridge::{Bridge, BridgeRequest, BuildResult, Frontend, FrontendRequest};
 use engine::solve::SolveRequest;
 use llb::{Constraints, CopyOptions, FileActions, MarshalOptions, State};
 use testkit::image::{ImageBuilder, Layer};
+use testkit::objects::Objects;
 use testkit::registry::Registry;
 
+use super::object_cache::{kinds, max};
 use super::remote_cache::{Build, option};
 use super::world::{World, image, with_file};
 
@@ -113,7 +117,19 @@ async fn every_kind_of_ref_can_be_exported_with_an_inline_cache() {
     let merged = llb::merge([&base, &from_nothing, &stages], &constraints);
     let changes = llb::diff(&base, &with_file(&base, "/changed", "y"), &constraints);
     let empty = llb::diff(&base, &base, &constraints);
+    // Its history tells of more layers than there are, as squashing leaves it.
+    let entry = |empty: bool| serde_json::from_str(&format!(r#"{{"empty_layer":{empty}}}"#)).unwrap();
+    let squashed = ImageBuilder::new()
+        .layer(Layer::bulky("all", 9000))
+        .edit(|config| config.history.extend([entry(false), entry(true), entry(false)]))
+        .build();
+    server.add_image("squashed", "t", &squashed);
+    server.add_image("layerless", "t", &ImageBuilder::new().build());
+    let on = |name: &str| with_file(&image(server.reference(name)), "/on-it", "z");
+    let (on_squashed, on_layerless) = (on("squashed:t"), on("layerless:t"));
     let shapes = [
+        ("on-squashed", on_squashed, true),
+        ("on-layerless", on_layerless, true),
         ("stages", stages, true),
         ("untouched", base, false),
         // Steps without inputs are found again without results, as sources are.
@@ -144,6 +160,155 @@ async fn every_kind_of_ref_can_be_exported_with_an_inline_cache() {
     }
 }
 
+/// Turns a cache into what other versions wrote: records in another order, with all fields or with as few as possible,
+/// results as lists of layers.
+fn rewritten(config: &serde_json::Value, lists: bool) -> serde_json::Value {
+    let mut config = config.clone();
+    let layers = config["layers"].as_array().unwrap().clone();
+    let below = |mut layer: i64| {
+        let mut chain = Vec::new();
+        while let Ok(index) = usize::try_from(layer) {
+            chain.insert(0, layer);
+            layer = layers[index]["parent"].as_i64().unwrap_or(0);
+        }
+        chain
+    };
+    let records = config["records"].as_array_mut().unwrap();
+    let last = records.len() as i64 - 1;
+    records.reverse();
+    for record in records {
+        for link in record["inputs"].as_array_mut().into_iter().flatten() {
+            for link in link.as_array_mut().unwrap() {
+                link["link"] = (last - link["link"].as_i64().unwrap()).into();
+            }
+        }
+        let results = record["layers"].as_array().cloned().unwrap_or_default();
+        let tops = results.iter().map(|result| result["layer"].as_i64().unwrap());
+        if lists {
+            let chains = tops
+                .map(|top| serde_json::json!({"layers": below(top), "createdAt": "2020-01-01T00:00:00Z"}));
+            record["chains"] = chains.collect();
+            record["layers"] = serde_json::Value::Null;
+        } else {
+            record["layers"] = tops.map(|top| serde_json::json!({ "layer": top })).collect();
+        }
+        if record["inputs"].is_null() {
+            record["inputs"] = serde_json::Value::Null;
+        }
+    }
+    config
+}
+
+/// The same cache, as a manifest of other forms, each under a tag of its own.
+fn other_forms(server: &Registry) -> Vec<&'static str> {
+    let (_, bytes) = server.manifest("first", "t").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let config = manifest["config"]["digest"].as_str().unwrap().parse().unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&server.blob("first", &config).unwrap()).unwrap();
+    let kind = oci::media_type::BUILDKIT_CACHE_CONFIG;
+    let stored = |lists| {
+        let bytes = rewritten(&config, lists).to_string();
+        let digest = server.add_blob("first", bytes.clone());
+        serde_json::json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()})
+    };
+    let (lists, tops) = (stored(true), stored(false));
+    let mut layers = manifest["layers"].as_array().unwrap().clone();
+    let put = |tag, kind: &str, json: serde_json::Value| {
+        server.add_manifest("first", Some(tag), kind, json.to_string().into());
+    };
+    let with = |layers: &[serde_json::Value], config: &serde_json::Value| {
+        let mut entries = layers.to_vec();
+        entries.push(config.clone());
+        serde_json::Value::Array(entries)
+    };
+    put(
+        "index",
+        oci::media_type::OCI_INDEX,
+        serde_json::json!({"schemaVersion": 2, "manifests": with(&layers, &lists)}),
+    );
+    put(
+        "image",
+        oci::media_type::OCI_MANIFEST,
+        serde_json::json!({
+            "schemaVersion": 2, "mediaType": oci::media_type::OCI_MANIFEST, "config": tops, "layers": layers,
+        }),
+    );
+    for layer in &mut layers {
+        layer["mediaType"] = oci::media_type::DOCKER_LAYER_GZIP.into();
+        let all = layer["annotations"].as_object_mut().unwrap();
+        all.retain(|name, _| name == "containerd.io/uncompressed");
+    }
+    put(
+        "docker",
+        oci::media_type::DOCKER_MANIFEST_LIST,
+        serde_json::json!({
+            "schemaVersion": 2, "mediaType": oci::media_type::DOCKER_MANIFEST_LIST, "manifests": with(&layers, &tops),
+        }),
+    );
+    vec!["index", "image", "docker"]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_in_the_forms_of_other_versions_are_restored_whole() {
+    let server = Registry::start().await;
+    let state = two_stages(&server);
+    let name = |reference: &str| server.reference(reference).to_string();
+    let app = name("app:t");
+    let (expected, _) = rebuild(&World::new(), &state, &app, &[], &[&name("first:t")]).await;
+    for tag in other_forms(&server) {
+        let cache = name(&format!("first:{tag}"));
+        let (digest, ran) = rebuild(&World::new(), &state, &app, &[&cache], &[]).await;
+        assert_eq!(ran, Vec::<String>::new(), "{tag}");
+        // What made a layer, and when, is told by annotations alone.
+        assert!(digest == expected || tag == "docker", "{tag}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_within_an_image_are_found_in_each_of_their_forms() {
+    let server = Registry::start().await;
+    let state = two_stages(&server);
+    let name = server.reference("app:t").to_string();
+    let build = |imports| Build {
+        state: &state,
+        name: Some(&name),
+        exports: vec![option("inline", &[])],
+        imports,
+    };
+    build(Vec::new()).run(&World::new()).await;
+    let (kind, bytes) = server.manifest("app", "t").unwrap();
+    let mut manifest: oci::Manifest = serde_json::from_slice(&bytes).unwrap();
+    let image = server.blob("app", &manifest.config.digest).unwrap();
+    let image: serde_json::Value = serde_json::from_slice(&image).unwrap();
+    let records = STANDARD.decode(image["moby.buildkit.cache.v0"].as_str().unwrap());
+    let records: serde_json::Value = serde_json::from_slice(&records.unwrap()).unwrap();
+    let layers: Vec<_> = (0..manifest.layers.len())
+        .map(|index| serde_json::json!({ "parent": index as i64 - 1 }))
+        .collect();
+    let whole = serde_json::json!({"layers": layers, "records": records});
+    for lists in [false, true] {
+        let mut image = image.clone();
+        let records = match lists {
+            false => rewritten(&whole, false)["records"].to_string(),
+            true => records.to_string(),
+        };
+        image["moby.buildkit.cache.v0"] = STANDARD.encode(records).into();
+        let bytes = image.to_string();
+        manifest.config = oci::Descriptor::of_bytes(manifest.config.media_type.clone(), bytes.as_bytes());
+        server.add_blob("app", bytes);
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        server.add_manifest("app", Some("other"), &kind, bytes.into());
+        let cache = server.reference("app:other").to_string();
+        let (_, vertices) = build(vec![option("registry", &[("ref", &cache)])])
+            .run(&World::new())
+            .await;
+        let missed = vertices
+            .iter()
+            .filter(|(step, cached)| step.contains("/last") && !**cached);
+        assert_eq!(missed.count(), 0, "{lists}: {vertices:?}");
+    }
+}
+
 /// A frontend of a client's own: it builds what it was given.
 #[derive(Debug)]
 struct Own(llb::pb::Definition);
@@ -167,18 +332,27 @@ async fn a_frontend_of_ones_own_exports_to_any_cache() {
     let frontend: Arc<dyn Frontend> = Arc::new(Own(definition));
     let world = World::with_frontend(BTreeMap::from([("own".to_owned(), frontend)]));
     let cache = server.reference("cache:t").to_string();
+    let objects = Objects::start().await;
+    let mut exports = vec![
+        option("local", &[("dest", "/cache"), ("mode", "max")]),
+        option("registry", &[("ref", &cache), ("mode", "max")]),
+        option("inline", &[]),
+    ];
+    exports.extend(kinds(&objects).iter().map(max));
     let response = world
         .solve(SolveRequest {
             frontend: "own".to_owned(),
-            cache_exports: vec![
-                option("local", &[("dest", "/cache"), ("mode", "max")]),
-                option("registry", &[("ref", &cache), ("mode", "max")]),
-            ],
-            ..SolveRequest::default()
+            cache_exports: exports,
+            ..super::world::request("image", &[])
         })
         .await
         .unwrap();
     assert!(response.exporter_response.contains_key("cache.manifest"));
     assert_eq!(layers(&server, "cache").len(), 8);
     assert!(world.client.blobs.lock().unwrap().len() >= 8);
+    let is_blob = |path: &&String| path.contains("/blobs/");
+    assert_eq!(objects.paths().iter().filter(is_blob).count(), 2 * 8);
+    let is_blob = |key: &&String| key.starts_with("buildkit-blob");
+    // Both of GitHub's protocols lead to one service, and what it has is not sent again.
+    assert_eq!(objects.keys().iter().filter(is_blob).count(), 8);
 }
