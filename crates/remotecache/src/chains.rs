@@ -33,11 +33,18 @@ struct LinkKey {
     digest: Digest,
 }
 
+/// From a record, by a link, to a record that it leads to. All have a link: none is what comes before them.
+type Child = (ItemId, Option<LinkKey>, ItemId);
+
+const FIRST: ItemId = ItemId(0);
+const LAST: ItemId = ItemId(usize::MAX);
+
 #[derive(Debug)]
 struct Item<R> {
     digest: Digest,
-    children: BTreeMap<LinkKey, BTreeSet<ItemId>>,
-    parents: Vec<BTreeSet<ItemLink>>,
+    /// How many links lead on from it.
+    children: usize,
+    parents: Vec<Vec<ItemLink>>,
     results: Vec<ItemResult<R>>,
     merged: Option<ItemId>,
 }
@@ -47,6 +54,8 @@ struct Item<R> {
 pub struct Chains<R> {
     items: Vec<Item<R>>,
     roots: BTreeMap<Digest, ItemId>,
+    /// Of all records in one: most have a single one, and small sets take much memory.
+    children: BTreeSet<Child>,
 }
 
 impl<R> Default for Chains<R> {
@@ -54,6 +63,7 @@ impl<R> Default for Chains<R> {
         Self {
             items: Vec::new(),
             roots: BTreeMap::new(),
+            children: BTreeSet::new(),
         }
     }
 }
@@ -70,7 +80,7 @@ impl<R> Chains<R> {
     fn make(&mut self, digest: Digest) -> ItemId {
         self.items.push(Item {
             digest,
-            children: BTreeMap::new(),
+            children: 0,
             parents: Vec::new(),
             results: Vec::new(),
             merged: None,
@@ -129,13 +139,14 @@ impl<R> Chains<R> {
         for (input, links) in inputs.iter().enumerate() {
             let mut here = BTreeSet::new();
             for (source, selector) in links {
-                let key = LinkKey {
+                let key = Some(LinkKey {
                     input,
                     selector: *selector,
                     digest,
-                };
-                let children = self.items[self.find(*source).0].children.get(&key);
-                here.extend(children.into_iter().flatten().map(|child| self.find(*child)));
+                });
+                let source = self.find(*source);
+                let children = self.children.range((source, key, FIRST)..=(source, key, LAST));
+                here.extend(children.map(|(_, _, child)| self.find(*child)));
             }
             found = Some(match found {
                 None => here,
@@ -150,17 +161,18 @@ impl<R> Chains<R> {
 
     fn link(&mut self, source: ItemId, selector: Option<Digest>, item: ItemId, input: usize) {
         let source = self.find(source);
-        let key = LinkKey {
+        let key = Some(LinkKey {
             input,
             selector,
             digest: self.items[item.0].digest,
-        };
-        if self.items[source.0].children.entry(key).or_default().insert(item) {
+        });
+        if self.children.insert((source, key, item)) {
+            self.items[source.0].children += 1;
             let parents = &mut self.items[item.0].parents;
             if parents.len() <= input {
-                parents.resize_with(input + 1, BTreeSet::new);
+                parents.resize_with(input + 1, Vec::new);
             }
-            parents[input].insert((source, selector));
+            parents[input].push((source, selector));
         }
     }
 
@@ -170,25 +182,39 @@ impl<R> Chains<R> {
         if one == other {
             return one;
         }
-        let is_smaller = self.items[one.0].children.len() < self.items[other.0].children.len();
+        let is_smaller = self.items[one.0].children < self.items[other.0].children;
         let (into, from) = if is_smaller { (other, one) } else { (one, other) };
+        let children = self.take_children(from);
         let from_item = &mut self.items[from.0];
         from_item.merged = Some(into);
-        let children = std::mem::take(&mut from_item.children);
         let parents = std::mem::take(&mut from_item.parents);
         let results = std::mem::take(&mut from_item.results);
         let item = &mut self.items[into.0];
-        for (key, ids) in children {
-            item.children.entry(key).or_default().extend(ids);
+        for (_, key, child) in children {
+            item.children += usize::from(self.children.insert((into, key, child)));
         }
         if item.parents.len() < parents.len() {
-            item.parents.resize_with(parents.len(), BTreeSet::new);
+            item.parents.resize_with(parents.len(), Vec::new);
         }
         for (known, links) in item.parents.iter_mut().zip(parents) {
             known.extend(links);
         }
         item.results.extend(results);
         into
+    }
+
+    fn take_children(&mut self, item: ItemId) -> Vec<Child> {
+        let all = (item, None, FIRST)..;
+        let own = self
+            .children
+            .range(all)
+            .take_while(|(source, ..)| *source == item);
+        let own: Vec<Child> = own.copied().collect();
+        for child in &own {
+            self.children.remove(child);
+        }
+        self.items[item.0].children = 0;
+        own
     }
 
     /// The results of a record, newest first.
