@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use oci::Digester;
 use rustix::fs::{AtFlags, FileType};
 
+use crate::Stop;
 use super::hash::is_content;
 use super::lookup::{self, range_from};
 use super::scan::{self, Root};
@@ -87,7 +88,7 @@ impl ChecksumTree {
         limit: usize,
     ) -> Result<Listed, ChecksumError> {
         self.links.clear();
-        let mut root = Root::new(open);
+        let mut root = Root::new(open, &Stop::default());
         let everything = [Selector::default()];
         let selectors = if selectors.is_empty() {
             &everything
@@ -251,6 +252,6 @@ pub fn hash_as(
     place: &str,
     attributes: Attributes,
 ) -> Result<[u8; 32], ChecksumError> {
-    let mut root = Root::new(open);
+    let mut root = Root::new(open, &Stop::default());
     scan::read_regular_as(&mut root, place.as_bytes(), attributes)
 }
