@@ -112,11 +112,7 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    pub(super) fn entry(
-        &mut self,
-        header: &Header,
-        data: &mut Reader<impl Read>,
-    ) -> Result<(), ApplyError> {
+    pub(super) fn entry(&mut self, header: &Header, data: &mut Reader<impl Read>) -> Result<(), ApplyError> {
         if self.options.stop.is_stopped() {
             return Err(ApplyError::Stopped);
         }

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use oci::Digester;
 use rustix::fs::{AtFlags, FileType};
 
-use crate::Stop;
 use super::hash::is_content;
 use super::lookup::{self, range_from};
 use super::scan::{self, Root};
 use super::select::Patterns;
 use super::{ChecksumError, ChecksumTree, Hash, Kind, OpenRoot, Selector, finish, key_path, lossy, path_key};
+use crate::Stop;
 
 /// What a listed file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,13 +9,13 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::Stop;
 use super::hash::{self, FileHasher, Header};
 use super::listing::Attributes;
 use super::lookup::MAX_LINKS;
 use super::{
     ChecksumError, ChecksumTree, Hash, Kind, OpenRoot, Record, hash_of, key_path, lookup, lossy, path_key,
 };
+use crate::Stop;
 
 /// Threads that read files at once.
 const MAX_THREADS: usize = 8;
