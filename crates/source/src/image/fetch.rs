@@ -16,6 +16,7 @@ use content::{Durability, WriteError, Writer};
 use futures_util::future::{BoxFuture, FutureExt, Shared, try_join_all};
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
+use registry::RegistryError;
 use tokio::sync::mpsc;
 
 use super::{Images, registry_error};
@@ -165,12 +166,13 @@ impl BlobFetcher {
         }
         let mut step = ctx.progress.step(descriptor.digest.to_string(), "");
         tokio::select! {
-            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched,
+            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched.map_err(missing_if_other),
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
 
-    /// Downloads a blob; once more from its beginning if what an earlier attempt left of it was damaged.
+    /// Downloads a blob; once more from its beginning if what an earlier attempt left of it was damaged, and from the next
+    /// place if one has something else.
     async fn download_verified(
         &self,
         ctx: &FetchContext,
@@ -178,18 +180,22 @@ impl BlobFetcher {
         providers: &[Provider],
         step: &mut StatusStep,
     ) -> Result<(), BuildError> {
-        let mut resumed = false;
-        let mut wrong = self
-            .download(ctx, descriptor, providers, step, &mut resumed)
-            .await?;
-        if wrong.is_some() && resumed {
-            wrong = self
-                .download(ctx, descriptor, providers, step, &mut resumed)
-                .await?;
+        let mut first = None;
+        for at in 0..providers.len().max(1) {
+            let rest = providers.get(at..).unwrap_or_default();
+            let mut resumed = false;
+            let mut wrong = self.download(ctx, descriptor, rest, step, &mut resumed).await?;
+            if wrong.is_some() && resumed {
+                wrong = self.download(ctx, descriptor, rest, step, &mut resumed).await?;
+            }
+            match wrong {
+                None => return Ok(()),
+                Some(error) => first.get_or_insert(error),
+            };
         }
-        match wrong {
+        match first {
             None => Ok(()),
-            Some(error) => Err(BuildError::from_source(ErrorKind::Unavailable, error)),
+            Some(error) => Err(BuildError::from_source(ErrorKind::NotFound, error)),
         }
     }
 
@@ -363,6 +369,16 @@ impl Unlazy for BlobFetcher {
             all = asked => Ok(all),
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
+    }
+}
+
+/// Who has other bytes than those of a blob does not have the blob. What somebody else said of it may be true.
+fn missing_if_other(error: BuildError) -> BuildError {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<RegistryError>());
+    if cause.is_some_and(RegistryError::is_other_content) {
+        BuildError::new(ErrorKind::NotFound, error.to_string())
+    } else {
+        error
     }
 }
 
