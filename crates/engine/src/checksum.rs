@@ -33,11 +33,7 @@ pub async fn of(
         .map_err(|error| BuildError::internal(format!("checksum: {error}")))?
 }
 
-fn of_blocking(
-    reference: &ImmutableRef,
-    selectors: &[Selector],
-    stop: &Stop,
-) -> Result<Digest, BuildError> {
+fn of_blocking(reference: &ImmutableRef, selectors: &[Selector], stop: &Stop) -> Result<Digest, BuildError> {
     let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
     // A tree that cannot be decoded is as good as none.
     let kept = reference

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cache::{ImmutableRef, LayerBlob, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions};
+use cache::{
+    ImmutableRef, LayerBlob, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions,
+};
 use oci::Digest;
 
 use crate::fixture::*;
