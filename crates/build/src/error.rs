@@ -14,6 +14,11 @@ use oci::Digest;
 
 use crate::op::ResultRef;
 
+/// Longest text of an error in bytes; a longer one loses its middle. Texts quote what clients send.
+const MAX_TEXT: usize = 8 << 10;
+/// How many of them are of its end, which says what went wrong.
+const MAX_END: usize = 2 << 10;
+
 /// Who has to act on an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorKind {
@@ -93,7 +98,7 @@ impl BuildError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Parts {
             kind,
-            message: message.into(),
+            message: bounded(message.into()),
             vertex: None,
             sources: Vec::new(),
             exit_code: None,
@@ -138,14 +143,14 @@ impl BuildError {
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {
         let parts = Arc::make_mut(&mut self.0);
-        parts.message = format!("{context}: {}", parts.message);
+        parts.message = bounded(format!("{context}: {}", parts.message));
         self
     }
 
     /// Replaces the text.
     #[must_use]
     pub fn with_message(mut self, message: impl Into<String>) -> Self {
-        Arc::make_mut(&mut self.0).message = message.into();
+        Arc::make_mut(&mut self.0).message = bounded(message.into());
         self
     }
 
@@ -290,6 +295,18 @@ impl BuildError {
     }
 }
 
+/// Takes the middle out of a text that is too long.
+fn bounded(text: String) -> String {
+    if text.len() <= MAX_TEXT {
+        return text;
+    }
+    let end = text.ceil_char_boundary(text.len() - MAX_END);
+    // Room for the mark.
+    let begin = text.floor_char_boundary(MAX_TEXT - MAX_END - 64);
+    let cut = end - begin;
+    format!("{}… ({cut} bytes left out) …{}", &text[..begin], &text[end..])
+}
+
 /// Joins an error's text with those of its sources, leaving out what the outer text repeats already.
 pub fn chain_text(error: &(dyn StdError + 'static)) -> String {
     let mut text = plain_text(error);
@@ -359,5 +376,32 @@ impl From<crate::session::SessionError> for BuildError {
             E::Unsupported { .. } | E::Refused { .. } => ErrorKind::User,
         };
         Self::from_source(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_lose_their_middle() {
+        let plain = "x".repeat(MAX_TEXT);
+        assert_eq!(BuildError::user(plain.clone()).to_string(), plain);
+        let long = format!("process {} did not complete: exit code: 7", "ü".repeat(1_000_000));
+        let errors = [
+            BuildError::user(long.clone()),
+            BuildError::user("x").with_message(long.clone()),
+            BuildError::user("x").context(&long),
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.len() <= MAX_TEXT, "{} bytes", text.len());
+            assert!(text.starts_with("process üü"), "{text}");
+            assert!(text.contains("bytes left out"), "{text}");
+            assert!(text.contains("exit code: 7"), "{text}");
+        }
+        let again = BuildError::user(long).context("outer").context("outermost");
+        assert!(again.to_string().ends_with("exit code: 7"));
+        assert!(again.to_string().len() <= MAX_TEXT);
     }
 }

@@ -16,6 +16,23 @@ const MAX_LAYERS: usize = 4096;
 /// Most places remembered for one blob.
 const MAX_PROVIDERS: usize = 16;
 
+/// Tells whether a ref has another size for a blob than somebody who brings it. One of the two is wrong, and must not keep
+/// the other one from being fetched.
+fn contradicts(row: &Row, blob: &Descriptor) -> bool {
+    row.blobs
+        .iter()
+        .any(|own| own.digest == blob.digest && own.size != blob.size)
+}
+
+/// A layer that a ref is looked for of.
+struct Wanted<'a> {
+    blob_chain: &'a Digest,
+    blob: &'a Descriptor,
+    parent: Option<&'a RefId>,
+    /// The parent, or one below it, was made just now.
+    is_parent_new: bool,
+}
+
 impl Store {
     /// Takes a ref for reading. `NotFound` is a miss: no such ref, or neither tree nor blobs nor providers left. A committed
     /// but not finalized mutable ref is found under both ids; one that is being written to is `Locked`.
@@ -172,10 +189,17 @@ impl Store {
         let mut transaction = Transaction::default();
         let mut chain = None;
         let mut parent: Option<RefId> = None;
+        let mut is_parent_new = false;
         for layer in layers {
             let next = next_chain(chain, layer.diff_id, layer.descriptor.digest);
             chain = Some(next);
-            let id = match self.known_layer(&mut state, &next.1, parent.as_ref(), &mut transaction)? {
+            let wanted = Wanted {
+                blob_chain: &next.1,
+                blob: &layer.descriptor,
+                parent: parent.as_ref(),
+                is_parent_new,
+            };
+            let id = match self.known_layer(&mut state, &wanted, &mut transaction)? {
                 Some(id) => {
                     state.update(&id, &mut transaction, |row| {
                         add_providers(row, &layer.descriptor.digest, &layer.providers)
@@ -183,6 +207,7 @@ impl Store {
                     id
                 }
                 None => {
+                    is_parent_new = true;
                     let id = new_id();
                     let mut row = layer_row(&state, layer, parent.clone(), next, options);
                     if let Some(key) = row.snapshot_key()
@@ -206,17 +231,20 @@ impl Store {
     fn known_layer(
         &self,
         state: &mut State,
-        blob_chain: &Digest,
-        parent: Option<&RefId>,
+        wanted: &Wanted<'_>,
         transaction: &mut Transaction,
     ) -> Result<Option<RefId>, StoreError> {
         let mut usable = None;
-        let known: Vec<RefId> = state.by_blob_chain(blob_chain).cloned().collect();
+        let known: Vec<RefId> = state.by_blob_chain(wanted.blob_chain).cloned().collect();
         for id in known {
             let Some(entry) = state.get(&id) else { continue };
             let is_on_parent =
-                matches!(&entry.row.parents, Parents::Layer { parent: own } if own.as_ref() == parent);
-            if entry.row.twin.is_some() {
+                matches!(&entry.row.parents, Parents::Layer { parent: own } if own.as_ref() == wanted.parent);
+            // What has just been made was not there or is doubtful; so is what else stands on that.
+            if wanted.is_parent_new && !is_on_parent && !entry.row.has_tree() {
+                continue;
+            }
+            if entry.row.twin.is_some() || contradicts(&entry.row, wanted.blob) {
                 continue;
             }
             if !self.is_loadable(state, &id)? {

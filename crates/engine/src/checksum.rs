@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cache::ImmutableRef;
+use layer::Stop;
 use layer::checksum::{Attributes, ChecksumError, ChecksumTree, Listed, Selector};
 use oci::Digest;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{BuildError, ErrorKind};
 use crate::op::ResultRef;
@@ -14,17 +16,24 @@ use crate::op::ResultRef;
 /// with the ref for the next time.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] with BuildKit's text when a selected path does not exist.
-pub async fn of(reference: &ResultRef, selectors: Vec<Selector>) -> Result<Digest, BuildError> {
+/// [`ErrorKind::NotFound`] with BuildKit's text when a selected path does not exist; [`ErrorKind::Canceled`] when `cancel`
+/// fires, which ends the work.
+pub async fn of(
+    reference: &ResultRef,
+    selectors: Vec<Selector>,
+    cancel: &CancellationToken,
+) -> Result<Digest, BuildError> {
     let Some(reference) = reference.get().cloned() else {
         return ChecksumTree::checksum_nothing(&selectors).map_err(|error| wrap(error, ""));
     };
-    tokio::task::spawn_blocking(move || of_blocking(&reference, &selectors))
+    let token = cancel.clone();
+    let stop = Stop::when(move || token.is_cancelled());
+    tokio::task::spawn_blocking(move || of_blocking(&reference, &selectors, &stop))
         .await
         .map_err(|error| BuildError::internal(format!("checksum: {error}")))?
 }
 
-fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Digest, BuildError> {
+fn of_blocking(reference: &ImmutableRef, selectors: &[Selector], stop: &Stop) -> Result<Digest, BuildError> {
     let internal = |error| BuildError::from_source(ErrorKind::Internal, error);
     // A tree that cannot be decoded is as good as none.
     let kept = reference
@@ -33,7 +42,7 @@ fn of_blocking(reference: &ImmutableRef, selectors: &[Selector]) -> Result<Diges
         .and_then(|bytes| ChecksumTree::decode(&bytes).ok());
     let mut tree = kept.unwrap_or_default();
     let digest = tree
-        .checksum_all(&mut || open(reference), selectors)
+        .checksum_all(&mut || open(reference), selectors, stop)
         .map_err(|error| wrap(error, &reference.id().to_string()))?;
     if tree.is_dirty() {
         reference.set_checksums(&tree.encode()).map_err(internal)?;
@@ -81,6 +90,9 @@ fn open(reference: &ImmutableRef) -> io::Result<OwnedFd> {
 }
 
 fn wrap(error: ChecksumError, id: &str) -> BuildError {
+    if matches!(error, ChecksumError::Stopped) {
+        return BuildError::canceled();
+    }
     // What a build's author names and is not there is their error; BuildKit gives it no code of its own either.
     let kind = match &error {
         error if error.is_not_found() => ErrorKind::User,

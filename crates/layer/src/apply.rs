@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use oci::{Digest, Digester};
 
+use crate::Stop;
 use crate::compress;
 use crate::tar::{ReadError, Reader};
 
@@ -41,6 +42,8 @@ pub struct ApplyOptions {
     pub owner: Option<(u32, u32)>,
     /// Most bytes the files of the layer may take in sum; `None` for no bound.
     pub limit_bytes: Option<u64>,
+    /// When to give up.
+    pub stop: Stop,
 }
 
 /// What was unpacked.
@@ -79,6 +82,9 @@ pub enum ApplyError {
         /// The bound.
         limit_bytes: u64,
     },
+    /// It was told to give up.
+    #[error("unpacking was stopped")]
+    Stopped,
     /// The file system refused.
     #[error("layer entry {path:?}: {action}")]
     Io {

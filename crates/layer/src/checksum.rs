@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use oci::pattern::PatternError;
 use oci::{Algorithm, Digest, Digester};
 
+use crate::Stop;
 use crate::tree::GoStat;
 
 mod encoding;
@@ -90,6 +91,9 @@ pub enum ChecksumError {
         /// Go's `os.FileMode`.
         mode: u32,
     },
+    /// It was told to give up.
+    #[error("the checksum was stopped")]
+    Stopped,
     /// The tree cannot be opened.
     #[error("open the tree")]
     Open {
@@ -173,11 +177,12 @@ impl ChecksumTree {
     /// Digests what `selectors` choose; none choose everything. This is what BuildKit's content-based cache keys contain.
     ///
     /// Paths are cleaned first, so that a trailing slash has no meaning. Errors: `NotFound` for a plain path that does not
-    /// exist (a pattern may match nothing).
+    /// exist (a pattern may match nothing); `Stopped` when `stop` says so.
     pub fn checksum_all(
         &mut self,
         open: &mut OpenRoot<'_>,
         selectors: &[Selector],
+        stop: &Stop,
     ) -> Result<Digest, ChecksumError> {
         let everything = [Selector::default()];
         let selectors = if selectors.is_empty() {
@@ -189,8 +194,8 @@ impl ChecksumTree {
         for selector in selectors {
             let path = oci::path::join(&["/", &selector.path]);
             texts.push(
-                self.checksum(
-                    open,
+                self.checksum_one(
+                    &mut scan::Root::new(open, stop),
                     &Selector {
                         path,
                         ..selector.clone()
@@ -221,12 +226,19 @@ impl ChecksumTree {
         open: &mut OpenRoot<'_>,
         selector: &Selector,
     ) -> Result<Digest, ChecksumError> {
+        self.checksum_one(&mut scan::Root::new(open, &Stop::default()), selector)
+    }
+
+    fn checksum_one(
+        &mut self,
+        root: &mut scan::Root<'_, '_>,
+        selector: &Selector,
+    ) -> Result<Digest, ChecksumError> {
         self.links.clear();
-        let mut root = scan::Root::new(open);
         if selector.wildcard || !selector.include.is_empty() || !selector.exclude.is_empty() {
-            self.checksum_selected(&mut root, selector)
+            self.checksum_selected(root, selector)
         } else {
-            let hash = self.checksum_path(&mut root, selector.path.as_bytes(), selector.follow_links)?;
+            let hash = self.checksum_path(root, selector.path.as_bytes(), selector.follow_links)?;
             Ok(digest_of(&hash))
         }
     }

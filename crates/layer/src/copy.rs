@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::Stop;
 use crate::apply::{ApplyError, ApplyOptions, Whiteouts, apply_archive};
 use crate::compress::decompress_archive;
 use crate::tar::Reader;
@@ -57,6 +58,8 @@ pub struct CopyOptions {
     pub always_replace: bool,
     /// Unpacks the source when it is an archive, as Dockerfile's ADD does.
     pub unpack: bool,
+    /// When to give up.
+    pub stop: Stop,
 }
 
 /// A failed copy.
@@ -83,6 +86,9 @@ pub enum CopyError {
         /// The destination.
         path: PathBuf,
     },
+    /// It was told to give up.
+    #[error("copying was stopped")]
+    Stopped,
     /// A pattern or mode cannot be understood.
     #[error("invalid {what} {text:?}")]
     Invalid {
@@ -242,6 +248,7 @@ fn unpack(
     let apply = ApplyOptions {
         whiteouts: Whiteouts::Literal,
         owner: options.owner,
+        stop: options.stop.clone(),
         ..ApplyOptions::default()
     };
     apply_archive(input, root.as_fd(), &apply).map_err(|error| CopyError::Unpack {

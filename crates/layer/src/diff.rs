@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::Stop;
 use crate::changes::{Change, ChangeKind, changes, changes_upperdir};
 use crate::tar::{EntryKind, Header, Writer};
 use crate::tree::{FileType, Stat, Timestamp, at};
@@ -21,6 +22,8 @@ pub struct DiffOptions {
     pub keep_nanoseconds: bool,
     /// Leaves out `user.*` attributes, as containerd does, and writes `security.capability` alone.
     pub capability_only: bool,
+    /// When to give up.
+    pub stop: Stop,
 }
 
 /// A difference that could not be worked out or written.
@@ -37,6 +40,9 @@ pub enum DiffError {
         #[source]
         source: io::Error,
     },
+    /// It was told to give up.
+    #[error("the layer was stopped")]
+    Stopped,
     /// The layer could not be written.
     #[error("write layer")]
     Write(#[source] io::Error),
@@ -140,6 +146,9 @@ impl<'a, W: Write> LayerWriter<'a, W> {
     }
 
     fn change(&mut self, change: Change<'_>) -> Result<(), DiffError> {
+        if self.options.stop.is_stopped() {
+            return Err(DiffError::Stopped);
+        }
         match change.stat {
             None => self.whiteout(change.path),
             Some(stat) if stat.file_type() == FileType::Socket => Ok(()),
@@ -287,6 +296,9 @@ impl<'a, W: Write> LayerWriter<'a, W> {
         let mut file = at::open_regular_beneath(dir, name).on("open", path)?;
         let mut left = size;
         loop {
+            if self.options.stop.is_stopped() {
+                return Err(DiffError::Stopped);
+            }
             let count = file.read(&mut self.buffer).on("read", path)?;
             if count == 0 {
                 break;

@@ -27,9 +27,11 @@ pub mod compress;
 pub mod copy;
 mod diff;
 pub mod rewrite;
+mod stop;
 pub mod tar;
 pub mod tree;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Whiteouts, apply};
 pub use changes::{Change, ChangeKind, Visit, changes, changes_upperdir};
 pub use diff::{DiffError, DiffOptions, diff, diff_upperdir};
+pub use stop::Stop;

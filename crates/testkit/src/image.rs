@@ -129,7 +129,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    fn from_tar(tar: Vec<u8>, media_type: &str) -> Self {
+    /// The layer of any bytes, hostile ones too; they are compressed if the media type says so.
+    pub fn from_tar(tar: Vec<u8>, media_type: &str) -> Self {
         let blob = if media_type.ends_with("gzip") {
             let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
             gzip.write_all(&tar).expect("writing to memory");

@@ -53,6 +53,11 @@ impl BaseRegistry {
         Ok(())
     }
 
+    /// The registry itself, for other images.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// `host:port`.
     pub fn address(&self) -> &str {
         &self.address
@@ -63,7 +68,8 @@ fn busybox_image() -> Result<Image> {
     Ok(busybox_builder()?.build())
 }
 
-fn busybox_builder() -> Result<ImageBuilder> {
+/// The base image, to be changed.
+pub fn busybox_builder() -> Result<ImageBuilder> {
     let busybox = setup::find("busybox").context("busybox is not installed")?;
     let program = std::fs::read(&busybox).with_context(|| busybox.display().to_string())?;
     let applets = output(Command::new(&busybox).arg("--list"))?;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cache::{ImmutableRef, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions};
+use cache::{
+    ImmutableRef, LayerBlob, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions,
+};
 use oci::Digest;
 
 use crate::fixture::*;
@@ -126,6 +128,29 @@ fn a_committed_source_is_taken_back_for_writing() {
     let child = step(&store, Some(&second), "child");
     assert!(store.get_mutable(&id).unwrap_err().is_not_found());
     assert_eq!(read(&child, "f").as_deref(), Some("2"));
+}
+
+#[test]
+fn who_lies_about_a_blobs_size_spoils_no_other_chain() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let (base, top) = (tar_layer("a", "1"), tar_layer("b", "2"));
+    let honest = [layer_blob(&base, &["one"]), layer_blob(&top, &["one"])];
+    let mut lying = honest.clone();
+    lying[0].descriptor.size -= 1;
+    let make = |layers: &[LayerBlob]| {
+        let image = store.from_blob_chain(layers, &described("image")).unwrap();
+        image.unwrap()
+    };
+    let liar = make(&lying);
+    let image = make(&honest);
+    assert_ne!(liar.id(), image.id());
+    let missing = image.missing_blobs().unwrap();
+    let sizes = missing.iter().map(|blob| blob.descriptor.size);
+    let expected = honest.iter().map(|layer| layer.descriptor.size);
+    assert!(sizes.eq(expected), "{missing:?}");
+    assert_eq!(make(&honest).id(), image.id());
+    assert_eq!(make(&lying).id(), liar.id());
 }
 
 #[test]

@@ -153,7 +153,9 @@ impl Op for ExecOp {
             std::slice::from_ref(reference),
         )
         .await?;
-        checksum::of(reference, selectors.to_vec()).await.map(Some)
+        checksum::of(reference, selectors.to_vec(), ctx.cancel())
+            .await
+            .map(Some)
     }
 
     fn content_selectors(&self, input: usize) -> Option<&[Selector]> {

@@ -88,7 +88,9 @@ impl Op for FileOp {
             std::slice::from_ref(reference),
         )
         .await?;
-        checksum::of(reference, selectors.to_vec()).await.map(Some)
+        checksum::of(reference, selectors.to_vec(), ctx.cancel())
+            .await
+            .map(Some)
     }
 
     fn content_selectors(&self, input: usize) -> Option<&[Selector]> {

@@ -196,6 +196,42 @@ async fn damaged_layers_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_other_layers_spoils_nobody_elses_image() {
+    let server = Registry::start().await;
+    let good = two_layers();
+    let layer = &good.layers[0].descriptor;
+    server.add_image("honest", "t", &good);
+    server.add_image("corrupt", "t", &good);
+    let blob = format!("/corrupt/blobs/{}", layer.digest);
+    server.fault("GET", &blob, 1000, Action::Corrupt);
+    server.add_image("lying", "honest", &good);
+    let manifest = String::from_utf8(good.manifest.to_vec()).unwrap();
+    let told = format!("\"size\":{}", layer.size);
+    assert!(manifest.contains(&told));
+    let manifest = manifest.replace(&told, &format!("\"size\":{}", layer.size - 1));
+    server.add_manifest("lying", Some("t"), &good.descriptor.media_type, manifest.into());
+    let from = |name: &str| image(server.reference(&format!("{name}:t")));
+    for other in ["corrupt", "lying"] {
+        // They come first, and fail.
+        let world = World::new();
+        let refused = world.resolve(&with_file(&from(other), "/c", "4")).await;
+        assert!(refused.is_err(), "{other}");
+        world
+            .resolve(&with_file(&from("honest"), "/c", "4"))
+            .await
+            .unwrap_or_else(|error| panic!("after {other}: {error}"));
+        // They come between what an image is and what is in it.
+        let world = World::new();
+        world.resolve(&from("honest")).await.unwrap();
+        world.resolve(&from(other)).await.unwrap();
+        world
+            .resolve(&with_file(&from("honest"), "/c", "4"))
+            .await
+            .unwrap_or_else(|error| panic!("with {other}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn manifests_that_contradict_themselves_are_refused() {
     let server = Registry::start().await;
     let good = two_layers();

@@ -12,9 +12,9 @@ use build::unlazy::{FetchContext, Unlazy};
 use cache::{ImmutableRef, Parents, Pin, Provider, RefId, Store};
 use content::{Durability, Writer};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use layer::DiffOptions;
 use layer::compress::{Compression, Packed, Packer, decompress};
 use layer::tree::Timestamp;
+use layer::{DiffOptions, Stop};
 use oci::{Descriptor, Digest, media_type};
 use snapshot::{SnapshotKey, diff_layer};
 use source::image::fetch::BlobFetcher;
@@ -161,10 +161,13 @@ impl LayerExporter {
             self.fetcher.unpack(ctx, side).await?;
         }
         let (store, reference) = (self.store.clone(), reference.clone());
+        let cancel = ctx.cancel.clone();
+        // What is packed for nobody would go on for as long as the files are large.
+        let stop = Stop::when(move || cancel.is_cancelled());
         blocking(move || {
             let key = format!("layer-{}", reference.id());
             let packing = Packing::start(&store, &key, options)?;
-            let packed = packing.run(&store, options.media_type(), |out| sides.diff(&store, out))?;
+            let packed = packing.run(&store, options.media_type(), |out| sides.diff(&store, out, stop))?;
             let (diff_id, descriptor) = (packed.diff_id, packed.descriptor.clone());
             reference
                 .set_blob(diff_id, descriptor, Vec::new(), true)
@@ -277,7 +280,7 @@ impl Sides {
         self.lower.iter().chain(&self.upper)
     }
 
-    fn diff(&self, store: &Store, out: &mut Out) -> Result<(), BuildError> {
+    fn diff(&self, store: &Store, out: &mut Out, stop: Stop) -> Result<(), BuildError> {
         let key = |side: &Option<ImmutableRef>| -> Result<Option<SnapshotKey>, BuildError> {
             let Some(side) = side else { return Ok(None) };
             side.finalize().map_err(internal)?;
@@ -286,6 +289,7 @@ impl Sides {
         let (lower, upper) = (key(&self.lower)?, key(&self.upper)?);
         let options = DiffOptions {
             capability_only: true,
+            stop,
             ..DiffOptions::default()
         };
         let snapshotter = store.snapshotter();

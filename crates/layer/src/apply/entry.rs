@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::{ApplyError, ApplyOptions, Whiteouts};
-use crate::tar::{EntryKind, Header};
+use crate::tar::{EntryKind, Header, Reader};
 use crate::tree::{FileType, Timestamp, at, resolve_at};
 
 /// Longest name or link that is accepted, in bytes: the kernel's longest path.
@@ -112,7 +112,10 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    pub(super) fn entry(&mut self, header: &Header, data: &mut impl Read) -> Result<(), ApplyError> {
+    pub(super) fn entry(&mut self, header: &Header, data: &mut Reader<impl Read>) -> Result<(), ApplyError> {
+        if self.options.stop.is_stopped() {
+            return Err(ApplyError::Stopped);
+        }
         if header.name.len() >= PATH_MAX || header.link.len() >= PATH_MAX {
             return Err(invalid(header, "name too long"));
         }
@@ -223,7 +226,7 @@ impl<'a> Unpacker<'a> {
         header: &Header,
         parent: &Parent,
         name: &OsStr,
-        data: &mut impl Read,
+        data: &mut Reader<impl Read>,
     ) -> Result<(), ApplyError> {
         let (dir, path) = (&parent.fd, Path::new(name));
         let existing = at::try_stat_at(dir, name).during("lstat", header)?;
@@ -288,12 +291,29 @@ impl<'a> Unpacker<'a> {
         header: &Header,
         dir: &OwnedFd,
         name: &Path,
-        data: &mut impl Read,
+        data: &mut Reader<impl Read>,
     ) -> Result<File, ApplyError> {
         let mut file = at::create_file(dir, name).during("create", header)?;
         let mut left = header.size_bytes;
         let mut ends_in_hole = false;
+        let mut is_sized = false;
         while left > 0 {
+            if self.options.stop.is_stopped() {
+                return Err(ApplyError::Stopped);
+            }
+            let hole = data.skip_hole();
+            if hole > 0 {
+                if !is_sized {
+                    // Before anything is written: a size that no file can have is refused here.
+                    file.set_len(header.size_bytes).during("truncate", header)?;
+                    is_sized = true;
+                }
+                let offset = i64::try_from(hole).map_err(io::Error::other);
+                file.seek(SeekFrom::Current(offset.during("seek", header)?))
+                    .during("seek", header)?;
+                left = left.saturating_sub(hole);
+                continue;
+            }
             let room = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
             let chunk = &mut self.buffer[..room];
             data.read_exact(chunk).during("read data of", header)?;
@@ -306,7 +326,7 @@ impl<'a> Unpacker<'a> {
             }
             left -= room as u64;
         }
-        if ends_in_hole {
+        if ends_in_hole && !is_sized {
             file.set_len(header.size_bytes).during("truncate", header)?;
         }
         Ok(file)

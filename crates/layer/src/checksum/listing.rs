@@ -11,6 +11,7 @@ use super::lookup::{self, range_from};
 use super::scan::{self, Root};
 use super::select::Patterns;
 use super::{ChecksumError, ChecksumTree, Hash, Kind, OpenRoot, Selector, finish, key_path, lossy, path_key};
+use crate::Stop;
 
 /// What a listed file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ impl ChecksumTree {
         limit: usize,
     ) -> Result<Listed, ChecksumError> {
         self.links.clear();
-        let mut root = Root::new(open);
+        let mut root = Root::new(open, &Stop::default());
         let everything = [Selector::default()];
         let selectors = if selectors.is_empty() {
             &everything
@@ -251,6 +252,6 @@ pub fn hash_as(
     place: &str,
     attributes: Attributes,
 ) -> Result<[u8; 32], ChecksumError> {
-    let mut root = Root::new(open);
+    let mut root = Root::new(open, &Stop::default());
     scan::read_regular_as(&mut root, place.as_bytes(), attributes)
 }

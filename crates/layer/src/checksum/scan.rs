@@ -15,6 +15,7 @@ use super::lookup::MAX_LINKS;
 use super::{
     ChecksumError, ChecksumTree, Hash, Kind, OpenRoot, Record, hash_of, key_path, lookup, lossy, path_key,
 };
+use crate::Stop;
 
 /// Threads that read files at once.
 const MAX_THREADS: usize = 8;
@@ -27,11 +28,16 @@ const XATTR_MAX: usize = 64 * 1024;
 pub(super) struct Root<'o, 'a> {
     open: &'o mut OpenRoot<'a>,
     fd: Option<OwnedFd>,
+    stop: Stop,
 }
 
 impl<'o, 'a> Root<'o, 'a> {
-    pub fn new(open: &'o mut OpenRoot<'a>) -> Self {
-        Self { open, fd: None }
+    pub fn new(open: &'o mut OpenRoot<'a>, stop: &Stop) -> Self {
+        Self {
+            open,
+            fd: None,
+            stop: stop.clone(),
+        }
     }
 
     pub fn fd(&mut self) -> Result<BorrowedFd<'_>, ChecksumError> {
@@ -164,7 +170,8 @@ impl ChecksumTree {
         if keys.is_empty() {
             return Ok(());
         }
-        let fd = root.fd()?;
+        let stop = root.stop.clone();
+        let (fd, stop) = (root.fd()?, &stop);
         let cores = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MAX_THREADS);
@@ -173,7 +180,7 @@ impl ChecksumTree {
         let hashes = std::thread::scope(|scope| {
             let running: Vec<_> = keys
                 .chunks(share)
-                .map(|keys| scope.spawn(move || read_share(fd, keys)))
+                .map(|keys| scope.spawn(move || read_share(fd, keys, stop)))
                 .collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<Hash>, ChecksumError>>| {
                 thread
@@ -280,11 +287,14 @@ fn file_type(dir: BorrowedFd<'_>, name: &CStr, listed: FileType) -> rustix::io::
 }
 
 /// Reads files one after the other; neighbours share the open directory.
-fn read_share(root: BorrowedFd<'_>, keys: &[&Vec<u8>]) -> Result<Vec<Hash>, ChecksumError> {
+fn read_share(root: BorrowedFd<'_>, keys: &[&Vec<u8>], stop: &Stop) -> Result<Vec<Hash>, ChecksumError> {
     let mut buffer = vec![0; 256 * 1024];
     let mut dir: Option<(Vec<u8>, OwnedFd)> = None;
     let mut hashes = Vec::with_capacity(keys.len());
     for key in keys {
+        if stop.is_stopped() {
+            return Err(ChecksumError::Stopped);
+        }
         let path = key_path(key);
         let hash = if path.last() == Some(&b'/') {
             let fd = open_dir(root, &path[..path.len() - 1]).map_err(|error| io_error(&path, error))?;
@@ -298,7 +308,7 @@ fn read_share(root: BorrowedFd<'_>, keys: &[&Vec<u8>]) -> Result<Vec<Hash>, Chec
                 ));
             }
             let fd = &dir.as_ref().expect("set above").1;
-            read_file(fd.as_fd(), name, &path, &mut buffer)?
+            read_file(fd.as_fd(), name, &path, &mut buffer, stop)?
         };
         hashes.push(hash);
     }
@@ -321,6 +331,7 @@ fn read_file(
     name: &[u8],
     path: &[u8],
     buffer: &mut [u8],
+    stop: &Stop,
 ) -> Result<Hash, ChecksumError> {
     let fail = |error: Errno| io_error(path, error);
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
@@ -329,7 +340,7 @@ fn read_file(
         // Should it have been swapped for a pipe, opening must not block.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(fail)?;
-        return read_regular(fd, path, buffer);
+        return read_regular(fd, path, buffer, stop);
     }
     let link = if kind == FileType::Symlink {
         read_link(dir, name).map_err(fail)?
@@ -347,7 +358,7 @@ fn read_file(
     ))
 }
 
-fn read_regular(fd: OwnedFd, path: &[u8], buffer: &mut [u8]) -> Result<Hash, ChecksumError> {
+fn read_regular(fd: OwnedFd, path: &[u8], buffer: &mut [u8], stop: &Stop) -> Result<Hash, ChecksumError> {
     let fail = |error: Errno| io_error(path, error);
     let stat = rustix::fs::fstat(&fd).map_err(fail)?;
     let xattrs = xattrs(
@@ -355,7 +366,7 @@ fn read_regular(fd: OwnedFd, path: &[u8], buffer: &mut [u8]) -> Result<Hash, Che
         |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer),
     );
     let hasher = start(&stat, b"", &xattrs.map_err(fail)?, path)?;
-    read_content(fd, &stat, hasher, path, buffer)
+    read_content(fd, &stat, hasher, path, buffer, stop)
 }
 
 /// Reads a regular file as if it had these attributes.
@@ -365,6 +376,7 @@ pub(super) fn read_regular_as(
     attributes: Attributes,
 ) -> Result<Hash, ChecksumError> {
     let fail = |error: Errno| io_error(path, error);
+    let stop = root.stop.clone();
     let fd = open_plain(root.fd()?, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fail)?;
     let mut stat = rustix::fs::fstat(&fd).map_err(fail)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -377,7 +389,7 @@ pub(super) fn read_regular_as(
         |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer),
     );
     let hasher = start(&stat, b"", &xattrs.map_err(fail)?, path)?;
-    read_content(fd, &stat, hasher, path, &mut vec![0; 256 * 1024])
+    read_content(fd, &stat, hasher, path, &mut vec![0; 256 * 1024], &stop)
 }
 
 fn read_content(
@@ -386,10 +398,14 @@ fn read_content(
     mut hasher: FileHasher,
     path: &[u8],
     buffer: &mut [u8],
+    stop: &Stop,
 ) -> Result<Hash, ChecksumError> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 {
         let mut file = std::fs::File::from(fd);
         loop {
+            if stop.is_stopped() {
+                return Err(ChecksumError::Stopped);
+            }
             match file.read(buffer) {
                 Ok(0) => break,
                 Ok(count) => hasher.update(&buffer[..count]),

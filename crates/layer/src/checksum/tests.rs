@@ -463,6 +463,21 @@ proptest! {
 }
 
 #[test]
+fn a_checksum_ends_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    // Longer than anybody waits.
+    fs::File::create(dir.path().join("big"))
+        .unwrap()
+        .set_len(4 << 40)
+        .unwrap();
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let stop = Stop::when(move || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 5);
+    let mut open = || -> io::Result<OwnedFd> { Ok(fs::File::open(dir.path())?.into()) };
+    let stopped = ChecksumTree::new().checksum_all(&mut open, &[], &stop);
+    assert!(matches!(stopped, Err(ChecksumError::Stopped)), "{stopped:?}");
+}
+
+#[test]
 fn a_listing_tells_what_counts_of_each_file() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -475,7 +490,8 @@ fn a_listing_tells_what_counts_of_each_file() {
     let list = |selector: Selector, limit| {
         let mut tree = ChecksumTree::new();
         let selectors = [selector];
-        tree.checksum_all(&mut open.clone(), &selectors).unwrap();
+        tree.checksum_all(&mut open.clone(), &selectors, &Stop::default())
+            .unwrap();
         tree.list(&mut open.clone(), &selectors, limit).unwrap()
     };
     let paths = |listed: &Listed| listed.files.keys().cloned().collect::<Vec<_>>();

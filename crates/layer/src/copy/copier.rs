@@ -164,6 +164,9 @@ impl<'a> Copier<'a> {
         target: &Path,
         parent: &Matched,
     ) -> Result<(), CopyError> {
+        if self.options.stop.is_stopped() {
+            return Err(CopyError::Stopped);
+        }
         let is_top = components.as_os_str().is_empty();
         let (include, excluded, state) = if is_top {
             (true, false, Matched::default())

@@ -106,6 +106,12 @@ impl<R: Read> Reader<R> {
         Err(self.bad("too many extended headers"))
     }
 
+    /// Skips the hole at which the current entry's data is; returns its length, zero where there is none. What was skipped
+    /// is not read any more.
+    pub fn skip_hole(&mut self) -> u64 {
+        self.map.as_mut().map_or(0, sparse::Map::skip_hole)
+    }
+
     /// Returns the rest of the input, which is where the archive's end was.
     pub fn into_inner(self) -> R {
         self.inner.inner

@@ -54,12 +54,27 @@ impl Map {
 
     /// Tells what the next at most `room` bytes are: their number, and whether they are data.
     pub(super) fn peek(&self, room: usize) -> (usize, bool) {
-        let (run, is_data) = match self.regions.get(self.next) {
+        let (run, is_data) = self.run();
+        (usize::try_from(run).unwrap_or(usize::MAX).min(room), is_data)
+    }
+
+    /// Tells how many bytes are of one kind from here on, and whether they are data.
+    fn run(&self) -> (u64, bool) {
+        match self.regions.get(self.next) {
             Some((offset, _)) if self.position < *offset => (offset - self.position, false),
             Some((offset, length)) => (offset + length - self.position, true),
             None => (self.size - self.position, false),
-        };
-        (usize::try_from(run).unwrap_or(usize::MAX).min(room), is_data)
+        }
+    }
+
+    /// Moves to the next data, or to the end; returns how many bytes there are none of on the way.
+    pub(super) fn skip_hole(&mut self) -> u64 {
+        let (run, is_data) = self.run();
+        if is_data {
+            return 0;
+        }
+        self.position += run;
+        run
     }
 
     /// Moves over `count` bytes of what `peek` told.

@@ -1,11 +1,13 @@
 //! Archives that want out, or want the program down.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use layer::tar::{EntryKind, Header, Reader, Writer};
-use layer::{ApplyError, ApplyOptions, Whiteouts, apply};
+use layer::{ApplyError, ApplyOptions, Stop, Whiteouts, apply};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -159,6 +161,89 @@ fn a_link_swapped_for_a_directory_is_no_way_out() {
     ];
     jail.apply(&entries).unwrap();
     assert!(jail.root().join("d/y").exists());
+}
+
+/// An archive of one file of `size` bytes that are all a hole but the last.
+fn sparse(size: u64) -> Vec<u8> {
+    let mut data = Vec::new();
+    let (length, map) = (size.to_string(), format!("{},1", size - 1));
+    let records = [
+        ("GNU.sparse.major", "0"),
+        ("GNU.sparse.minor", "1"),
+        ("GNU.sparse.size", length.as_str()),
+        ("GNU.sparse.numblocks", "1"),
+        ("GNU.sparse.map", map.as_str()),
+    ];
+    for (key, value) in records {
+        let rest = format!(" {key}={value}\n");
+        let length = rest.len() + 2;
+        data.extend_from_slice(format!("{length}{rest}").as_bytes());
+        assert!((10..100).contains(&length));
+    }
+    let mut archive = raw_header(b'x', data.len());
+    archive.extend_from_slice(&data);
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    archive.extend_from_slice(&raw_header(b'0', 1));
+    archive.push(b'x');
+    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
+    archive
+}
+
+/// A header that the writer, which knows no sparse files, cannot be asked for.
+fn raw_header(kind: u8, size: usize) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    block[..4].copy_from_slice(b"file");
+    block[100..107].copy_from_slice(b"0000644");
+    block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+    block[156] = kind;
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..155].copy_from_slice(format!("{sum:07o}").as_bytes());
+    block
+}
+
+fn applied(archive: &[u8], root: &Path, stop: Stop) -> Result<(), ApplyError> {
+    let options = ApplyOptions {
+        keep_owner: true,
+        stop,
+        ..ApplyOptions::default()
+    };
+    apply(archive, open(root), &options).map(drop)
+}
+
+#[test]
+fn terabytes_of_nothing_are_not_written() {
+    let jail = Jail::new();
+    let size = 4 << 40;
+    applied(&sparse(size), &jail.root(), Stop::default()).unwrap();
+    let stat = fs::metadata(jail.root().join("file")).unwrap();
+    assert_eq!(stat.len(), size);
+    assert!(stat.blocks() < 1000, "{} blocks", stat.blocks());
+    let mut last = [0; 2];
+    let file = fs::File::open(jail.root().join("file")).unwrap();
+    file.read_exact_at(&mut last, size - 2).unwrap();
+    assert_eq!(last, [0, b'x']);
+    let error = applied(&sparse(7 << 60), &jail.root(), Stop::default()).unwrap_err();
+    assert!(
+        matches!(&error, ApplyError::Io { path, .. } if path == "file"),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn unpacking_ends_when_told_to() {
+    let jail = Jail::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let stop = Stop::when(move || count.fetch_add(1, Ordering::Relaxed) >= 3);
+    let mut writer = Writer::new(Vec::new());
+    for number in 0..10 {
+        writer.write_header(&file(&format!("f{number}"))).unwrap();
+    }
+    let error = applied(&writer.finish().unwrap(), &jail.root(), stop).unwrap_err();
+    assert!(matches!(error, ApplyError::Stopped), "{error:?}");
+    assert_eq!(fs::read_dir(jail.root()).unwrap().count(), 3);
 }
 
 #[test]

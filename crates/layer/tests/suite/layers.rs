@@ -5,10 +5,11 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use layer::tar::{EntryKind, Header, Reader, Writer};
 use layer::tree::{FileType, Timestamp};
-use layer::{ApplyOptions, DiffOptions, Whiteouts, apply, diff, diff_upperdir, rewrite};
+use layer::{ApplyOptions, DiffError, DiffOptions, Stop, Whiteouts, apply, diff, diff_upperdir, rewrite};
 
 use crate::support::*;
 
@@ -224,6 +225,22 @@ fn times_are_clamped_to_the_epoch() {
     let mut rewritten = Vec::new();
     rewrite::rewrite_timestamps(&*plain, &mut rewritten, Timestamp::from_seconds(1_500_000_000)).unwrap();
     assert_eq!(rewritten, clamped);
+}
+
+#[test]
+fn a_layer_ends_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let big = fs::File::create(dir.path().join("big")).unwrap();
+    // Longer than anybody waits.
+    big.set_len(4 << 40).unwrap();
+    let asked = AtomicUsize::new(0);
+    let options = DiffOptions {
+        stop: Stop::when(move || asked.fetch_add(1, Ordering::Relaxed) >= 5),
+        ..DiffOptions::default()
+    };
+    let none: Option<OwnedFd> = None;
+    let stopped = diff(none, open(dir.path()), std::io::sink(), &options);
+    assert!(matches!(stopped, Err(DiffError::Stopped)), "{stopped:?}");
 }
 
 fn archive(entries: &[(Header, &[u8])]) -> Vec<u8> {

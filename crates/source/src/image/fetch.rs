@@ -224,7 +224,7 @@ impl BlobFetcher {
         }
         let mut step = ctx.progress.step(descriptor.digest.to_string(), "");
         tokio::select! {
-            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched,
+            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched.map_err(missing_if_other),
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
@@ -278,7 +278,7 @@ impl BlobFetcher {
         }
         match wrong {
             None => Ok(()),
-            Some(error) => Err(BuildError::from_source(ErrorKind::Unavailable, error)),
+            Some(error) => Err(BuildError::from_source(ErrorKind::NotFound, error)),
         }
     }
 
@@ -485,6 +485,16 @@ fn unpack_error(error: cache::StoreError) -> BuildError {
         _ => ErrorKind::Internal,
     };
     BuildError::from_source(kind, error)
+}
+
+/// Who has other bytes than those of a blob does not have the blob. What somebody else said of it may be true.
+fn missing_if_other(error: BuildError) -> BuildError {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<RegistryError>());
+    if cause.is_some_and(RegistryError::is_other_content) {
+        BuildError::new(ErrorKind::NotFound, error.to_string())
+    } else {
+        error
+    }
 }
 
 /// Writes chunks until an empty one, then commits. Without the empty one the bytes stay for a resumption. The error in

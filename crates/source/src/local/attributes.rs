@@ -70,9 +70,12 @@ impl Attributes {
                 "local.sharedkeyhint" => this.shared_key_hint.clone_from(value),
                 "local.differ" => {
                     this.differ = match value.as_str() {
+                        "" => Differ::Surely,
                         "none" => Differ::Always,
                         "metadata" => Differ::Attributes,
-                        _ => Differ::Surely,
+                        unknown => {
+                            return Err(BuildError::user(format!("invalid value for {key} {unknown:?}")));
+                        }
                     };
                 }
                 "local.metadatatransfer" => this.metadata_only = boolean(value)?,

@@ -88,6 +88,13 @@ impl Order {
         {
             return refuse("the path is out of order");
         }
+        if stat.size_bytes < 0 {
+            return refuse("the size is negative");
+        }
+        // Character devices have the bit of devices as well.
+        if (stat.mode & MODE_TYPE & !MODE_CHAR).count_ones() > 1 {
+            return refuse("it is of several kinds");
+        }
         let parent = stat.path.rsplit_once('/').map(|(parent, _)| parent);
         while let Some(dir) = self.open.last() {
             if Some(dir.as_str()) == parent || parent.is_some_and(|parent| is_below(parent, dir)) {
@@ -157,6 +164,24 @@ mod tests {
         assert!(!accepts(&[("b", 0), ("a", 0)]));
         assert!(!accepts(&[("a", 0), ("a", 0)]));
         assert!(!accepts(&[("a\0b", 0)]));
+    }
+
+    #[test]
+    fn refuses_attributes_that_no_file_has() {
+        let accepts = |stat: &FileStat| Order::default().accept(stat).is_ok();
+        for size_bytes in [-1, i64::MIN] {
+            assert!(!accepts(&FileStat {
+                size_bytes,
+                ..entry("a", 0)
+            }));
+        }
+        assert!(accepts(&FileStat {
+            size_bytes: i64::MAX,
+            ..entry("a", 0)
+        }));
+        assert!(!accepts(&entry("a", MODE_DIR | MODE_SYMLINK)));
+        assert!(!accepts(&entry("a", MODE_FIFO | MODE_DEVICE)));
+        assert!(accepts(&entry("a", MODE_DEVICE | MODE_CHAR | 0o666)));
     }
 
     #[test]

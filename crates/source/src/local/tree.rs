@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use build::session::FileStat;
+use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -149,7 +150,7 @@ impl Tree {
             let (uid, gid) = owner(stat);
             rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(at(path, "chown"))?;
         }
-        for (name, value) in &stat.xattrs {
+        for (name, value) in settable(stat) {
             rustix::fs::fsetxattr(file, name.as_str(), value, rustix::fs::XattrFlags::empty())
                 .or_else(tolerated)
                 .map_err(at(path, "setxattr"))?;
@@ -171,7 +172,7 @@ impl Tree {
         if stat.mode & MODE_DIR != 0 && !stat.xattrs.is_empty() {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(at(path, "open"))?;
-            for (name, value) in &stat.xattrs {
+            for (name, value) in settable(stat) {
                 rustix::fs::fsetxattr(&fd, name.as_str(), value, rustix::fs::XattrFlags::empty())
                     .or_else(tolerated)
                     .map_err(at(path, "setxattr"))?;
@@ -186,6 +187,12 @@ impl Tree {
         rustix::fs::utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(at(&stat.path, "utimes"))
     }
+}
+
+/// The extended attributes of an entry but for those that steer the kernel's overlays, which only this program may set.
+fn settable(stat: &FileStat) -> impl Iterator<Item = (&String, &Bytes)> {
+    let steers = |name: &str| name.starts_with("trusted.") || name.starts_with("user.overlay.");
+    stat.xattrs.iter().filter(move |(name, _)| !steers(name))
 }
 
 /// Attributes that the file system does not know are not worth a failed build.
@@ -265,4 +272,25 @@ fn failure(path: &str, action: &'static str, source: Errno) -> TransferError {
 
 fn at<'a>(path: &'a str, action: &'static str) -> impl Fn(Errno) -> TransferError + 'a {
     move |source| failure(path, action, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_steer_overlays_are_not_set() {
+        let names = [
+            "security.capability",
+            "trusted.overlay.redirect",
+            "user.overlay.opaque",
+            "user.x",
+        ];
+        let stat = FileStat {
+            xattrs: names.map(|name| (name.to_owned(), Bytes::new())).into(),
+            ..FileStat::default()
+        };
+        let kept: Vec<&str> = settable(&stat).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(kept, ["security.capability", "user.x"]);
+    }
 }

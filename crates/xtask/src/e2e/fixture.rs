@@ -72,6 +72,11 @@ impl Lab {
         format!("{}/library/busybox:latest", self.registry())
     }
 
+    /// The registry with the base images, for other images.
+    pub fn images(&self) -> &testkit::registry::Registry {
+        self.registry.registry()
+    }
+
     /// Lets `library/busybox:moving` be another image for each number.
     pub fn move_tag(&self, number: u32) -> Result<()> {
         self.registry.move_tag(number)
@@ -265,6 +270,16 @@ impl<'lab> Daemon<'lab> {
     pub fn restart(&mut self) -> Result<()> {
         self.signal("-TERM")?;
         self.start_again()
+    }
+
+    /// Whether the process that was started is still there.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.lab.dir().join("d.sock")
     }
 
     /// The daemon's process.

@@ -11,6 +11,7 @@ mod explain;
 mod exporters;
 pub mod fixture;
 mod frontends;
+mod hostile;
 mod networks;
 mod object_caches;
 mod offline;
@@ -59,6 +60,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         explain::SCENARIOS,
         exporters::SCENARIOS,
         frontends::SCENARIOS,
+        hostile::SCENARIOS,
         networks::SCENARIOS,
         object_caches::SCENARIOS,
         offline::SCENARIOS,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
+use layer::Stop;
 use layer::copy::{CopyError, CopyOptions, ModeChange};
 use layer::tree::{Attributes, Root, Timestamp, TreeError};
 use llb::pb;
@@ -179,6 +180,10 @@ pub(super) fn run(
         description,
         made: BTreeMap::new(),
         opened: BTreeMap::new(),
+        stop: {
+            let cancel = cancel.clone();
+            Stop::when(move || cancel.is_cancelled())
+        },
     };
     for at in &plan.order {
         if cancel.is_cancelled() {
@@ -188,6 +193,9 @@ pub(super) fn run(
         work.open_readers(action)?;
         let target = work.take_target(action.input)?;
         if let Err(error) = work.perform(action, &target) {
+            if cancel.is_cancelled() {
+                return Err(BuildError::canceled().into());
+            }
             let mounts = work.left(target, *at, op.actions.len());
             return Err(Failure {
                 error,
@@ -266,6 +274,8 @@ struct Work<'a> {
     made: BTreeMap<usize, Made>,
     /// Trees of refs that are read, by index; scratch has none.
     opened: BTreeMap<usize, Root>,
+    /// When to give up.
+    stop: Stop,
 }
 
 impl Work<'_> {
@@ -392,7 +402,10 @@ impl Work<'_> {
         owner: Option<(u32, u32)>,
         target: &Target,
     ) -> Result<(), BuildError> {
-        let options = copy_options(copy, owner);
+        let options = CopyOptions {
+            stop: self.stop.clone(),
+            ..copy_options(copy, owner)
+        };
         let (source, dest) = (Path::new(&copy.src), Path::new(&copy.dest));
         let copied = match self.reader(action.secondary_input, action.input, target) {
             Some(from) => layer::copy::copy(from, source, &target.tree, dest, &options),
@@ -424,6 +437,7 @@ fn copy_options(copy: &pb::FileActionCopy, owner: Option<(u32, u32)>) -> CopyOpt
         create_dest_path: copy.create_dest_path,
         always_replace: copy.always_replace_existing_dest_paths,
         unpack: copy.attempt_unpack_docker_compatibility,
+        stop: Stop::default(),
     }
 }
 
