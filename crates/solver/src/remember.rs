@@ -19,6 +19,7 @@ impl<E: Clone> Solver<E> {
         {
             let record = stored.key.record;
             self.edges[id].record = Some(record);
+            self.remember_other_ways(id, record);
             return;
         }
         let Some(record) = self.record_of(id) else { return };
@@ -53,6 +54,24 @@ impl<E: Clone> Solver<E> {
                 self.edges[id].keys.push(key);
             }
         }
+    }
+
+    /// Links a record that was found in one way in all others that are known by now: the next build may know another first.
+    fn remember_other_ways(&mut self, id: EdgeId, record: RecordId) {
+        let links = self.all_links(id).unwrap_or_default();
+        if links.len() <= self.edges[id].slots.len() {
+            // Each input has the one way in which it was found.
+            return;
+        }
+        let result = None;
+        self.save(
+            id,
+            NewRecord {
+                record,
+                links,
+                result,
+            },
+        );
     }
 
     /// The ways in which an input's definition identifies it in the local store, as links to this edge.

@@ -516,3 +516,9 @@ fn random_builds_match_the_naive_evaluation() {
 fn what_was_built_is_loaded() {
     for_seeds(Duration::from_secs(2), rebuild);
 }
+
+/// A step was found by a digest that its input shares with another source; the next build knew the input's own one first.
+#[test]
+fn a_step_that_was_found_in_one_way_is_found_in_every_other_way() {
+    rebuild(55_227);
+}
