@@ -411,9 +411,9 @@ fn layer_row(
         .filter_map(|id| state.get(id))
         .find_map(|entry| entry.row.committed());
     row.snapshot = equal.map(|key| key.as_str().to_owned());
-    row.diff_id = Some(layer.diff_id);
-    row.chain_id = Some(chain_id);
-    row.blob_chain_id = Some(blob_chain_id);
+    row.diff_id = Some(layer.diff_id.into());
+    row.chain_id = Some(chain_id.into());
+    row.blob_chain_id = Some(blob_chain_id.into());
     row.blobs = vec![layer.descriptor.clone()];
     add_providers(&mut row, &layer.descriptor.digest, &layer.providers);
     if !layer.description.is_empty() {
@@ -475,13 +475,13 @@ pub(crate) fn set_blob(
     let Some(row) = state.get(&hold.id).map(|entry| entry.row.clone()) else {
         return Err(StoreError::NotFound { id: hold.id.clone() });
     };
-    if row.mutable || row.diff_id.is_some_and(|known| known != diff_id) {
+    if row.mutable || row.diff_id().is_some_and(|known| known != diff_id) {
         return invalid("another diffID is known");
     }
     let mut transaction = Transaction::default();
     let epoch = state.epoch;
     state.update(&hold.id, &mut transaction, |row| {
-        row.diff_id = Some(diff_id);
+        row.diff_id = Some(diff_id.into());
         row.blobs.retain(|blob| blob.digest != descriptor.digest);
         add_providers(row, &descriptor.digest, &providers);
         let at = if first { 0 } else { row.blobs.len() };
@@ -494,7 +494,7 @@ pub(crate) fn set_blob(
     };
     if let Some((chain_id, blob_chain_id)) = chain {
         state.update(&hold.id, &mut transaction, |row| {
-            (row.chain_id, row.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+            (row.chain_id, row.blob_chain_id) = (Some(chain_id.into()), Some(blob_chain_id.into()));
         });
         state.settle_chains(&mut transaction);
     }

@@ -197,7 +197,7 @@ impl ImmutableRef {
 
     /// Returns the digest of this layer uncompressed, when known.
     pub fn diff_id(&self) -> Option<Digest> {
-        self.hold.with_row(|row| row.diff_id)
+        self.hold.with_row(Row::diff_id)
     }
 
     /// Returns this layer's blobs in all compressions; the first is the one it came as or was first exported as.

@@ -22,12 +22,13 @@ pub(crate) struct Row {
     /// The mutable ref whose active snapshot this immutable one still stands for, and the other way round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twin: Option<RefId>,
+    /// Boxed, as its kind: most refs have none, and there are many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub diff_id: Option<Digest>,
+    pub diff_id: Option<Box<Digest>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chain_id: Option<Digest>,
+    pub chain_id: Option<Box<Digest>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blob_chain_id: Option<Digest>,
+    pub blob_chain_id: Option<Box<Digest>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -80,6 +81,21 @@ impl Row {
         }
     }
 
+    /// Returns the digest of the uncompressed layer.
+    pub fn diff_id(&self) -> Option<Digest> {
+        self.diff_id.as_deref().copied()
+    }
+
+    /// Returns the identity of the stack of uncompressed layers.
+    pub fn chain_id(&self) -> Option<Digest> {
+        self.chain_id.as_deref().copied()
+    }
+
+    /// Returns the identity of the stack of blobs as they came.
+    pub fn blob_chain_id(&self) -> Option<Digest> {
+        self.blob_chain_id.as_deref().copied()
+    }
+
     /// Returns the committed snapshot.
     pub fn committed(&self) -> Option<SnapshotKey> {
         if self.mutable || self.twin.is_some() {
@@ -106,8 +122,8 @@ impl Row {
             id: id.clone(),
             parents: self.parents.clone(),
             mutable: self.mutable,
-            diff_id: self.diff_id,
-            chain_id: self.chain_id,
+            diff_id: self.diff_id(),
+            chain_id: self.chain_id(),
             blobs: self.blobs.clone(),
             providers: self.providers.clone(),
             description: self.description.clone(),
@@ -136,7 +152,8 @@ pub(crate) struct Entry {
 /// Everything in memory. Changes go to the database in the order in which they are made under the lock around this.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    refs: BTreeMap<RefId, Entry>,
+    /// Boxed, as the nodes of the map are a third empty.
+    refs: BTreeMap<RefId, Box<Entry>>,
     by_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_blob_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_index: BTreeMap<String, BTreeSet<RefId>>,
@@ -196,11 +213,11 @@ impl State {
     }
 
     pub fn get(&self, id: &RefId) -> Option<&Entry> {
-        self.refs.get(id)
+        self.refs.get(id).map(|entry| &**entry)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&RefId, &Entry)> {
-        self.refs.iter()
+        self.refs.iter().map(|(id, entry)| (id, &**entry))
     }
 
     pub fn len(&self) -> usize {
@@ -218,12 +235,12 @@ impl State {
         transaction.put_json(REFS, id.as_str(), &row);
         self.refs.insert(
             id.clone(),
-            Entry {
+            Box::new(Entry {
                 row,
                 holds: 0,
                 children: 0,
                 work: Arc::default(),
-            },
+            }),
         );
     }
 
@@ -234,10 +251,10 @@ impl State {
         if let Some(snapshot) = &row.snapshot {
             raise(&mut self.snapshots, snapshot);
         }
-        if let Some(chain_id) = row.chain_id {
+        if let Some(chain_id) = row.chain_id() {
             self.by_chain.entry(chain_id).or_default().insert(id.clone());
         }
-        if let Some(chain_id) = row.blob_chain_id {
+        if let Some(chain_id) = row.blob_chain_id() {
             self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
         }
         for index in &row.index {
@@ -302,10 +319,10 @@ impl State {
 
     /// `forget` after `note` drops index entries that both rows have.
     fn reindex(&mut self, id: &RefId, row: &Row) {
-        if let Some(chain_id) = row.chain_id {
+        if let Some(chain_id) = row.chain_id() {
             self.by_chain.entry(chain_id).or_default().insert(id.clone());
         }
-        if let Some(chain_id) = row.blob_chain_id {
+        if let Some(chain_id) = row.blob_chain_id() {
             self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
         }
         if row.lacks_chain() {
@@ -322,7 +339,7 @@ impl State {
         if entry.holds > 0 || entry.children > 0 {
             return None;
         }
-        let Entry { row, .. } = self.refs.remove(id)?;
+        let Entry { row, .. } = *self.refs.remove(id)?;
         for parent in row.parents.ids() {
             if let Some(parent) = self.refs.get_mut(parent) {
                 parent.children = parent.children.saturating_sub(1);
@@ -346,7 +363,7 @@ impl State {
 
     /// Has refs that share a tree or a blob with one that is gone measured again: it may have been the one it counted for.
     fn unmeasure_sharers(&mut self, gone: &Row, transaction: &mut Transaction) {
-        let chain_id = gone.chain_id.as_ref();
+        let chain_id = gone.chain_id.as_deref();
         let mut sharers: Vec<RefId> = chain_id
             .into_iter()
             .flat_map(|id| self.by_chain(id))
@@ -493,7 +510,7 @@ impl State {
             }
             for (id, (chain_id, blob_chain_id)) in known {
                 self.update(&id, transaction, |row| {
-                    (row.chain_id, row.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+                    (row.chain_id, row.blob_chain_id) = (Some(chain_id.into()), Some(blob_chain_id.into()));
                 });
             }
         }
@@ -512,10 +529,10 @@ impl State {
                 if !matches!(below.parents, Parents::Layer { .. }) {
                     return self.chain_of(id);
                 }
-                Some((below.chain_id?, below.blob_chain_id?))
+                Some((below.chain_id()?, below.blob_chain_id()?))
             }
         };
-        Some(next_chain(below, row.diff_id?, row.blobs.first()?.digest))
+        Some(next_chain(below, row.diff_id()?, row.blobs.first()?.digest))
     }
 
     /// Identities of the stack of layers up to `id`: of the uncompressed layers, and of the blobs as they came.
@@ -523,7 +540,7 @@ impl State {
         let mut chain: Option<(Digest, Digest)> = None;
         for layer in self.layers(id) {
             let row = &self.refs.get(&layer)?.row;
-            chain = Some(next_chain(chain, row.diff_id?, row.blobs.first()?.digest));
+            chain = Some(next_chain(chain, row.diff_id()?, row.blobs.first()?.digest));
         }
         chain
     }
@@ -545,7 +562,7 @@ impl State {
         let diff_ids: Option<Vec<Digest>> = self
             .layers(id)
             .iter()
-            .map(|layer| self.refs.get(layer)?.row.diff_id)
+            .map(|layer| self.refs.get(layer)?.row.diff_id())
             .collect();
         oci::chain_id(&diff_ids?)
     }
@@ -588,11 +605,11 @@ impl State {
     /// Finds the layer that `upper` stands on and whose stack is the same as that of `lower`: the same image can be here twice,
     /// with other times of its files.
     pub fn equal_below(&self, lower: &RefId, upper: &RefId) -> Option<RefId> {
-        let chain_id = self.refs.get(lower)?.row.chain_id?;
+        let chain_id = self.refs.get(lower)?.row.chain_id()?;
         let mut at = Some(upper);
         while let Some(id) = at {
             let row = &self.refs.get(id)?.row;
-            if row.chain_id == Some(chain_id) {
+            if row.chain_id() == Some(chain_id) {
                 return Some(id.clone());
             }
             at = match &row.parents {

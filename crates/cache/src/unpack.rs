@@ -65,7 +65,7 @@ pub(crate) fn missing_blobs(store: &Store, id: &RefId) -> Result<Vec<MissingBlob
             .iter()
             .find(|blob| is_provided(&blob.digest))
             .or_else(|| row.blobs.first());
-        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), row.diff_id) else {
+        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), row.diff_id()) else {
             return Err(StoreError::NotFound { id });
         };
         let providers = row.providers.get(&descriptor.digest).cloned().unwrap_or_default();
@@ -150,7 +150,7 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
 /// Finds the tree of a ref with the same layers.
 fn shared_tree(store: &Store, row: &Row) -> Result<Option<SnapshotKey>, StoreError> {
     let state = store.shared.state();
-    let Some(chain_id) = row.chain_id else {
+    let Some(chain_id) = row.chain_id() else {
         return Ok(None);
     };
     let committed = state
@@ -188,7 +188,7 @@ fn apply_blob(
             blob,
             source: Box::new(source),
         })
-        .and_then(|applied| match row.diff_id {
+        .and_then(|applied| match row.diff_id() {
             Some(expected) if expected != applied.diff_id => Err(StoreError::WrongDiffId {
                 id: id.clone(),
                 mismatch: Box::new(DiffIdMismatch {

@@ -163,7 +163,7 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
         if let Some(size_bytes) = row.size_bytes {
             return Ok(size_bytes);
         }
-        let first = row.chain_id.as_ref().and_then(|chain_id| {
+        let first = row.chain_id.as_deref().and_then(|chain_id| {
             let shares = |other: &&RefId| {
                 state
                     .get(other)
