@@ -86,9 +86,10 @@ fn assert_gone(bridge: &str) {
 
 const ADDRESS: &str = "ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,'";
 
-/// Answers on port 8080 once and tells its own address first.
+/// Answers on port 8080 once and tells its own address first. The answer comes from a file, as the server ends with its
+/// client, which may be before a pipe has something.
 fn server() -> String {
-    format!("{ADDRESS}; echo hello | nc -l -p 8080")
+    format!("{ADDRESS}; echo hello > /answer; nc -l -p 8080 < /answer")
 }
 
 async fn containers_of_a_bridge_reach_each_other(lab: Arc<Lab>) {

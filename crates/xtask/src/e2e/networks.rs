@@ -88,7 +88,7 @@ fn write_config(lab: &Lab, text: &str) -> Result<String> {
 const PAIR: &str = r#"FROM @BASE@ AS server
 RUN --mount=type=cache,id=address,target=/shared \
     ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,' > /shared/new && mv /shared/new /shared/address && \
-    echo hello from the server | nc -l -p 8080 && touch /served
+    echo hello from the server > /answer && nc -l -p 8080 < /answer && touch /served
 FROM @BASE@ AS client
 RUN --mount=type=cache,id=address,target=/shared \
     until [ -e /shared/address ] && nc $(cat /shared/address) 8080 > /heard; do usleep 10000; done && cat /heard && \
