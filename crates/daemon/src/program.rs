@@ -145,6 +145,8 @@ fn start(flags: &Flags, personality: &Personality) -> Result<ExitCode, StartErro
 /// # Errors
 /// When threads cannot be made.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    // Before there are threads, each of which would begin with a heap of its own.
+    engine::executor::limit_heaps();
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(MAX_THREADS);

@@ -29,6 +29,17 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
+/// Has the C library keep at most so many heaps; elsewhere than with the GNU one, nothing. See `mallopt(3)`.
+#[cfg(target_env = "gnu")]
+pub(crate) fn limit_heaps(count: i32) {
+    // SAFETY: the function takes two numbers and locks what it changes. Should it refuse, memory is used as before.
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, count) };
+}
+
+/// Has the C library keep at most so many heaps; elsewhere than with the GNU one, nothing. See `mallopt(3)`.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn limit_heaps(_count: i32) {}
+
 /// Lets tokio wait for a descriptor.
 pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is one open descriptor, the same as long as it lives, and the `AsyncFd` owns it.
