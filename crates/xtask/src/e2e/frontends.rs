@@ -119,7 +119,28 @@ fn in_an_image(lab: &Lab) -> Result<()> {
     expect(&message, "development gateway is no longer supported")?;
     // It does not end by itself, but its result is there.
     succeed(&mut gateway(&daemon, &image, &["linger=1"]))?;
+    with_each_cache(lab, &daemon, &registry, &image)?;
     only_allowed(lab, daemon, &image)
+}
+
+/// Caches of every kind can be exported of what a frontend in an image makes, one by one and all at once.
+fn with_each_cache(lab: &Lab, daemon: &Daemon<'_>, registry: &RealRegistry, image: &str) -> Result<()> {
+    let caches = [
+        "type=inline".to_owned(),
+        format!("type=registry,ref={}/cache:t,mode=max", registry.address()),
+        format!("type=local,dest={},mode=max", lab.dir().join("cache").display()),
+    ];
+    let made = format!("{}/made:t", registry.address());
+    let build = |caches: &[String]| {
+        let mut build = gateway(daemon, image, &["x=y"]);
+        build.arg(format!("--output=type=image,name={made},push=true"));
+        build.args(caches.iter().map(|cache| format!("--export-cache={cache}")));
+        succeed(&mut build)
+    };
+    for cache in &caches {
+        expect(&build(std::slice::from_ref(cache))?, "exporting")?;
+    }
+    build(&caches).map(drop)
 }
 
 /// A daemon may be told from which repositories frontends are taken.
