@@ -200,6 +200,8 @@ pub(crate) enum ConvertError {
     Utf8 { file: String, line: u32 },
     #[error("the definition is too large")]
     TooLarge,
+    #[error("the report of what was found is too large: it comes to more than {0} MiB")]
+    ReportTooLarge(usize),
     #[error("{context}: {error}")]
     Context {
         context: String,

@@ -92,6 +92,10 @@ fn json<T: Serialize>(value: &T) -> Progress<Vec<u8>> {
     })
 }
 
+/// Longest report as text. Each finding shows its lines, of which a long instruction with many findings has too many; an
+/// answer of more than this does not fit into a message anyway.
+const MAX_REPORT_MIB: usize = 16;
+
 fn metadata<T: Serialize>(value: &T, text: String) -> Progress<Metadata> {
     Ok(Metadata::from([
         ("result.json".to_owned(), json(value)?),
@@ -400,6 +404,9 @@ fn lint_report(findings: &[Finding], result: Progress<()>, map: &Arc<SourceMap>)
             finding.rule.name, finding.message
         ));
         text.push_str(&printer.print(&finding.location));
+        if text.len() > MAX_REPORT_MIB << 20 {
+            return Err(ConvertError::ReportTooLarge(MAX_REPORT_MIB).into());
+        }
     }
     let warning = |finding: &Finding| WarningJson {
         rule_name: finding.rule.name,

@@ -417,6 +417,19 @@ fn monsters_are_survived() {
     assert!(slow.is_empty(), "{slow:#?}");
 }
 
+/// Each finding shows its instruction, here thousands of lines.
+#[test]
+fn a_report_of_findings_has_bounds() {
+    let dockerfile = numbered("FROM alpine\nARG ", "a#=$a#b \\\n", "", 64 << 10);
+    let lint = BTreeMap::from([("requestid".to_owned(), "frontend.lint".to_owned())]);
+    let failure = convert(&dockerfile, lint).unwrap_err();
+    assert!(
+        failure
+            .message
+            .contains("the report of what was found is too large")
+    );
+}
+
 #[test]
 fn a_large_dockerfile_is_quick() {
     let dockerfile = repeat(
