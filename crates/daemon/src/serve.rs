@@ -176,14 +176,28 @@ pub async fn drain(wired: Wired) {
         explanations,
         ..
     } = wired;
+    let store = engine.services().store.clone();
     let work = async {
         engine.drain().await;
         sessions.drain().await;
         history.drain().await;
         explanations.drain().await;
+        // The store would do so when its last user lets go of it, which the end of the process may not wait for.
+        flush(store).await;
     };
     if tokio::time::timeout(DRAIN, work).await.is_err() {
         tracing::warn!("something still runs after {} s", DRAIN.as_secs());
+    }
+}
+
+async fn flush(store: engine::cache::Store) {
+    match tokio::task::spawn_blocking(move || store.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "what was done last is not durable"
+        ),
+        Err(error) => tracing::error!(%error, "flushing was aborted"),
     }
 }
 
