@@ -93,7 +93,7 @@ pub(crate) fn make_place(root: BorrowedFd<'_>, path: &str, made: &mut Vec<Stub>)
         }
         if kind.is_none() {
             let path = stack.iter().map(|(name, _)| name.clone()).chain([name.clone()]);
-            make_directory(parent, &name, path.collect(), made)?;
+            make(parent, &name, true, path.collect(), made)?;
         }
         let directory = open_directory(parent, &name)?;
         stack.push((name, directory));
@@ -162,34 +162,24 @@ fn times(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
 
-/// Makes a directory. One that someone else made since we looked, as steps do that share a cache mount, is as good, and is
-/// not ours to remove.
-fn make_directory(
+/// Makes an empty directory or file. One that someone else made since we looked, as steps do that share a cache mount, is as
+/// good, and is not ours to remove.
+fn make(
     parent: BorrowedFd<'_>,
     name: &OsStr,
+    is_directory: bool,
     path: Vec<OsString>,
     made: &mut Vec<Stub>,
 ) -> io::Result<()> {
     let before = modified(parent)?;
-    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) => made.push(stub(path, before, modified(parent)?)),
-        Err(Errno::EXIST) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
-}
-
-/// Makes an empty file as [`make_directory`] makes a directory.
-fn make_file(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    path: Vec<OsString>,
-    made: &mut Vec<Stub>,
-) -> io::Result<()> {
-    let before = modified(parent)?;
+    let mode = Mode::from_raw_mode(0o755);
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    match rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o755)) {
-        Ok(_) => made.push(stub(path, before, modified(parent)?)),
+    let done = match is_directory {
+        true => rustix::fs::mkdirat(parent, name, mode),
+        false => rustix::fs::openat(parent, name, flags, mode).map(drop),
+    };
+    match done {
+        Ok(()) => made.push(stub(path, before, modified(parent)?)),
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
@@ -223,11 +213,7 @@ impl Place {
             return Ok(rustix::io::fcntl_dupfd_cloexec(&self.parent, 3)?);
         };
         if self.stat.is_none() {
-            if directory {
-                make_directory(self.parent.as_fd(), name, self.path.clone(), made)?;
-            } else {
-                make_file(self.parent.as_fd(), name, self.path.clone(), made)?;
-            }
+            make(self.parent.as_fd(), name, directory, self.path.clone(), made)?;
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.parent, name, flags, Mode::empty())?)
@@ -326,7 +312,14 @@ mod tests {
         std::fs::write(directory.path().join("file"), "").unwrap();
         dir.ensure(true, &mut made).unwrap();
         file.ensure(false, &mut made).unwrap();
-        make_directory(root.as_fd(), OsStr::new("dir"), vec!["dir".into()], &mut made).unwrap();
+        make(
+            root.as_fd(),
+            OsStr::new("dir"),
+            true,
+            vec!["dir".into()],
+            &mut made,
+        )
+        .unwrap();
         assert_eq!(made, []);
     }
 
