@@ -130,6 +130,11 @@ impl Writer {
         self.offset_bytes
     }
 
+    /// Returns the digest of the bytes that are there.
+    pub fn digest(&self) -> Digest {
+        self.digester.clone().finish()
+    }
+
     /// Drops all bytes and begins at zero, for sources that cannot resume.
     pub fn restart(&mut self) -> Result<(), StoreError> {
         self.file.set_len(0).at("truncate", self.dir.join("data"))?;
@@ -167,7 +172,7 @@ impl Writer {
                 actual,
             });
         }
-        let actual = self.digester.clone().finish();
+        let actual = self.digest();
         if let Some((expected, _)) = self.expected
             && expected != actual
         {

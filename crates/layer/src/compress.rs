@@ -1,11 +1,12 @@
 //! Compressing and decompressing layers.
 
 mod blocks;
+mod density;
 mod pack;
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-pub use pack::{Packed, Packer};
+pub use pack::Packer;
 
 /// A layer's compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

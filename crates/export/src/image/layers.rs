@@ -12,7 +12,7 @@ use build::unlazy::{FetchContext, Unlazy};
 use cache::{ImmutableRef, Parents, Pin, Provider, RefId, Store};
 use content::{Durability, Writer};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use layer::compress::{Compression, Packed, Packer, decompress};
+use layer::compress::{Compression, Packer, decompress};
 use layer::tree::Timestamp;
 use layer::{DiffOptions, Stop};
 use oci::{Descriptor, Digest, media_type};
@@ -358,20 +358,16 @@ impl Packing {
         write: impl FnOnce(&mut Out) -> Result<(), BuildError>,
     ) -> Result<PackedBlob, BuildError> {
         write(&mut self.packer)?;
-        let (out, packed): (_, Packed) = self.packer.finish().map_err(internal)?;
+        let (out, diff_id) = self.packer.finish().map_err(internal)?;
         let writer = out.into_inner().map_err(|error| internal(error.into_error()))?;
-        let pin = store.pin(&[packed.digest]);
+        let size_bytes = writer.offset();
+        // Held before it is visible, or a collection might find it first.
+        let pin = store.pin(&[writer.digest()]);
         let digest = writer.commit_with(Durability::Deferred).map_err(internal)?;
-        if digest != packed.digest {
-            return Err(BuildError::internal(format!(
-                "packed {} but stored {digest}",
-                packed.digest
-            )));
-        }
-        let descriptor = Descriptor::new(media_type, digest, packed.size_bytes);
+        let descriptor = Descriptor::new(media_type, digest, size_bytes);
         Ok(PackedBlob {
             descriptor,
-            diff_id: packed.diff_id,
+            diff_id,
             _pin: pin,
         })
     }

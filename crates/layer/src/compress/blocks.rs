@@ -9,15 +9,34 @@ use std::thread::{self, JoinHandle};
 
 use libdeflater::{CompressionLvl, Compressor};
 
-/// Bytes that become one gzip member. Fixed, as it decides the output's bytes.
+use super::density::runs;
+
+/// Bytes compressed at once. Fixed, as it decides the output's bytes.
 const BLOCK: usize = 1 << 20;
 /// More threads than this gain nothing over the digests and the disk.
 const THREADS_MAX: usize = 8;
 
-/// Writes gzip members of one MiB of input each, in order. The output depends on input and level alone.
+/// How hard to try.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort {
+    level: CompressionLvl,
+    /// Store what looks as if it could not be made smaller, without trying.
+    skip_dense: bool,
+}
+
+impl Effort {
+    /// Sets a level, 0 to 12, and whether to try it on everything.
+    pub(super) fn new(level: i32, skip_dense: bool) -> io::Result<Self> {
+        let level = CompressionLvl::new(level)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip level {level}")))?;
+        Ok(Self { level, skip_dense })
+    }
+}
+
+/// Writes gzip members of at most one MiB of input each, in order. The output depends on input and effort alone.
 pub(super) struct GzipBlocks<W> {
     pub(super) out: W,
-    level: CompressionLvl,
+    effort: Effort,
     block: Vec<u8>,
     workers: Option<Workers>,
     is_empty: bool,
@@ -33,17 +52,47 @@ struct Workers {
     early: BTreeMap<u64, io::Result<Vec<u8>>>,
 }
 
-fn compress(compressor: &mut Compressor, block: &[u8]) -> io::Result<Vec<u8>> {
-    let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+/// Makes gzip members of blocks.
+struct Members {
+    compressor: Compressor,
+    /// Stores; `None`: everything is compressed.
+    storer: Option<Compressor>,
+}
+
+impl Members {
+    fn new(effort: Effort) -> Self {
+        let store = CompressionLvl::new(0).ok().filter(|_| effort.skip_dense);
+        Self {
+            compressor: Compressor::new(effort.level),
+            storer: store.map(Compressor::new),
+        }
+    }
+
+    fn of(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
+        let Some(storer) = &mut self.storer else {
+            return append_member(&mut self.compressor, block, Vec::new());
+        };
+        let mut members = Vec::new();
+        for (dense, range) in runs(block) {
+            let compressor = if dense { &mut *storer } else { &mut self.compressor };
+            members = append_member(compressor, &block[range], members)?;
+        }
+        Ok(members)
+    }
+}
+
+fn append_member(compressor: &mut Compressor, bytes: &[u8], mut members: Vec<u8>) -> io::Result<Vec<u8>> {
+    let start = members.len();
+    members.resize(start + compressor.gzip_compress_bound(bytes.len()), 0);
     let length = compressor
-        .gzip_compress(block, &mut member)
+        .gzip_compress(bytes, &mut members[start..])
         .map_err(io::Error::other)?;
-    member.truncate(length);
-    Ok(member)
+    members.truncate(start + length);
+    Ok(members)
 }
 
 impl Workers {
-    fn start(level: CompressionLvl) -> Self {
+    fn start(effort: Effort) -> Self {
         let count = thread::available_parallelism()
             .map_or(1, NonZero::get)
             .min(THREADS_MAX);
@@ -54,11 +103,11 @@ impl Workers {
             .map(|_| {
                 let (queue, done) = (Arc::clone(&queue), done.clone());
                 thread::spawn(move || {
-                    let mut compressor = Compressor::new(level);
+                    let mut members = Members::new(effort);
                     loop {
                         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok((index, block)) = job else { return };
-                        if done.send((index, compress(&mut compressor, &block))).is_err() {
+                        if done.send((index, members.of(&block))).is_err() {
                             return;
                         }
                     }
@@ -105,21 +154,19 @@ impl Workers {
 }
 
 impl<W: Write> GzipBlocks<W> {
-    pub(super) fn new(out: W, level: i32) -> io::Result<Self> {
-        let level = CompressionLvl::new(level)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip level {level}")))?;
-        Ok(Self {
+    pub(super) fn new(out: W, effort: Effort) -> Self {
+        Self {
             out,
-            level,
+            effort,
             block: Vec::new(),
             workers: None,
             is_empty: true,
-        })
+        }
     }
 
     fn end_block(&mut self) -> io::Result<()> {
-        let level = self.level;
-        let workers = self.workers.get_or_insert_with(|| Workers::start(level));
+        let effort = self.effort;
+        let workers = self.workers.get_or_insert_with(|| Workers::start(effort));
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let index = workers.sent;
         workers
@@ -150,9 +197,13 @@ impl<W: Write> GzipBlocks<W> {
                     .join()
                     .map_err(|_| io::Error::other("a compressing thread panicked"))?;
             }
-        } else if !self.block.is_empty() || self.is_empty {
-            // Too small to be worth threads. An empty stream still is one member.
-            let member = compress(&mut Compressor::new(self.level), &self.block)?;
+        } else if !self.block.is_empty() {
+            // Too small to be worth threads.
+            let members = Members::new(self.effort).of(&self.block)?;
+            self.out.write_all(&members)?;
+        } else if self.is_empty {
+            // An empty stream still is one member.
+            let member = append_member(&mut Compressor::new(self.effort.level), &[], Vec::new())?;
             self.out.write_all(&member)?;
         }
         Ok(self.out)

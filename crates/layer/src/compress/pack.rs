@@ -1,4 +1,4 @@
-//! A layer on its way out: digested, compressed, digested again.
+//! A layer on its way out: digested, then compressed.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -8,29 +8,18 @@ use oci::{Digest, Digester};
 use zstd::stream::write::Encoder;
 
 use super::Compression;
-use super::blocks::GzipBlocks;
-
-/// What a [`Packer`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packed {
-    /// Digest of what went in: a layer's diffID.
-    pub diff_id: Digest,
-    /// Bytes that went in.
-    pub uncompressed_bytes: u64,
-    /// Digest of what came out: the blob's.
-    pub digest: Digest,
-    /// Bytes that came out.
-    pub size_bytes: u64,
-}
+use super::blocks::{Effort, GzipBlocks};
 
 /// Level of gzip where none is asked for. libdeflate's fifth makes layers a little smaller than zlib's sixth, the default of
 /// other builders, does.
 const DEFAULT_GZIP_LEVEL: i32 = 5;
 
-/// Compresses what is written to it and works out both digests.
+/// Compresses what is written to it and works out the digest of what goes in; that of what comes out is for whoever stores
+/// it.
 ///
-/// gzip comes as members of one MiB each, compressed by several threads; zstd likewise in several threads. The bytes depend
-/// on input, compression and level alone. Dropping it unfinished ends the threads.
+/// gzip comes as members of at most one MiB each, compressed by several threads; zstd likewise in several threads. Without a
+/// level, gzip stores what is dense already. The bytes depend on input, compression and level alone. Dropping it
+/// unfinished ends the threads.
 pub struct Packer<W: Write> {
     stream: Stream<W>,
     digester: Digester,
@@ -38,43 +27,22 @@ pub struct Packer<W: Write> {
 }
 
 enum Stream<W: Write> {
-    Plain(Counted<W>),
-    Gzip(GzipBlocks<Counted<W>>),
-    Zstd(Encoder<'static, Counted<W>>),
-}
-
-/// Digests what is written through it.
-struct Counted<W> {
-    inner: W,
-    digester: Digester,
-    count: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.digester.update(&bytes[..count]);
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
+    Plain(W),
+    Gzip(GzipBlocks<W>),
+    Zstd(Encoder<'static, W>),
 }
 
 impl<W: Write> Packer<W> {
     /// Starts packing into `out`. `level` is the format's own (gzip 0 to 12, zstd 1 to 22); `None` is the
     /// default (5, 3).
     pub fn new(out: W, compression: Compression, level: Option<i32>) -> io::Result<Self> {
-        let out = Counted {
-            inner: out,
-            digester: Digester::sha256(),
-            count: 0,
-        };
         let stream = match compression {
             Compression::Uncompressed => Stream::Plain(out),
-            Compression::Gzip => Stream::Gzip(GzipBlocks::new(out, level.unwrap_or(DEFAULT_GZIP_LEVEL))?),
+            Compression::Gzip => {
+                // Whoever asks for a level wants the size it gives.
+                let effort = Effort::new(level.unwrap_or(DEFAULT_GZIP_LEVEL), level.is_none())?;
+                Stream::Gzip(GzipBlocks::new(out, effort))
+            }
             Compression::Zstd => {
                 let level = level.unwrap_or(3);
                 if !(1..=22).contains(&level) {
@@ -100,21 +68,15 @@ impl<W: Write> Packer<W> {
         })
     }
 
-    /// Writes what is outstanding and returns the output with the result.
-    pub fn finish(self) -> io::Result<(W, Packed)> {
+    /// Writes what is outstanding and returns the output with the digest of what went in: a layer's diffID.
+    pub fn finish(self) -> io::Result<(W, Digest)> {
         let mut out = match self.stream {
             Stream::Plain(out) => out,
             Stream::Gzip(blocks) => blocks.finish()?,
             Stream::Zstd(encoder) => encoder.finish()?,
         };
         out.flush()?;
-        let packed = Packed {
-            diff_id: self.digester.finish(),
-            uncompressed_bytes: self.count,
-            digest: out.digester.finish(),
-            size_bytes: out.count,
-        };
-        Ok((out.inner, packed))
+        Ok((out, self.digester.finish()))
     }
 }
 
