@@ -40,10 +40,20 @@ impl Endpoint {
         }
     }
 
-    /// Goes over to the other scheme after a failure to connect, where the configuration allows both. Returns whether
-    /// that is worth trying at once: plain HTTP after HTTPS is, the way back is for a later attempt.
-    pub fn switch_scheme(&self) -> bool {
-        self.may_fall_back && !self.fell_back.fetch_xor(true, Ordering::Relaxed)
+    /// Goes over to the other scheme after a failure to connect with `failed`, where the configuration allows both.
+    /// Returns whether that is worth trying at once: plain HTTP after HTTPS is, the way back is for a later attempt.
+    ///
+    /// Of several requests that fail at the same time the first switches and the others follow it.
+    pub fn switch_from(&self, failed: &str) -> bool {
+        if !self.may_fall_back {
+            return false;
+        }
+        let was_plain = failed == "http";
+        // Has it changed, another request did what this one would.
+        let _ = self
+            .fell_back
+            .compare_exchange(was_plain, !was_plain, Ordering::Relaxed, Ordering::Relaxed);
+        !was_plain
     }
 }
 

@@ -142,6 +142,7 @@ impl Repository<'_> {
         loop {
             let authorization = self.auth.header(endpoint, self.path, &self.scopes).await?;
             let url = self.url(endpoint, &call)?;
+            let scheme = url.scheme().to_owned();
             let mut request = endpoint
                 .http
                 .request(call.method.http(), url)
@@ -154,7 +155,7 @@ impl Repository<'_> {
             }
             match send_once(request, call.method.name(), self.options.idle_timeout).await {
                 Err(error) => {
-                    if cannot_connect(&error) && endpoint.switch_scheme() {
+                    if cannot_connect(&error) && endpoint.switch_from(&scheme) {
                         continue;
                     }
                     if !(last && error.is_transient() && backoff.wait(None).await) {

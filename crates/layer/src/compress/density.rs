@@ -8,9 +8,11 @@ use std::ops::Range;
 /// Bytes decided on together: twice as far as gzip looks back for repetitions.
 const SEGMENT: usize = 64 << 10;
 /// With fewer bytes their distribution says nothing.
-const LEAST: usize = 4 << 10;
+const LEAST: usize = 16 << 10;
 /// One in so many positions is looked at for repetitions.
-const SAMPLED: u32 = 16;
+const SAMPLED: u32 = 64;
+/// Of every so many bytes the first quarter is counted.
+const COUNTED: usize = 1 << 10;
 /// Bits of the table of what was seen at sampled positions.
 const TABLE_BITS: u32 = 12;
 
@@ -33,13 +35,19 @@ fn is_dense(segment: &[u8]) -> bool {
     segment.len() >= LEAST && is_even(segment) && !repeats(segment)
 }
 
-/// Whether all bytes are about as frequent: coding them by frequency would gain less than two percent.
+/// Whether all bytes are about as frequent, by a quarter of them: coding them by frequency would gain less than two
+/// percent.
 fn is_even(segment: &[u8]) -> bool {
     // Four tables: a counter that was just written cannot be read at once.
     let mut counts = [[0_u32; 256]; 4];
-    for four in segment.chunks(4) {
-        for (table, byte) in counts.iter_mut().zip(four) {
-            table[usize::from(*byte)] += 1;
+    let mut counted = 0;
+    for part in segment.chunks(COUNTED) {
+        let part = &part[..part.len().min(COUNTED / 4)];
+        counted += part.len() as u64;
+        for four in part.chunks(4) {
+            for (table, byte) in counts.iter_mut().zip(four) {
+                table[usize::from(*byte)] += 1;
+            }
         }
     }
     let [a, b, c, d] = counts;
@@ -47,9 +55,8 @@ fn is_even(segment: &[u8]) -> bool {
         .map(|byte| u64::from(a[byte] + b[byte] + c[byte] + d[byte]))
         .map(|count| count * count)
         .sum();
-    let length = segment.len() as u64;
     // Among evenly spread bytes one pair in 256 is of the same value; a sixteenth more is let pass.
-    (pairs - length) * 256 * 16 <= length * length * 17
+    (pairs - counted) * 256 * 16 <= counted * counted * 17
 }
 
 /// Whether more than one in 64 of the sampled sequences of four bytes occurred before.

@@ -1,6 +1,6 @@
 //! Mirrors and per-host settings.
 
-use registry::{HostConfig, HostsConfig};
+use registry::{Client, ClientOptions, HostConfig, HostsConfig};
 use testkit::image::{Image, ImageBuilder, LayerBuilder};
 use testkit::registry::{Action, Registry};
 
@@ -87,6 +87,23 @@ async fn an_insecure_registry_may_speak_plain_http() {
         );
     }
     assert_eq!(server.count("HEAD", "/manifests/t"), 2);
+}
+
+#[tokio::test]
+async fn requests_that_find_plain_http_together_do_not_wait_for_each_other() {
+    let server = Registry::start().await;
+    let stored = server.add_image("x", "t", &image());
+    // Whoever had to wait before another attempt would have none left.
+    let options = ClientOptions {
+        max_attempts: 1,
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options(HostsConfig::default(), options).with_insecure(&server.domain());
+    let reference = server.reference("x:t");
+    let found = futures_util::future::join_all((0..9).map(|_| client.resolve(&reference))).await;
+    for one in found {
+        assert_eq!(one.unwrap().digest, stored.digest);
+    }
 }
 
 #[test]
