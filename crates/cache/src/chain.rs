@@ -7,7 +7,8 @@ use crate::clock;
 use crate::db::{After, Transaction};
 use crate::error::StoreError;
 use crate::handle::{Hold, ImmutableRef};
-use crate::state::{Row, State, next_chain};
+use crate::row::Row;
+use crate::state::{State, next_chain};
 use crate::store::{Store, new_id};
 use crate::types::{LayerBlob, Parents, Provider, RefId, RefOptions};
 
@@ -19,9 +20,8 @@ const MAX_PROVIDERS: usize = 16;
 /// Tells whether a ref has another size for a blob than somebody who brings it. One of the two is wrong, and must not keep
 /// the other one from being fetched.
 fn contradicts(row: &Row, blob: &Descriptor) -> bool {
-    row.blobs
-        .iter()
-        .any(|own| own.digest == blob.digest && own.size != blob.size)
+    let mut blobs = row.layer().blobs.iter();
+    blobs.any(|own| own.digest == blob.digest && own.size != blob.size)
 }
 
 /// A layer that a ref is looked for of.
@@ -84,7 +84,7 @@ impl Store {
             };
             let key = match &row.twin {
                 Some(twin) => Some(crate::store::snapshot_key(twin)),
-                None => row.snapshot_key(),
+                None => row.snapshot.clone(),
             };
             if let Some(key) = key {
                 if self.is_whole(&key)? {
@@ -144,7 +144,7 @@ impl Store {
             state.update(&id, transaction, |row| {
                 (row.snapshot, row.size_bytes) = (None, None)
             });
-            if !state.has_snapshot(key.as_str()) {
+            if !state.has_snapshot(&key) {
                 transaction.after.push(After::DeleteSnapshot(key));
             }
         }
@@ -153,8 +153,9 @@ impl Store {
 
     /// Reports whether one of a row's blobs is here or can be fetched.
     pub(crate) fn has_blob(&self, row: &Row) -> Result<bool, StoreError> {
-        for blob in &row.blobs {
-            let is_provided = row
+        let layer = row.layer();
+        for blob in &layer.blobs {
+            let is_provided = layer
                 .providers
                 .get(&blob.digest)
                 .is_some_and(|providers| !providers.is_empty());
@@ -168,8 +169,9 @@ impl Store {
     /// Lists a row's blobs that are neither here nor can be fetched.
     pub(crate) fn lost_blobs(&self, row: &Row) -> Result<Vec<Digest>, StoreError> {
         let mut lost = Vec::new();
-        for blob in &row.blobs {
-            let places = row.providers.get(&blob.digest);
+        let layer = row.layer();
+        for blob in &layer.blobs {
+            let places = layer.providers.get(&blob.digest);
             if places.is_none_or(Vec::is_empty) && !self.shared.content.exists(&blob.digest)? {
                 lost.push(blob.digest);
             }
@@ -210,8 +212,8 @@ impl Store {
                     is_parent_new = true;
                     let id = new_id();
                     let mut row = layer_row(&state, layer, parent.clone(), next, options);
-                    if let Some(key) = row.snapshot_key()
-                        && !self.is_whole(&key)?
+                    if let Some(key) = &row.snapshot
+                        && !self.is_whole(key)?
                     {
                         row.snapshot = None;
                     }
@@ -410,14 +412,15 @@ fn layer_row(
         .by_chain(&chain_id)
         .filter_map(|id| state.get(id))
         .find_map(|entry| entry.row.committed());
-    row.snapshot = equal.map(|key| key.as_str().to_owned());
-    row.diff_id = Some(layer.diff_id.into());
-    row.chain_id = Some(chain_id.into());
-    row.blob_chain_id = Some(blob_chain_id.into());
-    row.blobs = vec![layer.descriptor.clone()];
+    row.snapshot = equal;
+    row.change_layer(|own| {
+        own.diff_id = Some(layer.diff_id);
+        (own.chain_id, own.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+        own.blobs = vec![layer.descriptor.clone()];
+    });
     add_providers(&mut row, &layer.descriptor.digest, &layer.providers);
     if !layer.description.is_empty() {
-        row.description.clone_from(&layer.description);
+        row.description = layer.description.as_str().into();
     }
     if let Some(created_at) = layer.created_at {
         row.created_at_ns = clock::to_nanos(created_at);
@@ -431,10 +434,12 @@ fn add_providers(row: &mut Row, blob: &Digest, providers: &[Provider]) {
         return;
     }
     let mut all = providers.to_vec();
-    let known = row.providers.remove(blob).unwrap_or_default();
-    all.extend(known.into_iter().filter(|known| !providers.contains(known)));
-    all.truncate(MAX_PROVIDERS);
-    row.providers.insert(*blob, all);
+    row.change_layer(|layer| {
+        let known = layer.providers.remove(blob).unwrap_or_default();
+        all.extend(known.into_iter().filter(|known| !providers.contains(known)));
+        all.truncate(MAX_PROVIDERS);
+        layer.providers.insert(*blob, all);
+    });
 }
 
 /// Forgets blobs of a held ref's layer that are neither in the content store nor anywhere known, if the layer can be made
@@ -443,13 +448,15 @@ pub(crate) fn usable_blobs(hold: &Hold) -> Result<Vec<Descriptor>, StoreError> {
     let row = hold.with_row(Clone::clone);
     let lost = hold.store.lost_blobs(&row)?;
     if lost.is_empty() || !row.has_tree() {
-        return Ok(row.blobs);
+        return Ok(row.layer().blobs.clone());
     }
     tracing::warn!(ref_id = %hold.id, ?lost, "layer blobs are gone from disk");
     Ok(hold.update(|row| {
-        row.blobs.retain(|blob| !lost.contains(&blob.digest));
         row.size_bytes = None;
-        row.blobs.clone()
+        row.change_layer(|layer| {
+            layer.blobs.retain(|blob| !lost.contains(&blob.digest));
+            layer.blobs.clone()
+        })
     }))
 }
 
@@ -475,17 +482,19 @@ pub(crate) fn set_blob(
     let Some(row) = state.get(&hold.id).map(|entry| entry.row.clone()) else {
         return Err(StoreError::NotFound { id: hold.id.clone() });
     };
-    if row.mutable || row.diff_id().is_some_and(|known| known != diff_id) {
+    if row.mutable || row.layer().diff_id.is_some_and(|known| known != diff_id) {
         return invalid("another diffID is known");
     }
     let mut transaction = Transaction::default();
     let epoch = state.epoch;
     state.update(&hold.id, &mut transaction, |row| {
-        row.diff_id = Some(diff_id.into());
-        row.blobs.retain(|blob| blob.digest != descriptor.digest);
         add_providers(row, &descriptor.digest, &providers);
-        let at = if first { 0 } else { row.blobs.len() };
-        row.blobs.insert(at, descriptor);
+        row.change_layer(|layer| {
+            layer.diff_id = Some(diff_id);
+            layer.blobs.retain(|blob| blob.digest != descriptor.digest);
+            let at = if first { 0 } else { layer.blobs.len() };
+            layer.blobs.insert(at, descriptor);
+        });
         (row.size_bytes, row.epoch) = (None, epoch);
     });
     let chain = match &row.parents {
@@ -494,7 +503,9 @@ pub(crate) fn set_blob(
     };
     if let Some((chain_id, blob_chain_id)) = chain {
         state.update(&hold.id, &mut transaction, |row| {
-            (row.chain_id, row.blob_chain_id) = (Some(chain_id.into()), Some(blob_chain_id.into()));
+            row.change_layer(|layer| {
+                (layer.chain_id, layer.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+            });
         });
         state.settle_chains(&mut transaction);
     }

@@ -599,4 +599,4 @@ pub(crate) fn open_file(path: &Path) -> Result<Database, BoxError> {
 
 /// Memory redb may use to cache pages. The kernel caches the file too: this only spares calls, and a daemon shall not grow
 /// with its records.
-pub(crate) const CACHE_BYTES: usize = 2 << 20;
+pub(crate) const CACHE_BYTES: usize = 512 << 10;

@@ -11,7 +11,8 @@ use crate::db::{After, Change, Transaction, VALUES, value_key};
 use crate::error::StoreError;
 use crate::graph::database_error;
 use crate::mutable;
-use crate::state::{Row, State};
+use crate::row::Row;
+use crate::state::State;
 use crate::store::Store;
 use crate::types::{MissingBlob, Parents, Provider, RecordType, RefId, RefStat};
 use crate::unpack;
@@ -119,7 +120,7 @@ impl Drop for Hold {
                     .and_then(|twin| state.get(twin))
                     .is_some_and(|twin| twin.row.retain);
             // Nobody could find it again.
-            let is_lost = row.blobs.is_empty() && row.index.is_empty();
+            let is_lost = row.layer().blobs.is_empty() && !row.is_indexed();
             if !is_kept && is_lost {
                 state.remove_with_twin(&self.id, transaction);
             }
@@ -197,12 +198,12 @@ impl ImmutableRef {
 
     /// Returns the digest of this layer uncompressed, when known.
     pub fn diff_id(&self) -> Option<Digest> {
-        self.hold.with_row(Row::diff_id)
+        self.hold.with_row(|row| row.layer().diff_id)
     }
 
     /// Returns this layer's blobs in all compressions; the first is the one it came as or was first exported as.
     pub fn blobs(&self) -> Vec<Descriptor> {
-        self.hold.with_row(|row| row.blobs.clone())
+        self.hold.with_row(|row| row.layer().blobs.clone())
     }
 
     /// Does what [`blobs`](Self::blobs) does after forgetting those that are neither in the content store nor can be
@@ -214,7 +215,7 @@ impl ImmutableRef {
     /// Returns where a blob of this layer can be fetched.
     pub fn providers(&self, blob: &Digest) -> Vec<Provider> {
         self.hold
-            .with_row(|row| row.providers.get(blob).cloned().unwrap_or_default())
+            .with_row(|row| row.layer().providers.get(blob).cloned().unwrap_or_default())
     }
 
     /// Records a blob of this layer, so that it need not be made again. The blob has to be in the content store, held by a
@@ -238,7 +239,7 @@ impl ImmutableRef {
     pub fn is_blob_lazy(&self) -> bool {
         let first = self
             .hold
-            .with_row(|row| row.blobs.first().map(|blob| blob.digest));
+            .with_row(|row| row.layer().blobs.first().map(|blob| blob.digest));
         first.is_some_and(|digest| !self.hold.store.content().exists(&digest).unwrap_or(false))
     }
 
@@ -283,7 +284,7 @@ impl ImmutableRef {
 
     /// Replaces the description.
     pub fn set_description(&self, description: &str) {
-        self.hold.update(|row| row.description = description.to_owned());
+        self.hold.update(|row| row.description = description.into());
     }
 
     /// Replaces the record type.
@@ -309,7 +310,7 @@ impl ImmutableRef {
 
     /// Makes the ref findable by [`Store::search_index`] with `index`.
     pub fn set_index(&self, index: &str) -> Result<(), StoreError> {
-        self.hold.update(|row| row.index.insert(index.to_owned()));
+        self.hold.update(|row| row.add_index(index));
         Ok(())
     }
 
@@ -371,7 +372,7 @@ impl MutableRef {
 
     /// Replaces the description.
     pub fn set_description(&self, description: &str) {
-        self.hold.update(|row| row.description = description.to_owned());
+        self.hold.update(|row| row.description = description.into());
     }
 
     /// Replaces the record type.
@@ -391,7 +392,7 @@ impl MutableRef {
 
     /// Makes the ref findable by [`Store::search_index`] with `index`.
     pub fn set_index(&self, index: &str) -> Result<(), StoreError> {
-        self.hold.update(|row| row.index.insert(index.to_owned()));
+        self.hold.update(|row| row.add_index(index));
         Ok(())
     }
 

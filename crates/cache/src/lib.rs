@@ -32,6 +32,7 @@ mod open;
 mod pin;
 mod prune;
 mod record;
+mod row;
 mod space;
 mod state;
 mod store;

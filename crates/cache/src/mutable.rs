@@ -1,11 +1,13 @@
 //! Refs that can be written to: making, taking back, committing.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use crate::db::{After, Transaction};
 use crate::error::StoreError;
 use crate::handle::{CHECKSUMS, Hold, ImmutableRef, MutableRef, read_value};
-use crate::state::{Row, State};
+use crate::row::Row;
+use crate::state::State;
 use crate::store::{Store, locked, new_id, snapshot_key};
 use crate::types::{Parents, RefId, RefOptions};
 
@@ -29,11 +31,8 @@ impl Store {
             parent: parent.map(|parent| parent.id().clone()),
         };
         let mut state = self.shared.state();
-        let row = Row {
-            mutable: true,
-            snapshot: Some(key.as_str().to_owned()),
-            ..Row::new(parents, &options, state.epoch)
-        };
+        let mut row = Row::new(parents, &options, state.epoch);
+        (row.mutable, row.snapshot) = (true, Some(key));
         let mut transaction = Transaction::default();
         state.insert(&id, row, &mut transaction);
         self.shared.submit(&mut state, transaction)?;
@@ -105,15 +104,12 @@ pub(crate) fn commit(store: &Store, id: &RefId) -> Result<ImmutableRef, StoreErr
     let row = state.get(id).ok_or_else(not_found)?.row.clone();
     let twin = new_id();
     let options = RefOptions {
-        description: row.description.clone(),
         record_type: row.record_type,
         ..RefOptions::default()
     };
-    let immutable = Row {
-        snapshot: Some(snapshot_key(&twin).as_str().to_owned()),
-        twin: Some(id.clone()),
-        ..Row::new(row.parents.clone(), &options, state.epoch)
-    };
+    let mut immutable = Row::new(row.parents.clone(), &options, state.epoch);
+    (immutable.snapshot, immutable.twin) = (Some(snapshot_key(&twin)), Some(id.clone()));
+    immutable.description = Arc::clone(&row.description);
     let mut transaction = Transaction::default();
     state.insert(&twin, immutable, &mut transaction);
     let epoch = state.epoch;
@@ -132,12 +128,11 @@ pub(crate) fn commit(store: &Store, id: &RefId) -> Result<ImmutableRef, StoreErr
 pub(crate) fn finalize(store: &Store, id: &RefId) -> Result<(), StoreError> {
     let not_found = || StoreError::NotFound { id: id.clone() };
     let work = {
-        let state = store.shared.state();
-        let entry = state.get(id).ok_or_else(not_found)?;
-        if entry.row.twin.is_none() {
+        let mut state = store.shared.state();
+        if state.get(id).ok_or_else(not_found)?.row.twin.is_none() {
             return Ok(());
         }
-        std::sync::Arc::clone(&entry.work)
+        state.work(id).ok_or_else(not_found)?
     };
     let _working = locked(&work);
     let (name, twin) = {
@@ -146,7 +141,7 @@ pub(crate) fn finalize(store: &Store, id: &RefId) -> Result<(), StoreError> {
         let Some(twin) = row.twin.clone() else {
             return Ok(());
         };
-        (row.snapshot_key().ok_or_else(not_found)?, twin)
+        (row.snapshot.clone().ok_or_else(not_found)?, twin)
     };
     store.shared.snapshotter.commit(&name, &snapshot_key(&twin))?;
     let mut state = store.shared.state();

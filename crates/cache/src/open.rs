@@ -18,7 +18,8 @@ use crate::db::{
 };
 use crate::error::{OpenError, StoreError};
 use crate::graph;
-use crate::state::{Row, State};
+use crate::row::{Layer, Row};
+use crate::state::State;
 use crate::store::{Backend, Shared, Store, StoreOptions};
 use crate::types::RefId;
 
@@ -395,8 +396,8 @@ struct Disk {
 
 impl Disk {
     fn is(&self, row: &Row, kind: Kind) -> bool {
-        row.snapshot_key()
-            .is_some_and(|key| self.snapshots.get(&key) == Some(&kind))
+        let kind_of = |key| self.snapshots.get(key);
+        row.snapshot.as_ref().and_then(kind_of) == Some(&kind)
     }
 
     fn settle_snapshots(&self, refs: &mut Refs) {
@@ -437,10 +438,11 @@ impl Disk {
 
     /// Forgets blobs that are neither here nor anywhere known.
     fn settle_blobs(&self, row: &mut Row) {
-        let (here, providers) = (&self.blobs, &row.providers);
-        let is_known =
-            |digest: &Digest| here.contains(digest) || providers.get(digest).is_some_and(|p| !p.is_empty());
-        row.blobs.retain(|blob| is_known(&blob.digest));
+        row.change_layer(|Layer { blobs, providers, .. }| {
+            let is_provided =
+                |digest: &Digest| providers.get(digest).is_some_and(|places| !places.is_empty());
+            blobs.retain(|blob| self.blobs.contains(&blob.digest) || is_provided(&blob.digest));
+        });
     }
 
     /// Drops refs that have neither a tree nor a way to make one, and what stands on them.
@@ -450,7 +452,7 @@ impl Disk {
             let count = refs.len();
             refs.retain(|_, row| {
                 let is_whole = row.has_tree()
-                    || !row.blobs.is_empty()
+                    || !row.layer().blobs.is_empty()
                     || !matches!(row.parents, crate::types::Parents::Layer { .. });
                 is_whole && row.parents.ids().into_iter().all(|parent| known.contains(parent))
             });
@@ -467,7 +469,7 @@ fn drop_unfindable(refs: &mut Refs) {
         let parents: BTreeSet<RefId> = refs.values().flat_map(|row| row.parents.ids()).cloned().collect();
         let count = refs.len();
         refs.retain(|id, row| {
-            let is_findable = row.retain || !row.blobs.is_empty() || !row.index.is_empty();
+            let is_findable = row.retain || !row.layer().blobs.is_empty() || row.is_indexed();
             row.mutable || row.twin.is_some() || is_findable || parents.contains(id)
         });
         if refs.len() == count {
@@ -531,7 +533,7 @@ fn sweep(
     snapshotter: &dyn Snapshotter,
 ) -> Result<(usize, usize), StoreError> {
     let state = crate::store::locked(state);
-    let swept = snapshotter.sweep(&|key| state.has_snapshot(key.as_str()))?;
+    let swept = snapshotter.sweep(&|key| state.has_snapshot(key))?;
     let mut garbage = Vec::new();
     content.walk(|blob| -> Result<(), content::StoreError> {
         if !state.is_blob_held(&blob.digest) {

@@ -1,153 +1,28 @@
 //! What the store knows in memory: refs, who holds them, and what they share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use oci::{Descriptor, Digest};
-use serde::{Deserialize, Serialize};
 use snapshot::SnapshotKey;
 
-use crate::clock;
 use crate::db::{After, Change, Everything, REFS, Transaction};
-use crate::types::{Parents, Provider, RecordType, RefId, RefOptions, RefStat};
-
-/// A ref as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Row {
-    pub parents: Parents,
-    pub mutable: bool,
-    /// Key of the active or name of the committed snapshot; for an immutable ref with `twin`, the name to be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<String>,
-    /// The mutable ref whose active snapshot this immutable one still stands for, and the other way round.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub twin: Option<RefId>,
-    /// Boxed, as its kind: most refs have none, and there are many.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub diff_id: Option<Box<Digest>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chain_id: Option<Box<Digest>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blob_chain_id: Option<Box<Digest>>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub blobs: Vec<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub providers: BTreeMap<Digest, Vec<Provider>>,
-    #[serde(default)]
-    pub description: String,
-    #[serde(default)]
-    pub record_type: RecordType,
-    pub created_at_ns: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_used_at_ns: Option<i64>,
-    #[serde(default)]
-    pub usage_count: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size_bytes: Option<u64>,
-    #[serde(default)]
-    pub retain: bool,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub index: BTreeSet<String>,
-    /// What this row needs on disk is durable once the database's epoch has reached this one.
-    pub epoch: u64,
-}
-
-impl Row {
-    /// Reports whether this layer has a blob but no identity of its stack.
-    fn lacks_chain(&self) -> bool {
-        matches!(self.parents, Parents::Layer { .. }) && !self.blobs.is_empty() && self.chain_id.is_none()
-    }
-
-    pub fn new(parents: Parents, options: &RefOptions, epoch: u64) -> Self {
-        Self {
-            parents,
-            mutable: false,
-            snapshot: None,
-            twin: None,
-            diff_id: None,
-            chain_id: None,
-            blob_chain_id: None,
-            blobs: Vec::new(),
-            providers: BTreeMap::new(),
-            description: options.description.clone(),
-            record_type: options.record_type,
-            created_at_ns: options.created_at.map_or_else(clock::now_nanos, clock::to_nanos),
-            last_used_at_ns: None,
-            usage_count: 0,
-            size_bytes: None,
-            retain: options.retain,
-            index: BTreeSet::new(),
-            epoch,
-        }
-    }
-
-    /// Returns the digest of the uncompressed layer.
-    pub fn diff_id(&self) -> Option<Digest> {
-        self.diff_id.as_deref().copied()
-    }
-
-    /// Returns the identity of the stack of uncompressed layers.
-    pub fn chain_id(&self) -> Option<Digest> {
-        self.chain_id.as_deref().copied()
-    }
-
-    /// Returns the identity of the stack of blobs as they came.
-    pub fn blob_chain_id(&self) -> Option<Digest> {
-        self.blob_chain_id.as_deref().copied()
-    }
-
-    /// Returns the committed snapshot.
-    pub fn committed(&self) -> Option<SnapshotKey> {
-        if self.mutable || self.twin.is_some() {
-            None
-        } else {
-            self.snapshot_key()
-        }
-    }
-
-    /// Returns the snapshot's key or name.
-    pub fn snapshot_key(&self) -> Option<SnapshotKey> {
-        self.snapshot
-            .as_deref()
-            .and_then(|text| SnapshotKey::new(text).ok())
-    }
-
-    /// Reports whether the tree exists on disk.
-    pub fn has_tree(&self) -> bool {
-        self.snapshot.is_some()
-    }
-
-    pub fn stat(&self, id: &RefId) -> RefStat {
-        RefStat {
-            id: id.clone(),
-            parents: self.parents.clone(),
-            mutable: self.mutable,
-            diff_id: self.diff_id(),
-            chain_id: self.chain_id(),
-            blobs: self.blobs.clone(),
-            providers: self.providers.clone(),
-            description: self.description.clone(),
-            record_type: self.record_type,
-            created_at: clock::from_nanos(self.created_at_ns),
-            last_used_at: self.last_used_at_ns.map(clock::from_nanos),
-            usage_count: self.usage_count,
-            size_bytes: self.size_bytes,
-            retain: self.retain,
-        }
-    }
-}
+use crate::row::Row;
+use crate::store::snapshot_key;
+use crate::types::{Parents, RefId};
 
 /// A ref in memory.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub row: Row,
     /// Handles.
-    pub holds: usize,
+    pub holds: u32,
     /// Refs that have this one as a parent.
-    pub children: usize,
-    /// Held while the snapshot is being made or committed.
-    pub work: Arc<Mutex<()>>,
+    pub children: u32,
 }
+
+/// How often each of some things is named.
+type Counts<K> = BTreeMap<K, u32>;
 
 /// Everything in memory. Changes go to the database in the order in which they are made under the lock around this.
 #[derive(Debug, Default)]
@@ -160,28 +35,32 @@ pub(crate) struct State {
     /// Layers with a blob that stand on one without: what they are a stack of cannot be told yet.
     chainless: BTreeSet<RefId>,
     /// How many refs name a blob.
-    blobs: BTreeMap<Digest, usize>,
+    blobs: Counts<Digest>,
     /// How many refs share a committed snapshot, by name.
-    snapshots: BTreeMap<String, usize>,
+    snapshots: Counts<SnapshotKey>,
+    /// How many refs have a description. Steps of many builds are the same, so each text is in memory once.
+    descriptions: Counts<Arc<str>>,
     /// How many pins hold a blob.
-    pins: BTreeMap<Digest, usize>,
+    pins: Counts<Digest>,
     /// Blobs held by name.
     pub names: BTreeMap<String, Vec<Digest>>,
-    named: BTreeMap<Digest, usize>,
+    named: Counts<Digest>,
     /// The epoch new rows belong to.
     pub epoch: u64,
     /// Numbers markers of refs that are being written.
     pub markers: u64,
     /// Markers by ref.
     pub writing: BTreeMap<RefId, std::path::PathBuf>,
+    /// What is held while a ref's snapshot is being made or committed; of refs for which that was done last.
+    works: BTreeMap<RefId, Weak<Mutex<()>>>,
 }
 
-fn raise<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) {
+fn raise<K: Ord + Clone>(counts: &mut Counts<K>, key: &K) {
     *counts.entry(key.clone()).or_default() += 1;
 }
 
 /// Lowers a count; `true` when it reached zero.
-fn lower<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+fn lower<K: Ord>(counts: &mut Counts<K>, key: &K) -> bool {
     match counts.get_mut(key) {
         Some(count) if *count > 1 => {
             *count -= 1;
@@ -225,7 +104,8 @@ impl State {
     }
 
     /// Adds a ref nobody holds. Its parents have to be there.
-    pub fn insert(&mut self, id: &RefId, row: Row, transaction: &mut Transaction) {
+    pub fn insert(&mut self, id: &RefId, mut row: Row, transaction: &mut Transaction) {
+        self.share(id, &mut row);
         for parent in row.parents.ids() {
             if let Some(parent) = self.refs.get_mut(parent) {
                 parent.children += 1;
@@ -239,25 +119,51 @@ impl State {
                 row,
                 holds: 0,
                 children: 0,
-                work: Arc::default(),
             }),
         );
     }
 
+    /// Has a row's texts be the ones that are in memory already.
+    fn share(&self, id: &RefId, row: &mut Row) {
+        if let Some((known, _)) = self.descriptions.get_key_value(&row.description) {
+            row.description = Arc::clone(known);
+        }
+        if row
+            .snapshot
+            .as_ref()
+            .is_some_and(|key| key.as_str() == id.as_str())
+        {
+            row.snapshot = Some(snapshot_key(id));
+        }
+        let others = row.parents.ids_mut().into_iter().chain(&mut row.twin);
+        for other in others {
+            if let Some((known, _)) = self.refs.get_key_value(other) {
+                other.clone_from(known);
+            }
+        }
+    }
+
     fn note(&mut self, id: &RefId, row: &Row) {
-        for blob in &row.blobs {
+        for blob in &row.layer().blobs {
             raise(&mut self.blobs, &blob.digest);
         }
         if let Some(snapshot) = &row.snapshot {
             raise(&mut self.snapshots, snapshot);
         }
-        if let Some(chain_id) = row.chain_id() {
+        raise(&mut self.descriptions, &row.description);
+        self.enter(id, row);
+    }
+
+    /// Lets a ref be found by what its row says.
+    fn enter(&mut self, id: &RefId, row: &Row) {
+        let layer = row.layer();
+        if let Some(chain_id) = layer.chain_id {
             self.by_chain.entry(chain_id).or_default().insert(id.clone());
         }
-        if let Some(chain_id) = row.blob_chain_id() {
+        if let Some(chain_id) = layer.blob_chain_id {
             self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
         }
-        for index in &row.index {
+        for index in row.index() {
             self.by_index.entry(index.clone()).or_default().insert(id.clone());
         }
         if row.lacks_chain() {
@@ -267,26 +173,28 @@ impl State {
 
     /// Undoes `note`; adds what nobody names any more to what is deleted once durable.
     fn forget(&mut self, id: &RefId, row: &Row, after: &mut Vec<After>) {
-        if let Some(key) = row.snapshot_key()
-            && lower(&mut self.snapshots, &key.as_str().to_owned())
+        if let Some(key) = &row.snapshot
+            && lower(&mut self.snapshots, key)
         {
             // Of twins, the active snapshot is the mutable one's alone, and the name does not exist yet.
             if row.mutable || row.twin.is_none() {
-                after.push(After::DeleteSnapshot(key));
+                after.push(After::DeleteSnapshot(key.clone()));
             }
         }
-        for blob in &row.blobs {
+        lower(&mut self.descriptions, &row.description);
+        let layer = row.layer();
+        for blob in &layer.blobs {
             if lower(&mut self.blobs, &blob.digest) {
                 after.push(After::DeleteBlob(blob.digest));
             }
         }
-        if let Some(chain_id) = &row.chain_id {
+        if let Some(chain_id) = &layer.chain_id {
             unindex(&mut self.by_chain, chain_id, id);
         }
-        if let Some(chain_id) = &row.blob_chain_id {
+        if let Some(chain_id) = &layer.blob_chain_id {
             unindex(&mut self.by_blob_chain, chain_id, id);
         }
-        for index in &row.index {
+        for index in row.index() {
             unindex(&mut self.by_index, index, id);
         }
         self.chainless.remove(id);
@@ -303,11 +211,13 @@ impl State {
         let old = row.clone();
         let answer = change(&mut row);
         if row != old {
+            self.share(id, &mut row);
             // First the new, so that nothing both name is deleted in between.
             self.note(id, &row);
             let mut after = Vec::new();
             self.forget(id, &old, &mut after);
-            self.reindex(id, &row);
+            // Both may be found by the same.
+            self.enter(id, &row);
             // Whoever changes a row's snapshot decides about the old one.
             after.retain(|after| !matches!(after, After::DeleteSnapshot(_)));
             transaction.after.extend(after);
@@ -315,22 +225,6 @@ impl State {
             self.refs.get_mut(id)?.row = row;
         }
         Some(answer)
-    }
-
-    /// `forget` after `note` drops index entries that both rows have.
-    fn reindex(&mut self, id: &RefId, row: &Row) {
-        if let Some(chain_id) = row.chain_id() {
-            self.by_chain.entry(chain_id).or_default().insert(id.clone());
-        }
-        if let Some(chain_id) = row.blob_chain_id() {
-            self.by_blob_chain.entry(chain_id).or_default().insert(id.clone());
-        }
-        if row.lacks_chain() {
-            self.chainless.insert(id.clone());
-        }
-        for index in &row.index {
-            self.by_index.entry(index.clone()).or_default().insert(id.clone());
-        }
     }
 
     /// Removes a ref without holds and children; `None` when it is not there or not removable.
@@ -363,19 +257,19 @@ impl State {
 
     /// Has refs that share a tree or a blob with one that is gone measured again: it may have been the one it counted for.
     fn unmeasure_sharers(&mut self, gone: &Row, transaction: &mut Transaction) {
-        let chain_id = gone.chain_id.as_deref();
+        let chain_id = gone.layer().chain_id.as_ref();
         let mut sharers: Vec<RefId> = chain_id
             .into_iter()
             .flat_map(|id| self.by_chain(id))
             .cloned()
             .collect();
-        let left: Vec<Digest> = gone.blobs.iter().map(|blob| blob.digest).collect();
+        let left: Vec<Digest> = gone.layer().blobs.iter().map(|blob| blob.digest).collect();
         let left: Vec<Digest> = left
             .into_iter()
             .filter(|digest| self.blobs.contains_key(digest))
             .collect();
         if !left.is_empty() {
-            let shares = |row: &Row| row.blobs.iter().any(|blob| left.contains(&blob.digest));
+            let shares = |row: &Row| row.layer().blobs.iter().any(|blob| left.contains(&blob.digest));
             let all = self.refs.iter().filter(|(_, entry)| shares(&entry.row));
             sharers.extend(all.map(|(id, _)| id.clone()));
         }
@@ -389,7 +283,7 @@ impl State {
         if self.blobs.get(digest).is_none_or(|count| *count < 2) {
             return true;
         }
-        let names = |entry: &Entry| entry.row.blobs.iter().any(|blob| blob.digest == *digest);
+        let names = |entry: &Entry| entry.row.layer().blobs.iter().any(|blob| blob.digest == *digest);
         self.refs
             .iter()
             .find(|(_, entry)| names(entry))
@@ -430,11 +324,24 @@ impl State {
     }
 
     /// Drops a hold; returns how many are left.
-    pub fn unhold(&mut self, id: &RefId) -> usize {
+    pub fn unhold(&mut self, id: &RefId) -> u32 {
         self.refs.get_mut(id).map_or(0, |entry| {
             entry.holds = entry.holds.saturating_sub(1);
             entry.holds
         })
+    }
+
+    /// Returns what is to be held while the ref's snapshot is made or committed; `None` if there is no such ref.
+    pub fn work(&mut self, id: &RefId) -> Option<Arc<Mutex<()>>> {
+        let id = self.refs.get_key_value(id)?.0;
+        if let Some(work) = self.works.get(id).and_then(Weak::upgrade) {
+            return Some(work);
+        }
+        // Only what is worked at now stays.
+        self.works.retain(|_, work| work.strong_count() > 0);
+        let work = Arc::default();
+        self.works.insert(id.clone(), Arc::downgrade(&work));
+        Some(work)
     }
 
     pub fn by_chain(&self, chain_id: &Digest) -> impl Iterator<Item = &RefId> {
@@ -495,7 +402,7 @@ impl State {
         self.blobs.contains_key(digest) || self.pins.contains_key(digest) || self.named.contains_key(digest)
     }
 
-    pub fn has_snapshot(&self, name: &str) -> bool {
+    pub fn has_snapshot(&self, name: &SnapshotKey) -> bool {
         self.snapshots.contains_key(name)
     }
 
@@ -510,7 +417,9 @@ impl State {
             }
             for (id, (chain_id, blob_chain_id)) in known {
                 self.update(&id, transaction, |row| {
-                    (row.chain_id, row.blob_chain_id) = (Some(chain_id.into()), Some(blob_chain_id.into()));
+                    row.change_layer(|layer| {
+                        (layer.chain_id, layer.blob_chain_id) = (Some(chain_id), Some(blob_chain_id));
+                    });
                 });
             }
         }
@@ -529,18 +438,19 @@ impl State {
                 if !matches!(below.parents, Parents::Layer { .. }) {
                     return self.chain_of(id);
                 }
-                Some((below.chain_id()?, below.blob_chain_id()?))
+                Some((below.layer().chain_id?, below.layer().blob_chain_id?))
             }
         };
-        Some(next_chain(below, row.diff_id()?, row.blobs.first()?.digest))
+        let layer = row.layer();
+        Some(next_chain(below, layer.diff_id?, layer.blobs.first()?.digest))
     }
 
     /// Identities of the stack of layers up to `id`: of the uncompressed layers, and of the blobs as they came.
     pub fn chain_of(&self, id: &RefId) -> Option<(Digest, Digest)> {
         let mut chain: Option<(Digest, Digest)> = None;
         for layer in self.layers(id) {
-            let row = &self.refs.get(&layer)?.row;
-            chain = Some(next_chain(chain, row.diff_id()?, row.blobs.first()?.digest));
+            let layer = self.refs.get(&layer)?.row.layer();
+            chain = Some(next_chain(chain, layer.diff_id?, layer.blobs.first()?.digest));
         }
         chain
     }
@@ -549,11 +459,11 @@ impl State {
     pub fn blob_chain(&self, id: &RefId) -> Option<Vec<Descriptor>> {
         // Layers without a blob are the rule, and the topmost then says it all.
         let row = &self.refs.get(id)?.row;
-        if matches!(row.parents, Parents::Layer { .. }) && row.blobs.is_empty() {
+        if matches!(row.parents, Parents::Layer { .. }) && row.layer().blobs.is_empty() {
             return None;
         }
         let layers = self.layers(id);
-        let blob = |layer: &RefId| self.refs.get(layer)?.row.blobs.first().cloned();
+        let blob = |layer: &RefId| self.refs.get(layer)?.row.layer().blobs.first().cloned();
         layers.iter().map(blob).collect()
     }
 
@@ -562,7 +472,7 @@ impl State {
         let diff_ids: Option<Vec<Digest>> = self
             .layers(id)
             .iter()
-            .map(|layer| self.refs.get(layer)?.row.diff_id())
+            .map(|layer| self.refs.get(layer)?.row.layer().diff_id)
             .collect();
         oci::chain_id(&diff_ids?)
     }
@@ -605,11 +515,11 @@ impl State {
     /// Finds the layer that `upper` stands on and whose stack is the same as that of `lower`: the same image can be here twice,
     /// with other times of its files.
     pub fn equal_below(&self, lower: &RefId, upper: &RefId) -> Option<RefId> {
-        let chain_id = self.refs.get(lower)?.row.chain_id()?;
+        let chain_id = self.refs.get(lower)?.row.layer().chain_id?;
         let mut at = Some(upper);
         while let Some(id) = at {
             let row = &self.refs.get(id)?.row;
-            if row.chain_id() == Some(chain_id) {
+            if row.layer().chain_id == Some(chain_id) {
                 return Some(id.clone());
             }
             at = match &row.parents {
@@ -643,5 +553,95 @@ pub(crate) fn next_chain(below: Option<(Digest, Digest)>, diff_id: Digest, blob:
     match below {
         None => (diff_id, blob),
         Some((chain, blobs)) => (join(chain, diff_id), join(blobs, blob)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::RefOptions;
+
+    fn id(text: &str) -> RefId {
+        text.parse().unwrap()
+    }
+
+    /// Makes a row from its stored form, which shares nothing.
+    fn stored(parent: &str, own: &str, description: &str) -> Row {
+        let options = RefOptions {
+            description: description.to_owned(),
+            ..RefOptions::default()
+        };
+        let parents = Parents::Layer {
+            parent: Some(id(parent)),
+        };
+        let mut row = Row::new(parents, &options, 1);
+        row.snapshot = Some(SnapshotKey::new(own).unwrap());
+        row
+    }
+
+    #[test]
+    fn a_ref_is_small() {
+        // There is one of them, and one of its twin, for every step that is cached.
+        assert!(size_of::<Entry>() <= 184, "{}", size_of::<Entry>());
+    }
+
+    #[test]
+    fn texts_of_refs_are_in_memory_once() {
+        let mut state = State::new(1);
+        let mut transaction = Transaction::default();
+        for name in ["base", "one", "two"] {
+            state.insert(&id(name), stored("base", name, "RUN make"), &mut transaction);
+        }
+        let row = |name| &state.get(&id(name)).unwrap().row;
+        let of = |name| state.refs.get_key_value(&id(name)).unwrap().0;
+        assert!(Arc::ptr_eq(&row("one").description, &row("two").description));
+        for name in ["one", "two"] {
+            let parents = row(name).parents.ids();
+            assert_eq!(parents[0].as_str().as_ptr(), of("base").as_str().as_ptr());
+            let snapshot = row(name).snapshot.as_ref().unwrap();
+            assert_eq!(snapshot.as_str().as_ptr(), of(name).as_str().as_ptr());
+        }
+        assert_eq!(state.descriptions.values().copied().collect::<Vec<_>>(), [3]);
+        state.update(&id("one"), &mut transaction, |row| {
+            row.description = "RUN test".into()
+        });
+        assert_eq!(state.descriptions.values().copied().collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn nothing_remains_of_refs_that_are_gone() {
+        let mut state = State::new(1);
+        let mut transaction = Transaction::default();
+        for round in 0..3 {
+            let name = format!("a{round}");
+            let mut row = stored("none", &name, &format!("step {round}"));
+            row.add_index(&name);
+            row.change_layer(|layer| layer.chain_id = Some(oci::Digest::sha256(&name)));
+            state.insert(&id(&name), row, &mut transaction);
+            assert!(state.work(&id(&name)).is_some());
+            state.update(&id(&name), &mut transaction, |row| {
+                row.description = "other".into()
+            });
+            assert!(state.remove(&id(&name), &mut transaction).is_some());
+        }
+        assert_eq!(state.len(), 0);
+        let left = [
+            state.descriptions.len(),
+            state.snapshots.len(),
+            state.by_index.len(),
+            state.by_chain.len(),
+        ];
+        assert_eq!(left, [0; 4]);
+        // Nobody works; what the last one held is dropped by the next one.
+        assert!(state.works.len() <= 1);
+    }
+
+    #[test]
+    fn work_on_a_ref_is_shared_while_it_lasts() {
+        let mut state = State::new(1);
+        state.insert(&id("a"), stored("none", "a", ""), &mut Transaction::default());
+        let (one, two) = (state.work(&id("a")).unwrap(), state.work(&id("a")).unwrap());
+        assert!(Arc::ptr_eq(&one, &two));
+        assert!(state.work(&id("b")).is_none());
     }
 }

@@ -263,7 +263,7 @@ impl Store {
             let ids: Vec<RefId> = state.by_index(&index).cloned().collect();
             for id in ids {
                 state.update(&id, &mut transaction, |row| {
-                    row.index.remove(&index);
+                    row.remove_index(&index);
                     row.retain = false;
                 });
                 // One that is held or stood on stays.
@@ -367,7 +367,7 @@ pub(crate) fn new_id() -> RefId {
     text.parse().expect("letters and digits make an id")
 }
 
-/// Returns the snapshot key a ref's id makes.
+/// Returns the snapshot key a ref's id makes. They share their text.
 pub(crate) fn snapshot_key(id: &RefId) -> SnapshotKey {
-    SnapshotKey::new(id.as_str()).expect("ids are stricter than keys")
+    SnapshotKey::try_from(id.text()).expect("ids are stricter than keys")
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use oci::{Descriptor, Digest};
@@ -12,12 +13,17 @@ use serde::{Deserialize, Serialize};
 /// and digits, as BuildKit's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RefId(std::sync::Arc<str>);
+pub struct RefId(Arc<str>);
 
 impl RefId {
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the text, sharing it.
+    pub(crate) fn text(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 }
 
@@ -181,6 +187,15 @@ impl Parents {
             Self::Layer { parent } => parent.iter().collect(),
             Self::Merge { inputs } => inputs.iter().collect(),
             Self::Diff { lower, upper } => lower.iter().chain(upper).collect(),
+        }
+    }
+
+    /// As [`ids`](Self::ids).
+    pub(crate) fn ids_mut(&mut self) -> Vec<&mut RefId> {
+        match self {
+            Self::Layer { parent } => parent.iter_mut().collect(),
+            Self::Merge { inputs } => inputs.iter_mut().collect(),
+            Self::Diff { lower, upper } => lower.iter_mut().chain(upper).collect(),
         }
     }
 }

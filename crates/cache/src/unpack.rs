@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
 
 use layer::ApplyOptions;
 use oci::Digest;
@@ -12,7 +11,8 @@ use snapshot::{Diff, Mount, SnapshotKey};
 use crate::db::Transaction;
 use crate::error::{DiffIdMismatch, StoreError};
 use crate::mutable;
-use crate::state::{Row, State};
+use crate::row::Row;
+use crate::state::State;
 use crate::store::{Store, locked, new_id, snapshot_key};
 use crate::types::{MissingBlob, Parents, RefId};
 
@@ -56,32 +56,38 @@ pub(crate) fn missing_blobs(store: &Store, id: &RefId) -> Result<Vec<MissingBlob
         }
         // Prefer what someone is known to have.
         let is_provided = |digest: &Digest| {
-            row.providers
+            row.layer()
+                .providers
                 .get(digest)
                 .is_some_and(|providers| !providers.is_empty())
         };
-        let blob = row
+        let layer = row.layer();
+        let blob = layer
             .blobs
             .iter()
             .find(|blob| is_provided(&blob.digest))
-            .or_else(|| row.blobs.first());
-        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), row.diff_id()) else {
+            .or_else(|| layer.blobs.first());
+        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), layer.diff_id) else {
             return Err(StoreError::NotFound { id });
         };
-        let providers = row.providers.get(&descriptor.digest).cloned().unwrap_or_default();
+        let providers = layer
+            .providers
+            .get(&descriptor.digest)
+            .cloned()
+            .unwrap_or_default();
         missing.push(MissingBlob {
             ref_id: id,
             descriptor,
             diff_id,
             providers,
-            description: row.description,
+            description: row.description.as_ref().to_owned(),
         });
     }
     Ok(missing)
 }
 
 fn present_blob(store: &Store, row: &Row) -> Result<Option<Digest>, StoreError> {
-    for blob in &row.blobs {
+    for blob in &row.layer().blobs {
         if store.content().exists(&blob.digest)? {
             return Ok(Some(blob.digest));
         }
@@ -113,7 +119,7 @@ pub(crate) fn unpack(store: &Store, id: &RefId) -> Result<(), StoreError> {
 
 fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
     let not_found = || StoreError::NotFound { id: id.clone() };
-    let work = Arc::clone(&store.shared.state().get(id).ok_or_else(not_found)?.work);
+    let work = store.shared.state().work(id).ok_or_else(not_found)?;
     let _working = locked(&work);
     let row = store.shared.state().get(id).ok_or_else(not_found)?.row.clone();
     if row.has_tree() {
@@ -141,7 +147,7 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
     let mut transaction = Transaction::default();
     let epoch = state.epoch;
     state.update(id, &mut transaction, |row| {
-        (row.snapshot, row.size_bytes, row.epoch) = (Some(name.as_str().to_owned()), None, epoch);
+        (row.snapshot, row.size_bytes, row.epoch) = (Some(name), None, epoch);
     });
     store.shared.submit(&mut state, transaction)?;
     Ok(())
@@ -150,7 +156,7 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
 /// Finds the tree of a ref with the same layers.
 fn shared_tree(store: &Store, row: &Row) -> Result<Option<SnapshotKey>, StoreError> {
     let state = store.shared.state();
-    let Some(chain_id) = row.chain_id() else {
+    let Some(chain_id) = row.layer().chain_id else {
         return Ok(None);
     };
     let committed = state
@@ -176,7 +182,7 @@ fn apply_blob(
     let below = parent.map(|parent| committed(store, parent)).transpose()?;
     let lazy = || StoreError::Lazy {
         id: id.clone(),
-        digests: row.blobs.iter().map(|blob| blob.digest).collect(),
+        digests: row.layer().blobs.iter().map(|blob| blob.digest).collect(),
     };
     let blob = present_blob(store, row)?.ok_or_else(lazy)?;
     let reader = store.content().reader(&blob)?.into_reader();
@@ -188,7 +194,7 @@ fn apply_blob(
             blob,
             source: Box::new(source),
         })
-        .and_then(|applied| match row.diff_id() {
+        .and_then(|applied| match row.layer().diff_id {
             Some(expected) if expected != applied.diff_id => Err(StoreError::WrongDiffId {
                 id: id.clone(),
                 mismatch: Box::new(DiffIdMismatch {
@@ -288,7 +294,7 @@ pub(crate) fn read_mounts(store: &Store, id: &RefId) -> Result<Vec<Mount>, Store
         // The directory moves when the snapshot is committed; after this it stays where it is.
         mutable::finalize(store, id)?;
     }
-    let work = Arc::clone(&store.shared.state().get(id).ok_or_else(not_found)?.work);
+    let work = store.shared.state().work(id).ok_or_else(not_found)?;
     // The snapshot must not be committed between looking and describing.
     let _working = locked(&work);
     let row = store.shared.state().get(id).ok_or_else(not_found)?.row.clone();

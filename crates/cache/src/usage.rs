@@ -93,9 +93,9 @@ pub(crate) fn describe(state: &State, id: &RefId, entry: &Entry, in_use: bool) -
         created_at: clock::from_nanos(row.created_at_ns),
         last_used_at: row.last_used_at_ns.map(clock::from_nanos),
         usage_count: row.usage_count,
-        description: row.description.clone(),
+        description: row.description.as_ref().to_owned(),
         record_type: row.record_type,
-        shared: row.blobs.iter().any(|blob| state.is_named(&blob.digest)),
+        shared: row.layer().blobs.iter().any(|blob| state.is_named(&blob.digest)),
     }
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
         if let Some(size_bytes) = row.size_bytes {
             return Ok(size_bytes);
         }
-        let first = row.chain_id.as_deref().and_then(|chain_id| {
+        let first = row.layer().chain_id.as_ref().and_then(|chain_id| {
             let shares = |other: &&RefId| {
                 state
                     .get(other)
@@ -172,7 +172,7 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
             state.by_chain(chain_id).find(shares)
         });
         let counts = first.is_none_or(|first| first == id);
-        let blobs: Vec<_> = row.blobs.iter().map(|blob| blob.digest).collect();
+        let blobs: Vec<_> = row.layer().blobs.iter().map(|blob| blob.digest).collect();
         let blobs: Vec<_> = blobs
             .into_iter()
             .filter(|digest| state.counts_blob(id, digest))
@@ -181,7 +181,7 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
     };
     let key = match &row.twin {
         Some(twin) if !row.mutable => Some(snapshot_key(twin)),
-        _ => row.snapshot_key(),
+        _ => row.snapshot.clone(),
     };
     let mut size_bytes = 0u64;
     if let Some(key) = key.filter(|_| counts_snapshot) {
@@ -199,7 +199,8 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
         // Unless something changed meanwhile.
         if state
             .get(id)
-            .is_some_and(|entry| entry.row.snapshot == row.snapshot && entry.row.blobs == row.blobs)
+            .map(|entry| &entry.row)
+            .is_some_and(|now| now.snapshot == row.snapshot && now.layer().blobs == row.layer().blobs)
         {
             state.update(id, transaction, |row| row.size_bytes = Some(size_bytes));
         }

@@ -8,7 +8,7 @@ use oci::Digest;
 use snapshot::SnapshotKey;
 
 use crate::error::StoreError;
-use crate::state::Row;
+use crate::row::Row;
 use crate::store::{Store, snapshot_key};
 use crate::types::{Parents, RefId};
 
@@ -197,7 +197,7 @@ impl Store {
             }));
             let key = match &row.twin {
                 Some(twin) => Some(snapshot_key(if row.mutable { id } else { twin })),
-                None => row.snapshot_key(),
+                None => row.snapshot.clone(),
             };
             for blob in self.lost_blobs(row)? {
                 findings.push(Finding::MissingBlob {

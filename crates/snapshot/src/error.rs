@@ -37,7 +37,7 @@ pub enum SnapshotError {
         /// The snapshot.
         key: SnapshotKey,
         /// How many have it as their parent.
-        children: usize,
+        children: u32,
     },
     /// The file system refused.
     #[error("{action} {}", path.display())]

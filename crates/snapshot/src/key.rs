@@ -21,18 +21,33 @@ pub struct KeyError {
 impl SnapshotKey {
     /// Checks `text` and makes a key of it.
     pub fn new(text: &str) -> Result<Self, KeyError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if text.is_empty() || text.len() > 200 || text.starts_with('.') || !text.bytes().all(allowed) {
-            return Err(KeyError {
-                text: text.to_owned(),
-            });
-        }
+        check(text)?;
         Ok(Self(text.into()))
     }
 
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+fn check(text: &str) -> Result<(), KeyError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if text.is_empty() || text.len() > 200 || text.starts_with('.') || !text.bytes().all(allowed) {
+        return Err(KeyError {
+            text: text.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+impl TryFrom<Arc<str>> for SnapshotKey {
+    type Error = KeyError;
+
+    /// Checks `text` and makes a key of it that shares it.
+    fn try_from(text: Arc<str>) -> Result<Self, KeyError> {
+        check(&text)?;
+        Ok(Self(text))
     }
 }
 

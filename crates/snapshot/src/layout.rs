@@ -58,7 +58,7 @@ struct Known {
     kind: Kind,
     parent: Option<SnapshotKey>,
     /// Snapshots, also ones being created, that stand on this one.
-    children: usize,
+    children: u32,
     /// The last round of checks in which this and all below it were found on disk; 0: none.
     checked: u64,
 }
