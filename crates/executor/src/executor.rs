@@ -162,6 +162,12 @@ impl Executor {
         }
     }
 
+    /// Removes what was made ahead of time for containers that will not come, and waits until that is done: the end of the
+    /// process would not. Waits for running containers, too; whoever asks for one with a network afterwards gets an error.
+    pub async fn close(&self) {
+        self.inner.networks.close().await;
+    }
+
     /// Makes a network of which a container reaches nothing but a proxy, and from which the proxy connects to what `network`
     /// lets it reach. Dropping the future leaves nothing behind.
     ///
