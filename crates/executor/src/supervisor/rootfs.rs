@@ -416,6 +416,8 @@ fn attach(mount: BorrowedFd<'_>, point: BorrowedFd<'_>) -> io::Result<()> {
 
 fn kernel_mount(fstype: &str, options: &[(String, String)], attributes: u64) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Listings of mounts show it.
+    rustix::mount::fsconfig_set_string(&context, "source", fstype)?;
     for (key, value) in options {
         if value.is_empty() {
             rustix::mount::fsconfig_set_flag(&context, key.as_str())?;
