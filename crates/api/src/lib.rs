@@ -13,6 +13,7 @@
 //! Start at [`pb`] for the messages and at [`session`] for connections.
 #![forbid(unsafe_code)]
 
+pub mod bounds;
 pub mod errors;
 pub mod file_send;
 pub mod fsutil;

@@ -17,6 +17,7 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Response, Status, Streaming};
 
+use crate::bounds::bound_statuses;
 use crate::pb::control::BytesMessage;
 
 /// Most bytes of one message, both ways. Stubs must be told: `client.max_decoding_message_size(MAX_MESSAGE_BYTES)`.
@@ -77,7 +78,7 @@ where
     let _cancel = cancel.clone().drop_guard();
     let io = Watched::new(io, cancel, gone.clone());
     let incoming = tokio_stream::once(Ok::<_, io::Error>(io)).chain(tokio_stream::pending());
-    let mut server = tune_server(Server::builder());
+    let mut server = tune_server(Server::builder()).layer(bound_statuses());
     Ok(server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, gone.cancelled_owned())

@@ -1,5 +1,6 @@
 //! Immutable refs from blobs and from other refs; finding and describing them.
 
+use oci::media_type::is_layer;
 use oci::{Descriptor, Digest};
 use snapshot::SnapshotKey;
 
@@ -17,11 +18,12 @@ const MAX_LAYERS: usize = 4096;
 /// Most places remembered for one blob.
 const MAX_PROVIDERS: usize = 16;
 
-/// Tells whether a ref has another size for a blob than somebody who brings it. One of the two is wrong, and must not keep
-/// the other one from being fetched.
+/// Tells whether a ref has another size for a blob than somebody who brings it, or whether just one of them takes it for a
+/// layer. One of the two is wrong, and must not keep the other one from being used.
 fn contradicts(row: &Row, blob: &Descriptor) -> bool {
-    let mut blobs = row.layer().blobs.iter();
-    blobs.any(|own| own.digest == blob.digest && own.size != blob.size)
+    let layer = row.layer();
+    let mut same = layer.blobs.iter().filter(|own| own.digest == blob.digest);
+    same.any(|own| own.size != blob.size || is_layer(&own.media_type) != is_layer(&blob.media_type))
 }
 
 /// A layer that a ref is looked for of.

@@ -121,6 +121,12 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nobody wants the layer any more that was being unpacked.
+    #[error("ref {id}: unpacking was given up")]
+    Unwanted {
+        /// The ref.
+        id: RefId,
+    },
     /// The database failed; nothing more is written until it works again, which is tried several times a second.
     #[error("metadata database: {message}")]
     Database {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use layer::Stop;
 use oci::{Descriptor, Digest};
 use snapshot::{Mount, SnapshotKey};
 
@@ -252,7 +253,13 @@ impl ImmutableRef {
     /// Makes the snapshot from blobs (and merges and diffs), whatever is below first. Only one caller works, the others wait
     /// for it. Fails with `Lazy` when blobs are missing.
     pub fn unpack(&self) -> Result<(), StoreError> {
-        unpack::unpack(&self.hold.store, self.id())
+        self.unpack_until(&Stop::default())
+    }
+
+    /// As [`unpack`](Self::unpack), until told to stop: then what is half unpacked is removed, and the error is `Unwanted`.
+    /// Layers that are unpacked stay. Whoever waits for another caller to finish is not asked.
+    pub fn unpack_until(&self, stop: &Stop) -> Result<(), StoreError> {
+        unpack::unpack(&self.hold.store, self.id(), stop)
     }
 
     /// Commits the active snapshot behind this ref, if there is still one; from then on it cannot become mutable again.

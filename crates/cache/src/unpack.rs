@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
-use layer::ApplyOptions;
+use layer::{ApplyOptions, Stop};
 use oci::Digest;
 use snapshot::{Diff, Mount, SnapshotKey};
 
@@ -96,7 +96,7 @@ fn present_blob(store: &Store, row: &Row) -> Result<Option<Digest>, StoreError> 
 }
 
 /// Makes the trees that are missing up to `id`, which the caller holds.
-pub(crate) fn unpack(store: &Store, id: &RefId) -> Result<(), StoreError> {
+pub(crate) fn unpack(store: &Store, id: &RefId, stop: &Stop) -> Result<(), StoreError> {
     if store
         .shared
         .state()
@@ -114,10 +114,13 @@ pub(crate) fn unpack(store: &Store, id: &RefId) -> Result<(), StoreError> {
         });
     }
     let order = without_tree(&store.shared.state(), id);
-    order.iter().try_for_each(|id| make_tree(store, id))
+    order.iter().try_for_each(|id| make_tree(store, id, stop))
 }
 
-fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
+fn make_tree(store: &Store, id: &RefId, stop: &Stop) -> Result<(), StoreError> {
+    if stop.is_stopped() {
+        return Err(StoreError::Unwanted { id: id.clone() });
+    }
     let not_found = || StoreError::NotFound { id: id.clone() };
     let work = store.shared.state().work(id).ok_or_else(not_found)?;
     let _working = locked(&work);
@@ -134,9 +137,11 @@ fn make_tree(store: &Store, id: &RefId) -> Result<(), StoreError> {
                 name = snapshot_key(&new_id());
             }
             match &row.parents {
-                Parents::Layer { parent } => apply_blob(store, id, &row, parent.as_ref(), &name)?,
+                Parents::Layer { parent } => {
+                    apply_blob(store, id, &row, (parent.as_ref(), &name), stop)?;
+                }
                 Parents::Merge { .. } | Parents::Diff { .. } => {
-                    let diffs = diffs_of(store, id)?;
+                    let diffs = diffs_of(store, id, stop)?;
                     store.shared.snapshotter.merge(&name, &diffs)?;
                 }
             }
@@ -171,12 +176,13 @@ fn shared_tree(store: &Store, row: &Row) -> Result<Option<SnapshotKey>, StoreErr
     Ok(None)
 }
 
+/// Unpacks a layer on its parent, as a snapshot of a name.
 fn apply_blob(
     store: &Store,
     id: &RefId,
     row: &Row,
-    parent: Option<&RefId>,
-    name: &SnapshotKey,
+    (parent, name): (Option<&RefId>, &SnapshotKey),
+    stop: &Stop,
 ) -> Result<(), StoreError> {
     let snapshotter = &store.shared.snapshotter;
     let below = parent.map(|parent| committed(store, parent)).transpose()?;
@@ -185,10 +191,15 @@ fn apply_blob(
         digests: row.layer().blobs.iter().map(|blob| blob.digest).collect(),
     };
     let blob = present_blob(store, row)?.ok_or_else(lazy)?;
+    check_kind(row, id, &blob)?;
     let reader = store.content().reader(&blob)?.into_reader();
+    let options = ApplyOptions {
+        stop: stop.clone(),
+        ..ApplyOptions::default()
+    };
     let key = snapshot_key(&new_id());
     snapshotter.prepare(&key, below.as_ref())?;
-    let applied = snapshot::apply_layer(&**snapshotter, &key, reader, ApplyOptions::default())
+    let applied = snapshot::apply_layer(&**snapshotter, &key, reader, options)
         .map_err(|source| StoreError::Unpack {
             id: id.clone(),
             blob,
@@ -211,7 +222,25 @@ fn apply_blob(
     {
         tracing::warn!(error = &error as &dyn std::error::Error, %key, "remove a half-made snapshot");
     }
-    applied.map_err(|error| without_corrupt_blob(store, id, &blob, error))
+    match applied {
+        Err(StoreError::Unpack { .. }) if stop.is_stopped() => Err(StoreError::Unwanted { id: id.clone() }),
+        applied => applied.map_err(|error| without_corrupt_blob(store, id, &blob, error)),
+    }
+}
+
+/// Refuses a blob that is not said to be a layer, whatever is in it: the text is BuildKit's.
+fn check_kind(row: &Row, id: &RefId, blob: &Digest) -> Result<(), StoreError> {
+    let descriptor = row.blobs.iter().find(|descriptor| descriptor.digest == *blob);
+    let kind = descriptor.map_or("", |descriptor| descriptor.media_type.as_str());
+    if oci::media_type::is_layer(kind) {
+        return Ok(());
+    }
+    let reason = format!("failed to get stream processor for {kind}: no processor for media-type");
+    Err(StoreError::Unpack {
+        id: id.clone(),
+        blob: *blob,
+        source: reason.into(),
+    })
 }
 
 /// Looks whether a layer failed because its blob is not what it was when it was stored. Then the blob goes, so that it is
@@ -243,7 +272,7 @@ fn committed(store: &Store, id: &RefId) -> Result<SnapshotKey, StoreError> {
 }
 
 /// Lists the changes that, applied in order to nothing, give a merge or diff.
-fn diffs_of(store: &Store, id: &RefId) -> Result<Vec<Diff>, StoreError> {
+fn diffs_of(store: &Store, id: &RefId, stop: &Stop) -> Result<Vec<Diff>, StoreError> {
     let sides: Vec<(RefId, Parents)> = {
         let state = store.shared.state();
         let layers = state.layers(id);
@@ -264,17 +293,17 @@ fn diffs_of(store: &Store, id: &RefId) -> Result<Vec<Diff>, StoreError> {
             Parents::Diff { lower, upper } => (lower, upper),
             Parents::Merge { .. } => continue,
         };
-        let lower = lower.map(|id| tree_of(store, &id)).transpose()?;
-        let upper = upper.map(|id| tree_of(store, &id)).transpose()?;
+        let lower = lower.map(|id| tree_of(store, &id, stop)).transpose()?;
+        let upper = upper.map(|id| tree_of(store, &id, stop)).transpose()?;
         diffs.push(Diff { lower, upper });
     }
     Ok(diffs)
 }
 
 /// Returns a side of a diff; makes its tree if it was no parent of what is being unpacked.
-fn tree_of(store: &Store, id: &RefId) -> Result<SnapshotKey, StoreError> {
+fn tree_of(store: &Store, id: &RefId, stop: &Stop) -> Result<SnapshotKey, StoreError> {
     for id in without_tree(&store.shared.state(), id) {
-        make_tree(store, &id)?;
+        make_tree(store, &id, stop)?;
     }
     committed(store, id)
 }
@@ -289,7 +318,7 @@ fn is_twin_retained(store: &Store, id: &RefId) -> bool {
 /// Describes how to look at the tree of a held ref, making it if need be.
 pub(crate) fn read_mounts(store: &Store, id: &RefId) -> Result<Vec<Mount>, StoreError> {
     let not_found = || StoreError::NotFound { id: id.clone() };
-    unpack(store, id)?;
+    unpack(store, id, &Stop::default())?;
     if !is_twin_retained(store, id) {
         // The directory moves when the snapshot is committed; after this it stays where it is.
         mutable::finalize(store, id)?;

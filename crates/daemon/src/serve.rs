@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::bounds::bound_statuses;
 use api::transport::tune_server;
 use futures_util::{Stream, stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -50,8 +51,9 @@ pub async fn serve_connections(
     connections: impl Stream<Item = std::io::Result<Connection>> + Send + 'static,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let mut server = tune_server(Server::builder()).max_concurrent_streams(MAX_STREAMS);
+    let server = tune_server(Server::builder()).max_concurrent_streams(MAX_STREAMS);
     server
+        .layer(bound_statuses())
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await

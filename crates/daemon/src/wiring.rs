@@ -11,7 +11,7 @@ use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::{Entitlement, ResolveCache};
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
-use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, NetworkChoice, RuntimeChoice};
+use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, LabelConfig, NetworkChoice, RuntimeChoice};
 use oci::Platform;
 use registry::{HostConfig, HostsConfig};
 use tokio_util::sync::CancellationToken;
@@ -165,6 +165,8 @@ fn facts(oci: &OciTable, snapshotter: &str, policies: &[PruneOptions]) -> Worker
         snapshotter: snapshotter.to_owned(),
         process_mode: "sandbox".to_owned(),
         labels: oci.labels.clone(),
+        selinux: oci.selinux,
+        apparmor_profile: oci.apparmor_profile.clone(),
         policies: policies.to_vec(),
         ..WorkerFacts::default()
     }
@@ -248,6 +250,10 @@ fn executor_config(file: &ConfigFile, network: NetworkChoice) -> ExecutorConfig 
             search_domains: dns.search_domains,
         },
         cgroup_parent: oci.default_cgroup_parent.clone(),
+        labels: LabelConfig {
+            apparmor_profile: oci.apparmor_profile.clone(),
+            selinux: oci.selinux,
+        },
         ..ExecutorConfig::default()
     }
 }
@@ -467,6 +473,20 @@ mod tests {
             (policies[0].reserved_bytes, policies[0].max_used_bytes),
             (5, 11_000_000_000)
         );
+    }
+
+    #[test]
+    fn labels_reach_the_executor_and_the_worker() {
+        let mut file = ConfigFile::default();
+        file.worker.oci.apparmor_profile = "steps".to_owned();
+        file.worker.oci.selinux = true;
+        let config = executor_config(&file, NetworkChoice::Host).labels;
+        assert_eq!(
+            (config.apparmor_profile.as_str(), config.selinux),
+            ("steps", true)
+        );
+        let facts = facts(&file.worker.oci, "overlayfs", &[]);
+        assert_eq!((facts.apparmor_profile.as_str(), facts.selinux), ("steps", true));
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl Engine {
             driver.drain().await;
         }
         self.0.tasks.wait().await;
+        self.0.services.ops.close().await;
     }
 }
 

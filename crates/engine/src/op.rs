@@ -24,6 +24,9 @@ pub trait OpFactory: Send + Sync + fmt::Debug {
     /// Makes the op. Must be quick and do no IO; what is wrong with the op is told here.
     fn create(&self, vertex: &Arc<VertexSpec>) -> Result<Arc<dyn Op>, BuildError>;
 
+    /// Removes what was prepared for steps that will not come. Called when none runs any more.
+    async fn close(&self) {}
+
     /// Returns what containers are made with that belong to no step.
     ///
     /// # Errors

@@ -143,6 +143,12 @@ impl OpFactory for Worker {
         Ok(())
     }
 
+    async fn close(&self) {
+        if let Some(executor) = &self.parts.executor {
+            executor.close().await;
+        }
+    }
+
     fn devices(&self) -> DeviceRegistry {
         self.parts.devices.clone()
     }

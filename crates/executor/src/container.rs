@@ -9,6 +9,7 @@ use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::RunError;
+use crate::label::ProcessLabels;
 use crate::request::{ContainerId, ExitStatus, Process, Security, Stdio, Ulimit};
 use crate::runtime::{Running, Runtime};
 use crate::spec;
@@ -24,6 +25,8 @@ pub struct Container {
     pub(crate) security: Security,
     pub(crate) ulimits: Vec<Ulimit>,
     pub(crate) capabilities: u64,
+    /// Of all its processes.
+    pub(crate) labels: ProcessLabels,
 }
 
 impl Container {
@@ -52,7 +55,8 @@ impl Container {
         if process.user.is_empty() {
             process.user.clone_from(&self.defaults.user);
         }
-        let spec = spec::process_spec(&process, self.security, &self.ulimits, self.capabilities)?;
+        let mut spec = spec::process_spec(&process, self.security, &self.ulimits, self.capabilities)?;
+        spec.labels.clone_from(&self.labels);
         let running = self.runtime.join(&self.first.running, spec, stdio).await?;
         let mut guard = KillGuard {
             runtime: &*self.runtime,

@@ -11,6 +11,7 @@ use crate::container::{Container, ContainerProcess, KillGuard, kill};
 use crate::embedded::Embedded;
 use crate::error::{ExecutorError, RunError};
 use crate::hosts;
+use crate::label::{LabelConfig, Labeler, ProcessLabels};
 use crate::network::{Hold, NetworkChoice, Networks, ProxyNetwork};
 use crate::request::{ExitStatus, Network, Process, RunRequest, Security, Stdio};
 use crate::resolv_conf;
@@ -54,6 +55,8 @@ pub struct ExecutorConfig {
     pub network: NetworkChoice,
     /// Written to `oom_score_adj` of containers.
     pub oom_score_adj: Option<i32>,
+    /// What security modules are told of containers.
+    pub labels: LabelConfig,
 }
 
 /// Runs containers. Cheap to clone; the last clone ends the supervisor and whatever still runs.
@@ -69,6 +72,7 @@ struct Inner {
     /// After the runtime, so that containers are gone before their network.
     networks: Networks,
     capabilities: u64,
+    labeler: Labeler,
     /// The `resolv.conf` as last written, with and without the host's network.
     resolv_conf: Mutex<[Option<String>; 2]>,
 }
@@ -96,11 +100,13 @@ impl Executor {
             }
         };
         let networks = Networks::start(&config.network, &config.state_dir.join("cni"))?;
+        let labeler = Labeler::new(config.labels.clone(), PathBuf::from("/"));
         let inner = Inner {
             config,
             runtime,
             networks,
             capabilities,
+            labeler,
             resolv_conf: Mutex::default(),
         };
         Ok(Self {
@@ -129,7 +135,7 @@ impl Executor {
             network = self.network(&request) => network?,
             () = cancel.cancelled() => return Err(RunError::Canceled),
         };
-        let running = self.launch(&request, stdio, network).await?;
+        let (running, _) = self.launch(&request, stdio, network).await?;
         let runtime = &*self.inner.runtime;
         let mut guard = KillGuard {
             runtime,
@@ -156,6 +162,12 @@ impl Executor {
         }
     }
 
+    /// Removes what was made ahead of time for containers that will not come, and waits until that is done: the end of the
+    /// process would not. Waits for running containers, too; whoever asks for one with a network afterwards gets an error.
+    pub async fn close(&self) {
+        self.inner.networks.close().await;
+    }
+
     /// Makes a network of which a container reaches nothing but a proxy, and from which the proxy connects to what `network`
     /// lets it reach. Dropping the future leaves nothing behind.
     ///
@@ -179,7 +191,7 @@ impl Executor {
     /// [`RunError::Start`] if its program was not executed.
     pub async fn start(&self, request: RunRequest, stdio: Stdio) -> Result<Container, RunError> {
         let network = self.network(&request).await?;
-        let running = self.launch(&request, stdio, network).await?;
+        let (running, labels) = self.launch(&request, stdio, network).await?;
         let mut guard = KillGuard {
             runtime: &*self.inner.runtime,
             running: &running,
@@ -199,21 +211,30 @@ impl Executor {
             security: request.security,
             ulimits: request.ulimits,
             capabilities: self.inner.capabilities,
+            labels,
         })
     }
 
+    /// Begins to start a container; returns the labels of its processes, too.
     async fn launch(
         &self,
         request: &RunRequest,
         stdio: Stdio,
         network: Option<Hold>,
-    ) -> Result<Arc<Running>, RunError> {
+    ) -> Result<(Arc<Running>, ProcessLabels), RunError> {
         let facts = self.inner.host_facts(request)?;
         let (mut spec, attachment) = spec::container_spec(request, &facts)?;
         if network.is_some() {
             spec.network = NetworkSpec::Given;
         }
-        self.inner.runtime.launch(spec, attachment, stdio, network).await
+        let labels = spec.process.labels.clone();
+        let running = self
+            .inner
+            .runtime
+            .launch(spec, attachment, stdio, network)
+            .await?;
+        running.keep_level(facts.labels.lease);
+        Ok((running, labels))
     }
 
     /// Takes the namespace that a container gets, if it is neither the host's nor an empty one.
@@ -239,6 +260,7 @@ impl Inner {
             staging: state_dir.join("staging"),
             cgroup_parent: self.config.cgroup_parent.clone(),
             oom_score_adj: self.config.oom_score_adj,
+            labels: self.labeler.labels(request.security)?,
             insecure_devices: match request.security {
                 Security::Insecure => device::insecure_devices(),
                 Security::Sandbox => Vec::new(),

@@ -36,6 +36,7 @@ mod embedded;
 mod error;
 mod executor;
 mod hosts;
+mod label;
 mod network;
 mod request;
 mod resolv_conf;
@@ -52,6 +53,7 @@ pub use cdi::{DeviceEdits, DeviceFileError, DeviceListing, DeviceRegistry, Devic
 pub use container::{Container, ContainerProcess, Pty};
 pub use error::{ExecutorError, RunError};
 pub use executor::{DnsConfig, Executor, ExecutorConfig, RuntimeChoice};
+pub use label::LabelConfig;
 pub use network::{BridgeConfig, CniConfig, Egress, NetworkChoice, NetworkError, ProxyNetwork};
 pub use request::{
     ContainerId, ContainerIdError, ContainerMount, ExitStatus, FileSource, HostAddress, MountSource, Network,

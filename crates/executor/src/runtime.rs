@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::container::Pty;
 use crate::error::RunError;
+use crate::label::LevelLease;
 use crate::network::Hold;
 use crate::request::{ExitStatus, Stdio};
 use crate::spec::{ContainerSpec, ProcessSpec};
@@ -64,6 +65,8 @@ pub(crate) struct Running {
     pty: Mutex<Option<Pty>>,
     /// Given back when it is gone.
     network: Mutex<Option<Hold>>,
+    /// Free for others when it is gone.
+    level: Mutex<Option<Arc<LevelLease>>>,
 }
 
 impl Running {
@@ -75,12 +78,25 @@ impl Running {
             process: Mutex::new(None),
             pty: Mutex::new(None),
             network: Mutex::new(None),
+            level: Mutex::new(None),
         }
     }
 
     /// Lets it hold its network until it is gone.
     pub(crate) fn hold(&self, network: Option<Hold>) {
         *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+    }
+
+    /// Lets it have its SELinux level alone until it is gone.
+    pub(crate) fn keep_level(&self, level: Option<Arc<LevelLease>>) {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level;
+        if self.is_over() {
+            self.free_level();
+        }
+    }
+
+    fn free_level(&self) {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Records that it runs.
@@ -94,6 +110,7 @@ impl Running {
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.hold(None);
         self.phase.send_replace(phase);
+        self.free_level();
     }
 
     /// Waits until it runs.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability;
 use crate::cdi::DeviceEdits;
 use crate::error::RunError;
+use crate::label::{ContainerLabels, ProcessLabels};
 use crate::request::{
     ContainerMount, MountSource, Network, Process, Resources, RunRequest, Security, Ulimit,
 };
@@ -56,6 +57,8 @@ pub(crate) struct ContainerSpec {
     pub(crate) read_only_root: bool,
     /// In the order in which they are made.
     pub(crate) mounts: Vec<MountSpec>,
+    /// The SELinux context of file systems that are made for it; empty: none in particular.
+    pub(crate) mount_label: String,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) read_only_paths: Vec<String>,
     /// Nodes in `/dev` beside the usual ones; the device rules let them be used.
@@ -189,6 +192,7 @@ pub(crate) struct ProcessSpec {
     pub(crate) capabilities: CapabilitySpec,
     pub(crate) seccomp: bool,
     pub(crate) no_new_privs: bool,
+    pub(crate) labels: ProcessLabels,
 }
 
 /// A process limit; `None`: unlimited.
@@ -221,6 +225,8 @@ pub(crate) struct HostFacts {
     pub(crate) staging: PathBuf,
     pub(crate) cgroup_parent: String,
     pub(crate) oom_score_adj: Option<i32>,
+    /// The labels of this container.
+    pub(crate) labels: ContainerLabels,
     /// Device nodes for insecure containers.
     pub(crate) insecure_devices: Vec<DeviceNode>,
 }
@@ -265,6 +271,7 @@ pub(crate) fn container_spec(
         root: tree(&request.root.mounts, "the root file system")?,
         read_only_root: request.root.read_only,
         mounts,
+        mount_label: facts.labels.mount.clone(),
         masked_paths: if insecure { Vec::new() } else { owned(MASKED_PATHS) },
         read_only_paths: if insecure {
             Vec::new()
@@ -298,6 +305,7 @@ fn first_process(request: &RunRequest, facts: &HostFacts) -> Result<ProcessSpec,
     process.env.extend(request.devices.env.iter().cloned());
     let mut spec = process_spec(&process, request.security, &request.ulimits, facts.capabilities)?;
     spec.extra_groups.clone_from(&request.devices.groups);
+    spec.labels.clone_from(&facts.labels.process);
     Ok(spec)
 }
 
@@ -321,7 +329,7 @@ fn device_mount((source, target, attributes): &(PathBuf, String, u64)) -> Result
     })
 }
 
-/// Makes the specification of a process, the first of a container or a further one.
+/// Makes the specification of a process, the first of a container or a further one, without the container's labels.
 pub(crate) fn process_spec(
     process: &Process,
     security: Security,
@@ -377,6 +385,7 @@ pub(crate) fn process_spec(
         seccomp: security == Security::Sandbox,
         // As BuildKit: programs such as sudo work in a build.
         no_new_privs: false,
+        labels: ProcessLabels::default(),
     })
 }
 

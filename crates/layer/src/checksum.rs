@@ -80,9 +80,29 @@ pub enum ChecksumError {
         /// Its length.
         length: usize,
     },
-    /// A pattern does not parse.
-    #[error("invalid pattern")]
-    Pattern(#[from] PatternError),
+    /// One of several patterns does not parse.
+    #[error("invalid {what}: [{}]", patterns.join(" "))]
+    Patterns {
+        /// `includepatterns` or `excludepatterns`.
+        what: &'static str,
+        /// All of them.
+        patterns: Vec<String>,
+        /// Why.
+        #[source]
+        source: PatternError,
+    },
+    /// A path with wildcards does not parse.
+    #[error("invalid pattern {pattern:?}")]
+    Wildcard {
+        /// The path.
+        pattern: String,
+        /// Why.
+        #[source]
+        source: PatternError,
+    },
+    /// Patterns cannot be matched.
+    #[error("failed to match patterns")]
+    Match(#[from] PatternError),
     /// The file has a type no tar header can have.
     #[error("{path:?}: unknown file mode {mode:#o}")]
     UnknownMode {

@@ -38,6 +38,8 @@ pub const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.fore
 pub const DOCKER_FOREIGN_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 /// Docker schema 1 manifest, signed; recognised only to be refused.
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+/// Docker image configuration, as very old registries have it.
+pub const LEGACY_CONFIG: &str = "application/octet-stream";
 /// BuildKit's cache configuration.
 pub const BUILDKIT_CACHE_CONFIG: &str = "application/vnd.buildkit.cacheconfig.v0";
 /// in-toto statement, as attached by attestations.

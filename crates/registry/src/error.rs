@@ -224,7 +224,6 @@ impl RegistryError {
     /// Whether something is there that is not what was asked for.
     pub fn is_other_content(&self) -> bool {
         matches!(self, Self::DigestMismatch { .. } | Self::SizeMismatch { .. })
-            || matches!(self, Self::Status { status, .. } if *status == StatusCode::RANGE_NOT_SATISFIABLE)
     }
 
     /// Whether credentials are missing or insufficient.

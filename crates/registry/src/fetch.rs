@@ -211,6 +211,19 @@ impl Fetching {
         }
     }
 
+    /// The blob ends before the offset; a server may say where.
+    fn too_short(&self, response: &reqwest::Response) -> RegistryError {
+        let range = response.headers().get(CONTENT_RANGE);
+        let size = range
+            .and_then(|value| value.to_str().ok()?.strip_prefix("bytes */")?.parse().ok())
+            .filter(|size| *size <= self.offset);
+        RegistryError::SizeMismatch {
+            what: self.descriptor.digest.to_string(),
+            expected_bytes: self.descriptor.size,
+            actual_bytes: size.unwrap_or(self.offset),
+        }
+    }
+
     fn finish(&mut self) -> Result<Option<Bytes>, RegistryError> {
         self.done = true;
         if let Some(digester) = self.digester.take() {
@@ -246,6 +259,10 @@ impl Fetching {
             let result = match repository.send(endpoint, &call, last).await {
                 Ok(response) if response.status().is_success() => {
                     self.skip(&response).map(|skip| Opened { response, skip })
+                }
+                // Only what lies within the descriptor's size is asked for.
+                Ok(response) if response.status() == StatusCode::RANGE_NOT_SATISFIABLE => {
+                    Err(self.too_short(&response))
                 }
                 Ok(response) => Err(repository.failed(response, &call, &self.what()).await),
                 Err(error) => Err(error),

@@ -17,6 +17,8 @@ use crate::error::MountError;
 
 /// Longest option value the new mount API takes, in bytes.
 const OPTION_MAX: usize = 255;
+/// Most lower directories of an overlay: `OVL_MAX_STACK` of the kernel.
+const MAX_LAYERS: usize = 500;
 
 /// A mount as plain data, in containerd's terms.
 ///
@@ -117,7 +119,12 @@ impl Mount {
 
     fn failed(&self, action: &str, path: &Path) -> impl FnOnce(io::Error) -> MountError {
         let (action, path) = (format!("{action} {}", self.fstype), path.to_owned());
-        move |source| MountError { action, path, source }
+        let layers = self.lower_dirs().len();
+        move |source| MountError {
+            action,
+            path,
+            source: too_many_layers(layers, &source).unwrap_or(source),
+        }
     }
 
     fn attributes(&self) -> MountAttrFlags {
@@ -278,6 +285,18 @@ impl Mount {
         std::fs::remove_dir(&point)?;
         opened
     }
+}
+
+/// Says what is wrong with an overlay that has more layers than the kernel takes, which says so in other words.
+fn too_many_layers(layers: usize, source: &io::Error) -> Option<io::Error> {
+    // A kernel without `lowerdir+` takes as many as can be described in a page.
+    let is_too_long = source.raw_os_error() == Some(Errno::TOOBIG.raw_os_error());
+    (layers > MAX_LAYERS || is_too_long).then(|| {
+        io::Error::other(format!(
+            "{layers} layers are too many for an overlay, which has {MAX_LAYERS} at most (kernels before 6.8: fewer); combine \
+             steps, or use the native snapshotter"
+        ))
+    })
 }
 
 /// Reports whether an option is about mounts as such and not one of the file system.

@@ -25,7 +25,7 @@ usage: cargo xtask COMMAND
   tidy      check the rules that no compiler checks: imports, file sizes, markers of unfinished work
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
-  bench     measure a part alone, optimised: bench caches, bench dockerfile
+  bench     measure a part alone, optimised: bench caches, bench dockerfile, bench exec
   fuzz      convert mutated Dockerfiles for some time; fuzz SECONDS
   demo      build and run the example with an embedded engine";
 
@@ -52,7 +52,11 @@ fn bench(parts: &[String]) -> Result<()> {
     let (package, bench) = match parts {
         [part] if part == "caches" => ("remotecache", "records"),
         [part] if part == "dockerfile" => ("dockerfile", "convert"),
-        _ => bail!("bench wants the name of a part: caches, dockerfile"),
+        [part] if part == "exec" => {
+            setup::runtimes()?;
+            ("executor", "start")
+        }
+        _ => bail!("bench wants the name of a part: caches, dockerfile, exec"),
     };
     shell::run(
         std::process::Command::new(env!("CARGO"))

@@ -45,6 +45,18 @@ const CLIENTS: &[Tool] = &[
     },
 ];
 
+/// Runtimes that the embedded one is compared with.
+const RUNTIMES: &[Tool] = &[
+    Tool {
+        program: "runc",
+        package: "runc",
+    },
+    Tool {
+        program: "crun",
+        package: "crun",
+    },
+];
+
 /// Packages unpacked from Debian's unstable suite where the machine's release lacks them.
 const UNSTABLE: &[Tool] = &[
     Tool {
@@ -81,6 +93,13 @@ pub fn clients() {
             eprintln!("setup: {} is not available: {error:#}", tool.program);
         }
     }
+}
+
+/// Provides the base image's ingredients and the runtimes that containers are run with, as far as they can be had.
+pub fn runtimes() -> Result<()> {
+    base()?;
+    provide(RUNTIMES);
+    Ok(())
 }
 
 /// Finds a program on `PATH` or among the unpacked tools.

@@ -1,10 +1,13 @@
 //! Making, holding, sharing and losing refs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache::{
     ImmutableRef, LayerBlob, OpenError, RecordType, RefOptions, StoreError, StoreOptions, UsageOptions,
 };
+use layer::Stop;
 use oci::Digest;
 
 use crate::fixture::*;
@@ -239,6 +242,75 @@ fn a_layer_that_is_not_what_was_promised_is_refused() {
     assert!(matches!(image.unpack(), Err(StoreError::WrongDiffId { .. })));
     assert!(image.is_lazy());
     assert_eq!(store.snapshotter().list(), []);
+}
+
+#[test]
+fn a_blob_of_another_kind_is_no_layer() {
+    let dir = Dir::new();
+    let store = dir.open();
+    for kind in [
+        "",
+        "application/octet-stream",
+        "application/vnd.example.layer.v1.tar",
+    ] {
+        let tar = tar_layer("a", kind);
+        put(&store, &tar);
+        let mut layer = layer_blob(&tar, &[]);
+        layer.descriptor.media_type = kind.to_owned();
+        let image = store
+            .from_blob_chain(&[layer], &described("image"))
+            .unwrap()
+            .unwrap();
+        let error = image.unpack().unwrap_err();
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(
+            reason,
+            format!("failed to get stream processor for {kind}: no processor for media-type")
+        );
+        assert!(image.is_lazy());
+        // It does not spoil an image that says what the blob is.
+        let honest = store
+            .from_blob_chain(&[layer_blob(&tar, &[])], &described("image"))
+            .unwrap()
+            .unwrap();
+        honest.unpack().unwrap();
+        assert_eq!(read(&honest, "a").as_deref(), Some(kind));
+    }
+}
+
+#[test]
+fn a_layer_that_nobody_wants_any_more_is_given_up() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let tars = [tar_layer("a", "1"), tar_layer("b", &"2".repeat(8 << 20))];
+    let layers = tars.each_ref().map(|tar| layer_blob(tar, &[]));
+    let image = store
+        .from_blob_chain(&layers, &described("image"))
+        .unwrap()
+        .unwrap();
+    for tar in &tars {
+        put(&store, tar);
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let stop = {
+        let asked = Arc::clone(&asked);
+        // In the midst of the second layer: about the first one it is asked a few times only.
+        Stop::when(move || asked.fetch_add(1, Ordering::Relaxed) > 20)
+    };
+    assert!(matches!(
+        image.unpack_until(&stop),
+        Err(StoreError::Unwanted { .. })
+    ));
+    assert!(image.is_lazy() && !image.parents()[0].is_lazy());
+    assert_eq!(store.snapshotter().list().len(), 1);
+    let at_once = Stop::when(|| true);
+    assert!(matches!(
+        image.unpack_until(&at_once),
+        Err(StoreError::Unwanted { .. })
+    ));
+    image.unpack().unwrap();
+    assert_eq!(read(&image, "a").as_deref(), Some("1"));
+    assert!(!image.is_lazy());
 }
 
 #[test]

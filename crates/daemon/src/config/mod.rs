@@ -196,7 +196,6 @@ maxEntries=5
                 "[worker.oci]\nuserRemapUnsupported='x'",
                 "worker.oci.userRemapUnsupported",
             ),
-            ("[worker.oci]\nselinux=true", "worker.oci.selinux"),
             ("[worker.oci]\nmax-parallelism=-1", "worker.oci.max-parallelism"),
             ("[cache.gha.verify]\nrequired=true", "cache.gha"),
         ] {

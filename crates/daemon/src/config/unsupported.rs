@@ -29,7 +29,7 @@ pub fn refuse_unsupported(file: &ConfigFile) -> Result<(), Refused> {
 /// Whether a setting is to be refused, its key, and why.
 type Check = (bool, &'static str, String);
 
-fn worker_checks(file: &ConfigFile) -> [Check; 10] {
+fn worker_checks(file: &ConfigFile) -> [Check; 8] {
     let oci = &file.worker.oci;
     let snapshotters = ["", "auto", "overlayfs", "overlay", "native"];
     let containerd_enabled = file.worker.containerd.enabled == Some(true);
@@ -71,16 +71,6 @@ fn worker_checks(file: &ConfigFile) -> [Check; 10] {
             oci.no_process_sandbox,
             "worker.oci.noProcessSandbox",
             "steps always have a process namespace of their own".to_owned(),
-        ),
-        (
-            !oci.apparmor_profile.is_empty(),
-            "worker.oci.apparmor-profile",
-            "AppArmor profiles are not applied".to_owned(),
-        ),
-        (
-            oci.selinux,
-            "worker.oci.selinux",
-            "SELinux labels are not applied".to_owned(),
         ),
         (
             oci.max_parallelism < 0,

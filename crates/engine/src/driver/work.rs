@@ -71,7 +71,10 @@ pub(crate) async fn cache_map(op: Arc<dyn Op>, ctx: OpContext, round: u32) -> An
     }
     match outcome {
         Ok(map) => Answer::Map(solver_map(map)),
-        Err(error) => failed(name_op(error, &ctx, &[], None), ctx.cancel()),
+        Err(error) => {
+            let error = error.context("failed to load cache key");
+            failed(name_op(error, &ctx, &[], None), ctx.cancel())
+        }
     }
 }
 

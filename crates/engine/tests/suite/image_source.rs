@@ -1,11 +1,14 @@
 //! Images as sources: resolved at once, fetched when needed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::ErrorKind;
 use engine::session::Credentials;
 use llb::{ImageOptions, OciLayoutOptions, State};
+use snapshot::Kind;
 use testkit::image::{Image, ImageBuilder, Layer, LayerBuilder, index};
 use testkit::registry::{Accounts, Action, Options, Registry};
 
@@ -463,4 +466,30 @@ fn tar_names(world: &World) -> Vec<String> {
     entries
         .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unpacking_ends_with_the_last_build_that_wants_it() {
+    let (world, server) = (World::new(), Registry::start().await);
+    let large = LayerBuilder::new().file("large", vec![b'x'; 128 << 20]).build();
+    server.add_image("x", "t", &ImageBuilder::new().layer(large).build());
+    let state = with_file(&image(server.reference("x:t")), "/small", "1");
+    let snapshotter = Arc::clone(world.engine.services().store.snapshotter());
+    let kinds = || -> Vec<Kind> { snapshotter.list().iter().map(|stat| stat.kind).collect() };
+    let until = async |is_so: &dyn Fn(&[Kind]) -> bool| {
+        while !is_so(&kinds()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        built = world.build(&state, "tar", &[]) => panic!("{built:?} before it could be given up"),
+        () = until(&|kinds| kinds.contains(&Kind::Active)) => {}
+    }
+    // The thread that unpacks notices and removes what it made; it would leave a committed snapshot otherwise.
+    let ended = until(&|kinds| !kinds.contains(&Kind::Active));
+    tokio::time::timeout(Duration::from_secs(30), ended)
+        .await
+        .unwrap();
+    assert_eq!(kinds(), []);
+    world.build(&state, "tar", &[]).await.unwrap();
 }

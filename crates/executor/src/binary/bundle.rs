@@ -1,6 +1,7 @@
 //! What an OCI runtime needs on the host while a container runs: a directory with its configuration, and mounts.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,6 +62,16 @@ impl Drop for Bundle {
     }
 }
 
+/// How the bundle is mounted: what is in it is for the container to read.
+fn memory_options(label: &str) -> CString {
+    let context = match label {
+        "" => String::new(),
+        label => format!(",context=\"{label}\""),
+    };
+    // A context never holds a NUL byte: the kernel could not have one.
+    CString::new(format!("mode=711{context}")).unwrap_or_default()
+}
+
 fn io_error(what: &str) -> impl Fn(io::Error) -> RunError {
     let what = what.to_owned();
     move |source| RunError::Io {
@@ -95,7 +106,7 @@ impl Bundle {
             &path,
             "tmpfs",
             MountFlags::NOSUID | MountFlags::NODEV,
-            c"mode=711",
+            memory_options(&spec.mount_label).as_c_str(),
         );
         memory.map_err(|error| io_error("mount the bundle")(error.into()))?;
         let memory = HostMount(path.clone());

@@ -100,6 +100,9 @@ pub(super) fn config(
         "devices": devices(spec),
         "resources": resources(spec),
     });
+    if !spec.mount_label.is_empty() {
+        linux["mountLabel"] = json!(spec.mount_label);
+    }
     if spec.process.seccomp {
         linux["seccomp"] = seccomp::oci_profile(spec.process.capabilities.bounding);
     }
@@ -120,7 +123,7 @@ pub(super) fn config(
 
 /// Makes what `exec --process` reads, and what is in `config.json`.
 pub(super) fn process(process: &ProcessSpec, identity: &Identity) -> Value {
-    json!({
+    let mut value = json!({
         "terminal": process.tty,
         "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups},
         "args": process.args,
@@ -129,7 +132,17 @@ pub(super) fn process(process: &ProcessSpec, identity: &Identity) -> Value {
         "capabilities": capabilities(&process.capabilities),
         "rlimits": process.limits.iter().map(limit).collect::<Vec<_>>(),
         "noNewPrivileges": process.no_new_privs,
-    })
+    });
+    let labels = [
+        ("apparmorProfile", &process.labels.apparmor),
+        ("selinuxLabel", &process.labels.selinux),
+    ];
+    for (key, label) in labels {
+        if !label.is_empty() {
+            value[key] = json!(label);
+        }
+    }
+    value
 }
 
 fn capabilities(sets: &CapabilitySpec) -> Value {
@@ -221,4 +234,36 @@ fn resources(spec: &ContainerSpec) -> Value {
     set("cpu", "cpus", json!(r.cpuset_cpus), !r.cpuset_cpus.is_empty());
     set("cpu", "mems", json!(r.cpuset_mems), !r.cpuset_mems.is_empty());
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::ProcessLabels;
+
+    #[test]
+    fn labels_are_told_if_there_are_any() {
+        let identity = Identity {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: None,
+        };
+        let plain = process(&ProcessSpec::default(), &identity);
+        assert_eq!(
+            (plain.get("apparmorProfile"), plain.get("selinuxLabel")),
+            (None, None)
+        );
+        let labels = ProcessLabels {
+            apparmor: "steps".to_owned(),
+            selinux: "a:b:c:s0".to_owned(),
+        };
+        let spec = ProcessSpec {
+            labels,
+            ..ProcessSpec::default()
+        };
+        let labelled = process(&spec, &identity);
+        assert_eq!(labelled["apparmorProfile"], "steps");
+        assert_eq!(labelled["selinuxLabel"], "a:b:c:s0");
+    }
 }

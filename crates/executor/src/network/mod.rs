@@ -76,6 +76,9 @@ pub enum NetworkError {
         /// The network.
         subnet: String,
     },
+    /// The executor is being closed.
+    #[error("the networks of containers are being removed: the daemon ends")]
+    Closed,
     /// A program of the host failed.
     #[error("{program}: {message}")]
     Program {
@@ -138,6 +141,13 @@ impl Networks {
             }
         };
         Ok(Self { sandbox })
+    }
+
+    /// Removes all networks once nobody uses them. Dropping the future does not stop that.
+    pub(crate) async fn close(&self) {
+        let Some(pool) = self.sandbox.clone() else { return };
+        // It ends in a panic only if the pool's keeper did, and nothing can be waited for then.
+        let _ = tokio::task::spawn_blocking(move || pool.close()).await;
     }
 
     /// Takes a namespace for a container of a host name (empty: the usual one); `None`: it gets the host's.

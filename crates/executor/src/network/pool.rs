@@ -33,7 +33,7 @@ pub(super) trait Provider: fmt::Debug + Send + Sync {
     fn close(&self);
 }
 
-/// Keeps namespaces. Dropping it waits until all are released that nobody uses.
+/// Keeps namespaces. Closing it waits until all are released; dropping it, too, and then nobody uses one any more.
 #[derive(Debug)]
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -47,13 +47,19 @@ struct Shared {
     target: usize,
     state: Mutex<State>,
     wake: Condvar,
+    /// Wakes those who wait for the end.
+    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     ready: Vec<Box<dyn Lease>>,
     returned: Vec<Box<dyn Lease>>,
+    /// How many are being made for somebody, or used.
+    lent: usize,
     is_closed: bool,
+    /// Whether all is released.
+    has_ended: bool,
     /// Whether making one ahead of time failed; whoever needs one will be told why.
     has_failed: bool,
 }
@@ -62,10 +68,10 @@ struct State {
 enum Duty {
     Make,
     Release(Box<dyn Lease>),
-    End(State),
+    End,
 }
 
-/// A namespace of the pool in use; given back when dropped.
+/// A namespace of the pool in use, or one that is being made for that; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Pooled {
     lease: Option<Box<dyn Lease>>,
@@ -82,7 +88,11 @@ impl Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        self.pool.shared.state().returned.extend(self.lease.take());
+        {
+            let mut state = self.pool.shared.state();
+            state.returned.extend(self.lease.take());
+            state.lent -= 1;
+        }
         self.pool.shared.wake.notify_one();
     }
 }
@@ -106,6 +116,7 @@ impl Pool {
             target,
             state: Mutex::new(state),
             wake: Condvar::new(),
+            ended: Condvar::new(),
         });
         let keeping = Arc::clone(&shared);
         let keeper = std::thread::Builder::new()
@@ -134,35 +145,54 @@ impl Pool {
         } else {
             String::new()
         };
-        let ready = {
-            let mut state = self.shared.state();
-            state.has_failed = false;
-            if hostname.is_empty() {
-                state.ready.pop()
-            } else {
-                None
-            }
-        };
+        let mut pooled = self.lend(&hostname)?;
         self.shared.wake.notify_one();
-        let hold = |lease| Pooled {
-            lease: Some(lease),
-            pool: Arc::clone(self),
-        };
-        if let Some(lease) = ready {
-            return Ok(hold(lease));
+        if pooled.lease.is_some() {
+            return Ok(pooled);
         }
-        let pool = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
-            let lease = pool.shared.make(&hostname)?;
-            Ok(Pooled {
-                lease: Some(lease),
-                pool,
-            })
+            pooled.lease = Some(pooled.pool.shared.make(&hostname)?);
+            Ok(pooled)
         });
         made.await.map_err(|error| NetworkError::System {
             action: "make a network namespace".to_owned(),
             source: std::io::Error::other(error),
         })?
+    }
+
+    /// Lends one that is ready; if there is none of that host name, the place of one.
+    fn lend(self: &Arc<Self>, hostname: &str) -> Result<Pooled, NetworkError> {
+        let mut state = self.shared.state();
+        if state.is_closed {
+            return Err(NetworkError::Closed);
+        }
+        state.has_failed = false;
+        state.lent += 1;
+        let lease = if hostname.is_empty() {
+            state.ready.pop()
+        } else {
+            None
+        };
+        drop(state);
+        Ok(Pooled {
+            lease,
+            pool: Arc::clone(self),
+        })
+    }
+
+    /// Lends nothing any more, and waits until what is lent or being made came back and all is released. Blocking. Of
+    /// several callers each waits.
+    pub(super) fn close(&self) {
+        let mut state = self.shared.state();
+        state.is_closed = true;
+        self.shared.wake.notify_one();
+        while !state.has_ended {
+            state = self
+                .shared
+                .ended
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -214,11 +244,10 @@ impl Shared {
                         }
                     }
                 }
-                Duty::End(state) => {
-                    for lease in state.ready.into_iter().chain(state.returned) {
-                        lease.release();
-                    }
+                Duty::End => {
                     self.provider.close();
+                    self.state().has_ended = true;
+                    self.ended.notify_all();
                     return;
                 }
             }
@@ -228,15 +257,19 @@ impl Shared {
     fn next_duty(&self) -> Duty {
         let mut state = self.state();
         loop {
-            if state.is_closed {
-                return Duty::End(std::mem::take(&mut *state));
-            }
             // First: a step may wait for one.
-            if state.ready.len() < self.target && !state.has_failed {
+            if !state.is_closed && state.ready.len() < self.target && !state.has_failed {
                 return Duty::Make;
             }
             if let Some(lease) = state.returned.pop() {
                 return Duty::Release(lease);
+            }
+            if state.is_closed {
+                match state.ready.pop() {
+                    Some(lease) => return Duty::Release(lease),
+                    None if state.lent == 0 => return Duty::End,
+                    None => {}
+                }
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -298,6 +331,30 @@ mod tests {
         let counts = Arc::new(Counts::default());
         let pool = Pool::start(Box::new(Fake(Arc::clone(&counts))), target).unwrap();
         (counts, pool)
+    }
+
+    #[tokio::test]
+    async fn closing_waits_for_what_is_lent_and_lends_nothing_more() {
+        let (counts, pool) = start(3);
+        let hold = pool.take("").await.unwrap();
+        let closing = {
+            let pool = Arc::clone(&pool);
+            tokio::task::spawn_blocking(move || pool.close())
+        };
+        while !pool.shared.state().is_closed {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(pool.take("").await, Err(NetworkError::Closed)));
+        assert_eq!(counts.closed.load(Ordering::SeqCst), 0);
+        assert!(!closing.is_finished());
+        drop(hold);
+        closing.await.unwrap();
+        assert_eq!(counts.alive.load(Ordering::SeqCst), 0);
+        assert_eq!(counts.closed.load(Ordering::SeqCst), 1);
+        // Again, and by dropping it: nothing more happens.
+        pool.close();
+        drop(pool);
+        assert_eq!(counts.closed.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
@@ -18,10 +19,14 @@ use super::credentials;
 use super::rootfs::Builder;
 use super::terminal::Terminal;
 use super::wire::{self, Blueprint, Failure, Prepared, Report};
+use crate::label::set::{self, Writer};
 use crate::spec::{ContainerSpec, NetworkSpec, ProcessSpec};
 use crate::sys::{self, NewProcess};
 use crate::trust::{self, Trusted};
 use crate::user::{self, Identity};
+
+/// Where a process sees itself.
+const PROC: &str = "/proc";
 
 /// Why a container could not be set up, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +141,7 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
     if spec.network == NetworkSpec::Given {
         enter_network(stdio.pop())?;
     }
+    let writer = open_labels(&spec.process)?;
     isolate(&spec, cradle.cgroup)?;
 
     let mut builder = Builder::new(&spec, &attachment, Some(cradle.cgroup))?;
@@ -157,7 +163,22 @@ fn run_container(cradle: &Cradle<'_>) -> Result<Infallible, SetupError> {
     report(cradle.socket, &prepared, Some(&built.root), terminal.as_ref())?;
     drop(built.root);
     connect_stdio(stdio, terminal, &identity)?;
-    credentials::become_program(&spec.process, &identity)
+    credentials::become_program(&spec.process, &identity, writer)
+}
+
+/// Opens what the labels are written to, while the host's `/proc` is in sight.
+fn open_labels(process: &ProcessSpec) -> Result<Writer, SetupError> {
+    Writer::open(&process.labels, Path::new(PROC)).or_fail("set the labels of the program")
+}
+
+/// Makes a keyring of its own. A kernel without keyrings, or one whose quota is used up, still runs containers.
+fn make_keyring(process: &ProcessSpec) -> Result<(), SetupError> {
+    let context = &process.labels.selinux;
+    if !context.is_empty() {
+        set::label_keys(context, Path::new(PROC)).or_fail("set the label of keys")?;
+    }
+    let _ = sys::join_new_session_keyring();
+    Ok(())
 }
 
 /// Enters the network namespace that came with the description.
@@ -190,9 +211,7 @@ fn isolate(spec: &ContainerSpec, cgroup: &Cgroup) -> Result<(), SetupError> {
         sys::bring_loopback_up().or_fail("bring the loopback device up")?;
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).or_fail("set the host name")?;
-    // A kernel without keyrings, or one whose quota is used up, still runs containers.
-    let _ = sys::join_new_session_keyring();
-    Ok(())
+    make_keyring(&spec.process)
 }
 
 fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
@@ -201,6 +220,8 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
         return Err(SetupError::new("expected a process"));
     };
     home.cgroup.enter().or_fail("join the cgroup")?;
+    let writer = open_labels(&spec)?;
+    make_keyring(&spec)?;
     let mut namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
@@ -212,7 +233,6 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
     }
     rustix::thread::move_into_thread_name_spaces(home.first, namespaces).or_fail("join the container")?;
     rustix::process::setsid().or_fail("make a session")?;
-    let _ = sys::join_new_session_keyring();
 
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(c"/", flags, Mode::empty()).or_fail("open the root")?;
@@ -227,7 +247,7 @@ fn run_process(home: &Home<'_>) -> Result<Infallible, SetupError> {
     };
     report(home.socket, &prepared, None, terminal.as_ref())?;
     connect_stdio(stdio, terminal, &identity)?;
-    credentials::become_program(&spec, &identity)
+    credentials::become_program(&spec, &identity, writer)
 }
 
 fn receive_blueprint(socket: BorrowedFd<'_>) -> Result<(Blueprint, Vec<u8>, Vec<OwnedFd>), SetupError> {

@@ -11,18 +11,24 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::child::{Fallible as _, SetupError, plain};
 use super::seccomp;
+use crate::label::set::Writer;
 use crate::spec::{CapabilitySpec, LimitSpec, ProcessSpec};
 use crate::sys;
 use crate::user::Identity;
 
 /// Becomes the program; returns only why it could not.
-pub(super) fn become_program(process: &ProcessSpec, identity: &Identity) -> Result<Infallible, SetupError> {
+pub(super) fn become_program(
+    process: &ProcessSpec,
+    identity: &Identity,
+    labels: Writer,
+) -> Result<Infallible, SetupError> {
     for limit in &process.limits {
         set_limit(limit)?;
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let changed_early = rustix::process::chdir(process.cwd.as_str()).is_ok();
     let program = compile_filter(process)?;
+    labels.label_program().or_fail("set the labels of the program")?;
     if process.no_new_privs {
         rustix::thread::set_no_new_privs(true).or_fail("set no-new-privileges")?;
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
@@ -102,7 +102,7 @@ impl<'a> Builder<'a> {
             make_read_only(self.root(), path).or_fail(format_args!("make {path} read-only"))?;
         }
         for path in &self.spec.masked_paths {
-            mask(self.root(), self.null.as_fd(), path).or_fail(format_args!("mask {path}"))?;
+            self.mask(path).or_fail(format_args!("mask {path}"))?;
         }
         if !self.spec.read_only_root {
             enter(self.root()).or_fail("change the root")?;
@@ -131,8 +131,9 @@ impl<'a> Builder<'a> {
         let target = &mount.target;
         match &mount.kind {
             MountKind::Kernel { fstype, options } => {
-                let source = kernel_mount(fstype, options, mount.attributes)
-                    .or_fail(format_args!("mount {fstype} for {target}"))?;
+                let what = format_args!("mount {fstype} for {target}");
+                let source = self.new_mount(fstype, options, mount.attributes).or_fail(what)?;
+                self.label_root(fstype, &source).or_fail(what)?;
                 self.place(mount, &source, true)
             }
             MountKind::Tmpfs { size_bytes } => self.tmpfs(mount, *size_bytes),
@@ -149,7 +150,8 @@ impl<'a> Builder<'a> {
                 let bytes = bytes.ok_or_else(|| SetupError::new("a file's content is missing"))?;
                 let staging =
                     open_path(&self.spec.staging.join(STAGED_TREE)).or_fail("open the staging directory")?;
-                let source = memory_file(bytes, (*uid, *gid), *mode, mount.attributes, staging.as_fd())
+                let source = self
+                    .memory_file(bytes, (*uid, *gid), *mode, mount.attributes, staging.as_fd())
                     .or_fail(format_args!("make the file for {target}"))?;
                 self.place(mount, &source, false)
             }
@@ -247,8 +249,8 @@ impl<'a> Builder<'a> {
         if let Some(size) = size_bytes {
             options.push(("size".to_owned(), size.to_string()));
         }
-        let source = kernel_mount("tmpfs", &options, mount.attributes)
-            .or_fail(format_args!("mount tmpfs for {}", mount.target))?;
+        let source = self.new_mount("tmpfs", &options, mount.attributes);
+        let source = source.or_fail(format_args!("mount tmpfs for {}", mount.target))?;
         self.place(mount, &source, true)
     }
 
@@ -256,11 +258,12 @@ impl<'a> Builder<'a> {
         let what = "mount the cgroups";
         let Some(cgroup) = self.cgroup else { return Ok(()) };
         if cgroup.is_unified() {
-            let source = kernel_mount("cgroup2", &[], mount.attributes).or_fail(what)?;
+            let source = self.new_mount("cgroup2", &[], mount.attributes).or_fail(what)?;
             return self.place(mount, &source, true);
         }
         let options = [("mode".to_owned(), "755".to_owned())];
-        let source = kernel_mount("tmpfs", &options, mount.attributes & !ATTR_RDONLY).or_fail(what)?;
+        let source = self.new_mount("tmpfs", &options, mount.attributes & !ATTR_RDONLY);
+        let source = source.or_fail(what)?;
         self.place(mount, &source, true)?;
         let change = MountChange {
             set: mount.attributes,
@@ -282,6 +285,87 @@ impl<'a> Builder<'a> {
         }
         sys::change_mount(&source, change).or_fail(what)
     }
+
+    /// Makes a file system of the kernel, with the container's label if it can have one.
+    fn new_mount(&self, fstype: &str, options: &[(String, String)], attributes: u64) -> io::Result<OwnedFd> {
+        kernel_mount(
+            fstype,
+            &labelled(fstype, options, &self.spec.mount_label),
+            attributes,
+        )
+    }
+
+    /// Message queues cannot be mounted with a label, but have one.
+    fn label_root(&self, fstype: &str, mount: &OwnedFd) -> io::Result<()> {
+        let label = &self.spec.mount_label;
+        if fstype != "mqueue" || label.is_empty() {
+            return Ok(());
+        }
+        let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        let flags = rustix::fs::XattrFlags::empty();
+        Ok(rustix::fs::setxattr(
+            path,
+            c"security.selinux",
+            label.as_bytes(),
+            flags,
+        )?)
+    }
+
+    /// Makes a file in a file system of its own, so that it is nowhere but in memory, and a mount of just that file.
+    fn memory_file(
+        &self,
+        bytes: &[u8],
+        (uid, gid): (u32, u32),
+        mode: u32,
+        attributes: u64,
+        staging: BorrowedFd<'_>,
+    ) -> io::Result<OwnedFd> {
+        let options = [("mode".to_owned(), "711".to_owned())];
+        let directory = self.new_mount("tmpfs", &options, attributes & !ATTR_RDONLY)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&directory, c"file", flags, Mode::from_raw_mode(0o600))?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(bytes)?;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+        drop(file);
+        // Copying from a mount that is attached nowhere needs a recent kernel, so it is attached for a moment.
+        attach(directory.as_fd(), staging)?;
+        let file = rustix::fs::openat(&directory, c"file", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let copy = clone_mount(file.as_fd())?;
+        sys::change_mount(
+            &copy,
+            MountChange {
+                set: attributes,
+                ..MountChange::default()
+            },
+        )?;
+        Ok(copy)
+    }
+
+    fn mask(&self, path: &str) -> io::Result<()> {
+        let Some(point) = existing(self.root(), path)? else {
+            return Ok(());
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&point)?.st_mode);
+        let cover = if kind == FileType::Directory {
+            let options = [
+                ("size".to_owned(), "4k".to_owned()),
+                ("mode".to_owned(), "755".to_owned()),
+            ];
+            self.new_mount("tmpfs", &options, ATTR_RDONLY)?
+        } else {
+            clone_mount(self.null.as_fd())?
+        };
+        attach(cover.as_fd(), point.as_fd())
+    }
+}
+
+/// Adds the label to the options of a file system that has none of its own.
+fn labelled(fstype: &str, options: &[(String, String)], label: &str) -> Vec<(String, String)> {
+    let has_own = ["proc", "sysfs", "mqueue", "cgroup2"].contains(&fstype);
+    let context = (!has_own && !label.is_empty()).then(|| ("context".to_owned(), label.to_owned()));
+    options.iter().cloned().chain(context).collect()
 }
 
 /// Mounts a snapshot on the staging directory, on top of what is there, and opens it.
@@ -332,6 +416,8 @@ fn attach(mount: BorrowedFd<'_>, point: BorrowedFd<'_>) -> io::Result<()> {
 
 fn kernel_mount(fstype: &str, options: &[(String, String)], attributes: u64) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Listings of mounts show it.
+    rustix::mount::fsconfig_set_string(&context, "source", fstype)?;
     for (key, value) in options {
         if value.is_empty() {
             rustix::mount::fsconfig_set_flag(&context, key.as_str())?;
@@ -347,37 +433,6 @@ fn kernel_mount(fstype: &str, options: &[(String, String)], attributes: u64) -> 
         FsMountFlags::FSMOUNT_CLOEXEC,
         attributes,
     )?)
-}
-
-/// Makes a file in a file system of its own, so that it is nowhere but in memory, and a mount of just that file.
-fn memory_file(
-    bytes: &[u8],
-    (uid, gid): (u32, u32),
-    mode: u32,
-    attributes: u64,
-    staging: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
-    let options = [("mode".to_owned(), "711".to_owned())];
-    let directory = kernel_mount("tmpfs", &options, attributes & !ATTR_RDONLY)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&directory, c"file", flags, Mode::from_raw_mode(0o600))?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(bytes)?;
-    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    drop(file);
-    // Copying from a mount that is attached nowhere needs a recent kernel, so it is attached for a moment.
-    attach(directory.as_fd(), staging)?;
-    let file = rustix::fs::openat(&directory, c"file", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let copy = clone_mount(file.as_fd())?;
-    sys::change_mount(
-        &copy,
-        MountChange {
-            set: attributes,
-            ..MountChange::default()
-        },
-    )?;
-    Ok(copy)
 }
 
 /// Opens a path of the container for hiding or protecting; `None` if there is none.
@@ -413,23 +468,6 @@ fn make_read_only(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     attach(copy.as_fd(), point.as_fd())
 }
 
-fn mask(root: BorrowedFd<'_>, null: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    let Some(point) = existing(root, path)? else {
-        return Ok(());
-    };
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&point)?.st_mode);
-    let cover = if kind == FileType::Directory {
-        let options = [
-            ("size".to_owned(), "4k".to_owned()),
-            ("mode".to_owned(), "755".to_owned()),
-        ];
-        kernel_mount("tmpfs", &options, ATTR_RDONLY)?
-    } else {
-        clone_mount(null)?
-    };
-    attach(cover.as_fd(), point.as_fd())
-}
-
 /// Makes `root` the root and gives up everything of the host.
 fn enter(root: BorrowedFd<'_>) -> io::Result<()> {
     let host = rustix::fs::open(
@@ -450,4 +488,23 @@ fn enter(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::process::fchdir(&host)?;
     rustix::mount::unmount(c".", rustix::mount::UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir(c"/")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::labelled;
+
+    #[test]
+    fn file_systems_without_labels_of_their_own_get_the_containers() {
+        let mode = [("mode".to_owned(), "755".to_owned())];
+        let context = ("context".to_owned(), "a:b:c:s0:c1,c2".to_owned());
+        for fstype in ["tmpfs", "devpts"] {
+            let options = labelled(fstype, &mode, &context.1);
+            assert_eq!(options, [mode[0].clone(), context.clone()]);
+            assert_eq!(labelled(fstype, &mode, ""), mode);
+        }
+        for fstype in ["proc", "sysfs", "mqueue", "cgroup2"] {
+            assert_eq!(labelled(fstype, &mode, &context.1), mode);
+        }
+    }
 }

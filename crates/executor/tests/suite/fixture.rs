@@ -72,13 +72,21 @@ impl Lab {
     }
 
     pub fn with_network(runtime: &RuntimeChoice, network: NetworkChoice) -> Self {
+        let config = ExecutorConfig {
+            network,
+            ..ExecutorConfig::default()
+        };
+        Self::configured(runtime, config)
+    }
+
+    /// Makes one with settings; where its state is and its runtime are not among them.
+    pub fn configured(runtime: &RuntimeChoice, config: ExecutorConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         make_rootfs(&directory.path().join("rootfs"));
         let config = ExecutorConfig {
             state_dir: directory.path().join("state"),
             runtime: runtime.clone(),
-            network,
-            ..ExecutorConfig::default()
+            ..config
         };
         Self {
             executor: Executor::new(config).unwrap(),

@@ -7,6 +7,7 @@
 
 mod confinement;
 mod fixture;
+mod labels;
 mod lifecycle;
 mod mounts;
 mod network;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         let lab = Arc::new(tokio.block_on(async { Lab::new(&runtime) }));
         for tests in [
             confinement::TESTS,
+            labels::TESTS,
             mounts::TESTS,
             lifecycle::TESTS,
             network::TESTS,

@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = crate::tests![
     the_parent_of_the_root_is_the_root,
     long_chains_of_layers_mount,
     name_resolution_is_set_up,
+    listings_of_mounts_name_their_sources,
 ];
 
 fn mount(target: &str, source: MountSource) -> ContainerMount {
@@ -311,4 +312,13 @@ async fn masks_cannot_be_led_astray(lab: Arc<Lab>) {
     symlink("elsewhere", tree.upper.join("proc")).unwrap();
     let error = lab.run(request).await.unwrap_err().to_string();
     assert!(error.contains("symbolic link"), "{error}");
+}
+
+async fn listings_of_mounts_name_their_sources(lab: Arc<Lab>) {
+    let listed = lab
+        .sh("sed -n 's|^\\([^ ]* /[a-z]* [a-z]*\\) .*|\\1|p' /proc/mounts")
+        .await;
+    for line in ["proc /proc proc", "tmpfs /dev tmpfs", "sysfs /sys sysfs"] {
+        assert!(listed.lines().any(|listed| listed == line), "{listed}");
+    }
 }

@@ -33,11 +33,18 @@ pub(super) struct Patterns {
 
 impl Patterns {
     pub fn new(selector: &Selector) -> Result<Self, ChecksumError> {
-        let compile =
-            |patterns: &[String]| (!patterns.is_empty()).then(|| Matcher::new(patterns)).transpose();
+        let compile = |what, patterns: &[String]| {
+            let invalid = |source| ChecksumError::Patterns {
+                what,
+                patterns: patterns.to_vec(),
+                source,
+            };
+            let matcher = (!patterns.is_empty()).then(|| Matcher::new(patterns));
+            matcher.transpose().map_err(invalid)
+        };
         Ok(Self {
-            include: compile(&selector.include)?,
-            exclude: compile(&selector.exclude)?,
+            include: compile("includepatterns", &selector.include)?,
+            exclude: compile("excludepatterns", &selector.exclude)?,
         })
     }
 
@@ -265,7 +272,7 @@ impl ChecksumTree {
             }
             if selector.wildcard {
                 if !top.is_empty() && (matched.is_empty() || !is_below(&path, &matched)) {
-                    if !pattern::glob_match(&top_text, &path)? {
+                    if !is_match(selector, &top_text, &path)? {
                         continue;
                     }
                     matched.clone_from(&path);
@@ -306,6 +313,14 @@ impl ChecksumTree {
         }
         Ok(chosen)
     }
+}
+
+/// Whether the pattern of a selector, which is absolute in `pattern`, matches a path.
+fn is_match(selector: &Selector, pattern: &str, path: &[u8]) -> Result<bool, ChecksumError> {
+    pattern::glob_match(pattern, path).map_err(|source| ChecksumError::Wildcard {
+        pattern: selector.path.clone(),
+        source,
+    })
 }
 
 /// Returns the part of a pattern before the first element with a wildcard, and whether there is such an element.

@@ -536,3 +536,44 @@ fn a_listing_tells_what_counts_of_each_file() {
     assert_ne!(hash_as(&mut open.clone(), "/d/a.txt", had).unwrap(), file.hash);
     assert!(hash_as(&mut open.clone(), "/link", had).is_err());
 }
+
+#[test]
+fn malformed_patterns_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), "x").unwrap();
+    let refusal = |selector: Selector| {
+        let error = ChecksumTree::new()
+            .checksum(&mut opener(dir.path()), &selector)
+            .unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        format!("{error}: {cause}")
+    };
+    let selector = |path: &str| Selector {
+        path: path.to_owned(),
+        ..Selector::default()
+    };
+    let wildcard = Selector {
+        wildcard: true,
+        ..selector("/f[")
+    };
+    assert_eq!(
+        refusal(wildcard),
+        r#"invalid pattern "/f[": syntax error in pattern"#
+    );
+    let include = Selector {
+        include: vec!["a".to_owned(), "[".to_owned()],
+        ..selector("/")
+    };
+    assert_eq!(
+        refusal(include),
+        "invalid includepatterns: [a []: syntax error in pattern"
+    );
+    let exclude = Selector {
+        exclude: vec!["[".to_owned()],
+        ..selector("/")
+    };
+    assert_eq!(
+        refusal(exclude),
+        "invalid excludepatterns: [[]: syntax error in pattern"
+    );
+}

@@ -113,8 +113,38 @@ async fn more_bytes_than_announced_are_an_error() {
 async fn fewer_bytes_than_announced_are_an_error() {
     let server = Registry::start().await;
     let mut descriptor = store(&server);
-    descriptor.size += 1;
-    assert!(read(&client(), &server, &descriptor, 0).await.is_err());
+    let size = descriptor.size;
+    descriptor.size += 10;
+    // From the beginning, from the very end, where a server has no range to send, and from behind it.
+    for offset in [0, size, size + 5] {
+        let error = read(&client(), &server, &descriptor, offset).await.unwrap_err();
+        let RegistryError::SizeMismatch {
+            expected_bytes,
+            actual_bytes,
+            ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(expected_bytes, size + 10);
+        assert!(actual_bytes == size || actual_bytes == offset, "{actual_bytes}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_says_where_a_blob_ends() {
+    let server = Registry::start().await;
+    let descriptor = store(&server);
+    let range = Action::Status(416, vec![("Content-Range", "bytes */7".to_owned())], "");
+    server.fault("GET", "/blobs/", 1, range);
+    let error = read(&client(), &server, &descriptor, 9)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with(&format!("expected {}, got 7", descriptor.size)),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -112,3 +112,32 @@ fn what_a_killed_process_left_mounted_is_found() {
     assert_eq!(unmount_below(dir.path()).unwrap(), 0);
     assert!(!odd.join("a").exists());
 }
+
+#[test]
+fn too_many_layers_are_told() {
+    let Some((dir, _)) = fixture() else { return };
+    let layers: Vec<PathBuf> = (0..501)
+        .map(|number| dir.path().join(format!("l{number}")))
+        .collect();
+    for layer in &layers {
+        fs::create_dir(layer).unwrap();
+    }
+    let overlay = |count: usize| Mount::overlay(layers[..count].iter().map(PathBuf::as_path), None, &[]);
+    // Kernels before 6.8 take fewer.
+    if let Ok(tree) = overlay(500).open() {
+        drop(tree);
+    }
+    for error in [
+        overlay(501).open().map(drop).unwrap_err(),
+        overlay(501)
+            .mount_at(&dir.path().join("point"))
+            .map(drop)
+            .unwrap_err(),
+    ] {
+        let reason = error.source.to_string();
+        assert!(
+            reason.starts_with("501 layers are too many for an overlay, which has 500 at most"),
+            "{reason}"
+        );
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
@@ -16,6 +16,7 @@ use cache::{ImmutableRef, MissingBlob, Provider, RefId, Store};
 use content::{Durability, WriteError, Writer};
 use futures_util::future::{BoxFuture, FutureExt, Shared, try_join_all};
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use layer::Stop;
 use oci::{Descriptor, Digest, Reference};
 use registry::{Client, RegistryError};
 use tokio::sync::mpsc;
@@ -169,6 +170,26 @@ pub struct BlobFetcher {
 struct Busy {
     blobs: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     refs: Mutex<BTreeMap<RefId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Refs that are being unpacked: for as long as somebody holds one of these, it goes on.
+    wanted: Mutex<BTreeMap<RefId, Weak<Interest>>>,
+}
+
+/// Somebody waits for a ref to be unpacked.
+#[derive(Debug)]
+struct Interest;
+
+impl Busy {
+    /// Notes that one more waits for a ref, together with those who do already.
+    fn interest(&self, id: &RefId) -> Arc<Interest> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.retain(|_, interest| interest.strong_count() > 0);
+        if let Some(interest) = wanted.get(id).and_then(Weak::upgrade) {
+            return interest;
+        }
+        let interest = Arc::new(Interest);
+        wanted.insert(id.clone(), Arc::downgrade(&interest));
+        interest
+    }
 }
 
 fn slot<K: Ord + Clone>(
@@ -374,14 +395,29 @@ impl BlobFetcher {
             let _step = ctx
                 .progress
                 .step(format!("extracting {}", blob.digest), "extracting");
-            blocking(move || layer.unpack().map_err(unpack_error)).await?;
+            self.unpack(ctx, layer).await?;
         }
         // A merge or diff may need blobs that are no layers of its own.
         for (_, fetch) in fetches.iter().filter(|(digest, _)| !waited.contains(digest)) {
             fetch.clone().await?;
         }
-        let reference = reference.clone();
-        blocking(move || reference.unpack().map_err(unpack_error)).await
+        self.unpack(ctx, reference.clone()).await
+    }
+
+    /// Unpacks a ref whose blobs are here. It goes on for as long as anybody waits for that ref, whoever began.
+    async fn unpack(&self, ctx: &FetchContext, reference: ImmutableRef) -> Result<(), BuildError> {
+        let interest = self.busy.interest(reference.id());
+        let wanted = Arc::downgrade(&interest);
+        let work = blocking(move || {
+            let stop = Stop::when(move || wanted.strong_count() == 0);
+            reference.unpack_until(&stop).map_err(unpack_error)
+        });
+        let unpacked = tokio::select! {
+            unpacked = work => unpacked,
+            () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
+        };
+        drop(interest);
+        unpacked
     }
 
     /// Whether all that a ref lacks is at its places in full size, asked for there. Its bytes are not looked at.
@@ -478,6 +514,9 @@ impl Unlazy for BlobFetcher {
 }
 
 fn unpack_error(error: cache::StoreError) -> BuildError {
+    if matches!(error, cache::StoreError::Unwanted { .. }) {
+        return BuildError::canceled();
+    }
     let kind = match &error {
         // What the image promises and what it contains differ: no fault of this machine.
         cache::StoreError::WrongDiffId { .. } | cache::StoreError::Unpack { .. } => ErrorKind::User,
@@ -511,4 +550,26 @@ fn write(mut writer: Writer, mut queue: mpsc::Receiver<Bytes>) -> Result<Option<
         std::io::Write::write_all(&mut writer, &chunk).map_err(internal)?;
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interest_is_shared_and_ends_with_the_last() {
+        let busy = Busy::default();
+        let (id, other): (RefId, RefId) = ("one".parse().unwrap(), "two".parse().unwrap());
+        let first = busy.interest(&id);
+        let working = Arc::downgrade(&first);
+        let second = busy.interest(&id);
+        drop(busy.interest(&other));
+        drop(first);
+        assert!(working.upgrade().is_some());
+        drop(second);
+        // Whoever comes now does not keep alive what was given up already.
+        let late = busy.interest(&id);
+        assert!(working.upgrade().is_none());
+        drop(late);
+    }
 }

@@ -74,6 +74,7 @@ pub(super) async fn resolve_image(
             continue;
         }
         let manifest: Manifest = parse(&descriptor, &bytes)?;
+        check_config(&manifest.config)?;
         let config = reading.config(&manifest.config).await?;
         reading.keep(&manifest.config, &config);
         let diff_ids = diff_ids(&manifest, &config)?;
@@ -202,6 +203,19 @@ fn choose(index: Index, platform: &Platform) -> Result<Descriptor, BuildError> {
             "no match for platform in manifest: not found",
         )),
     }
+}
+
+/// Refuses what is in registries beside images: its configuration would not be read as one.
+fn check_config(config: &Descriptor) -> Result<(), BuildError> {
+    let kind = config.media_type.as_str();
+    let is_known =
+        media_type::is_config(kind) || [media_type::LEGACY_CONFIG, media_type::IN_TOTO].contains(&kind);
+    if is_known {
+        return Ok(());
+    }
+    Err(BuildError::user(format!(
+        "encountered unknown type {kind}; children may not be fetched"
+    )))
 }
 
 fn diff_ids(manifest: &Manifest, config: &Bytes) -> Result<Vec<Digest>, BuildError> {

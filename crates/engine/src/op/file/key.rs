@@ -164,7 +164,7 @@ impl Reads {
         for (user, file) in [(&owner.user, "/etc/passwd"), (&owner.group, "/etc/group")] {
             if let Some(User::ByName(named)) = user.as_ref().and_then(|user| user.user.as_ref()) {
                 let index = usize::try_from(named.input)
-                    .map_err(|_| BuildError::user(format!("invalid user index {}", named.input)))?;
+                    .map_err(|_| BuildError::user(format!("invalid user index: {}", named.input)))?;
                 let selector = Selector {
                     path: file.to_owned(),
                     follow_links: true,

@@ -147,7 +147,7 @@ const STORED: &[Stored] = &[
                 manifest.replace(&old, &new)
             })
         },
-        &["sha256:", "416 Range Not Satisfiable"],
+        &["unexpected size of sha256:"],
     ),
     confined(
         "an image that has a layer in common with one that lies about its size",
