@@ -15,7 +15,7 @@ use crate::op::ResultRef;
 use crate::session::SessionGroup;
 
 /// Key of a response: what cache exports left out, as a JSON list of objects with the `record` (absent: many) and the
-/// `reason`.
+/// `reason`. Steps that never had a result here are one object, with their `count` and the first `records`.
 pub const OMITTED_KEY: &str = "cooper.cache.omitted";
 
 /// Which steps' results a cache exporter takes along.
@@ -99,6 +99,18 @@ pub struct CacheExportSource {
     pub stored: Arc<dyn StoredResults>,
     /// The build's results by key; the key is empty for the only ref. With the index in the graph.
     pub results: BTreeMap<String, (ResultRef, usize)>,
+    /// Whether results that lack layers may be made anew: see [`CacheExported::Lacking`].
+    pub renewable: bool,
+}
+
+/// How an export of a cache ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheExported {
+    /// It is done; with entries of the build's response, e.g. `cache.manifest`.
+    Done(BTreeMap<String, String>),
+    /// Layers of results cannot be had. Nothing was named so far, nor told. Only if the source is renewable: the export is
+    /// tried again when the results were made anew, or else told to leave out what it lacks.
+    Lacking,
 }
 
 /// One cache exporter of one build.
@@ -118,13 +130,12 @@ pub trait CacheExporter: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Exports the cache; returns entries of the build's response, e.g. `cache.manifest`. Every record that is left out
-    /// although the mode asks for it is a warning on the vertex.
+    /// Exports the cache. Every result that is left out although it should be there is a warning on the vertex.
     async fn export(
         &self,
         ctx: &ExportContext,
         source: &CacheExportSource,
-    ) -> Result<BTreeMap<String, String>, BuildError>;
+    ) -> Result<CacheExported, BuildError>;
 }
 
 /// Makes cache exporters of one kind.

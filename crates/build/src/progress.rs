@@ -198,6 +198,8 @@ struct Board {
     /// Logs up to this number were dropped.
     logs_dropped: u64,
     warnings: usize,
+    /// How many warnings were not kept, and the vertex of the last of them.
+    warnings_dropped: Option<(usize, Digest)>,
 }
 
 impl Board {
@@ -251,6 +253,22 @@ impl Board {
         if self.warnings < MAX_WARNINGS {
             self.warnings += 1;
             self.push(Entry::Warning(Box::new(warning)));
+        } else {
+            self.drop_warnings(1, warning.vertex);
+        }
+    }
+
+    fn drop_warnings(&mut self, count: usize, vertex: Digest) {
+        let before = self.warnings_dropped.map_or(0, |(dropped, _)| dropped);
+        self.warnings_dropped = Some((before.saturating_add(count), vertex));
+    }
+
+    /// Shows how many warnings were not kept.
+    fn tell_dropped_warnings(&mut self) {
+        if let Some((count, vertex)) = self.warnings_dropped {
+            let verb = if count == 1 { "warning is" } else { "warnings are" };
+            let text = format!("{count} more {verb} not shown: a build shows at most {MAX_WARNINGS}");
+            self.push(Entry::Warning(Box::new(VertexWarning::short(vertex, text))));
         }
     }
 
@@ -364,7 +382,7 @@ impl JobProgress {
         self.write(|board| board.log(log));
     }
 
-    /// Shows a warning; more than 1,000 are dropped.
+    /// Shows a warning; more than 1,000 are dropped, and at the end it is shown how many.
     pub fn warn(&self, warning: VertexWarning) {
         self.write(|board| board.warning(warning));
     }
@@ -390,6 +408,7 @@ impl JobProgress {
             }
             state.board.vertex(vertex);
         }
+        state.board.tell_dropped_warnings();
         state.closed = true;
         drop(state);
         self.0.changed.send_modify(|version| *version += 1);
@@ -414,9 +433,11 @@ impl JobProgress {
             .collect()
     }
 
-    /// Returns how many warnings were shown.
+    /// Returns how many warnings there were, shown or not.
     pub fn warnings(&self) -> usize {
-        self.lock().board.warnings
+        let board = &self.lock().board;
+        let dropped = board.warnings_dropped.map_or(0, |(dropped, _)| dropped);
+        board.warnings.saturating_add(dropped)
     }
 }
 
@@ -526,6 +547,9 @@ impl VertexProgress {
                 Entry::Log(log) => job.log(log.clone()),
                 Entry::Warning(warning) => job.warn(warning.as_ref().clone()),
             }
+        }
+        if let Some((count, vertex)) = this.board.warnings_dropped {
+            job.write(|board| board.drop_warnings(count, vertex));
         }
         if let Some(explanation) = &this.explanation {
             job.explain(Arc::clone(explanation));
@@ -886,6 +910,33 @@ mod tests {
         let mut subscription = job.subscribe();
         let counts: Vec<usize> = (0..3).map(|_| take(&mut subscription).warnings.len()).collect();
         assert_eq!(counts, [4, 4, 2]);
+    }
+
+    #[test]
+    fn it_is_told_how_many_warnings_are_not_shown() {
+        let (first, later) = (JobProgress::new(), JobProgress::new());
+        let run = vertex("run", &[]);
+        run.attach(&first);
+        for number in 0..MAX_WARNINGS + 7 {
+            run.warn(VertexWarning::short(run.digest(), format!("{number}")));
+        }
+        run.attach(&later);
+        later.warn(VertexWarning::short(digest("other"), "another"));
+        for (job, dropped) in [(first, 7), (later, 8)] {
+            assert_eq!(job.warnings(), MAX_WARNINGS + dropped);
+            job.close();
+            let mut subscription = job.subscribe();
+            let mut shown = Vec::new();
+            for _ in 0..MAX_WARNINGS {
+                shown.extend(take(&mut subscription).warnings);
+            }
+            assert_eq!(shown.len(), MAX_WARNINGS + 1);
+            let last = String::from_utf8_lossy(&shown[MAX_WARNINGS].short).into_owned();
+            assert_eq!(
+                last,
+                format!("{dropped} more warnings are not shown: a build shows at most 1000")
+            );
+        }
     }
 
     #[test]

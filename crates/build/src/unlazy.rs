@@ -3,6 +3,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use oci::Digest;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache_import::ImportContext;
@@ -66,6 +67,17 @@ impl From<&ExportContext> for FetchContext {
     }
 }
 
+/// A blob that a place turned out not to have whole, although it was to be had there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LostBlob {
+    /// The blob.
+    pub digest: Digest,
+    /// The place's name, without credentials.
+    pub place: String,
+    /// What went wrong there.
+    pub reason: String,
+}
+
 /// Fetches what lazy refs lack. Concurrent calls for the same ref share the work.
 #[async_trait]
 pub trait Unlazy: Send + Sync + fmt::Debug {
@@ -81,6 +93,9 @@ pub trait Unlazy: Send + Sync + fmt::Debug {
         ctx: &FetchContext,
         reference: &cache::ImmutableRef,
     ) -> Result<bool, BuildError>;
+
+    /// Lists what could not be had so far for these sessions. Such a blob counts as absent from its place for them.
+    fn lost(&self, sessions: &SessionGroup) -> Vec<LostBlob>;
 }
 
 /// Makes the snapshots of all inputs of a step, at once.

@@ -1,6 +1,8 @@
 //! One `Solve` from request to response: frontend or definition, results, exporters, cache exporters.
 
 mod choose;
+mod exports;
+mod renewal;
 mod run;
 mod verify;
 

@@ -10,8 +10,9 @@ use build::blocking::internal;
 use build::error::{BuildError, ErrorKind};
 use build::export::{ExportContext, ExportSource, Exported, Exporter, ExporterInstance};
 use build::session::{ClientContent, Session, SessionError};
+use build::unlazy::FetchContext;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use layer::tar::{EntryKind, Header, Writer as TarWriter};
 use oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
 use serde::Serialize;
@@ -25,6 +26,8 @@ const REF_NAME_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 const IMAGE_NAME_ANNOTATION: &str = "io.containerd.image.name";
 /// Bytes sent to the client at once.
 const PIECE_BYTES: usize = 256 << 10;
+/// Layers that are fetched at once before an archive is begun.
+const FETCHED_AT_ONCE: usize = 4;
 
 /// Which archive is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +223,20 @@ impl ArchiveInstance {
         Ok(entries)
     }
 
+    /// Brings all layers here.
+    async fn fetch_layers(&self, ctx: &ExportContext, image: &WrittenImage) -> Result<(), BuildError> {
+        let ctx = FetchContext::from(ctx);
+        let fetching = image.layers.iter().map(|layer| {
+            let fetcher = self.layers.fetcher();
+            fetcher.fetch_blob(&ctx, &layer.descriptor, &layer.providers)
+        });
+        let fetching: Vec<_> = fetching.collect();
+        futures_util::stream::iter(fetching)
+            .buffer_unordered(FETCHED_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
     async fn send_archive(
         &self,
         ctx: &ExportContext,
@@ -229,6 +246,8 @@ impl ArchiveInstance {
         response: &BTreeMap<String, String>,
     ) -> Result<(), BuildError> {
         let entries = self.entries(image, names)?;
+        // An archive cannot be begun twice: what cannot be had is to be known before.
+        self.fetch_layers(ctx, image).await?;
         let mut stream = session.send_file(&self.id, response).await?;
         let _step = ctx.progress.step("sending tarball", "");
         let pending = Pending::default();

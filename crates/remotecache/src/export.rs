@@ -1,25 +1,24 @@
 //! Exports of caches as manifests of their own: into registries, into directories at the client, into object stores.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
 use build::cache_export::{
-    CacheEntry, CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode, OMITTED_KEY,
+    CacheEntry, CacheExportSource, CacheExported, CacheExporter, CacheExporterFactory, CacheMode,
 };
 use build::error::{BuildError, ErrorKind};
 use build::export::ExportContext;
 use build::op::ResultRef;
-use build::progress::VertexWarning;
 use build::session::SessionGroup;
 use build::unlazy::FetchContext;
 use bytes::Bytes;
+use cache::Records;
 use export::image::layers::{has_blobs, set_family};
 use export::image::{ExportLayer, LayerExporter};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
-use serde::Serialize;
 use source::image::Images;
 
 use super::chains::{Chains, ItemResult};
@@ -27,6 +26,7 @@ use super::collect::{Visit, Walk, add_graph, add_known, candidate, takes_result}
 use super::config::{CacheConfig, ConfigLayer, ConfigResult, LayerAnnotations, wire_index};
 use super::inline::UNCOMPRESSED;
 use super::objects::{Connected, ObjectKind, Variable};
+use super::omissions::Omissions;
 use super::options::{ExportOptions, ManifestForm, read_export};
 use super::place::Place;
 use super::records::Imports;
@@ -168,33 +168,25 @@ impl CacheExporter for ManifestExporter {
         &self,
         ctx: &ExportContext,
         source: &CacheExportSource,
-    ) -> Result<BTreeMap<String, String>, BuildError> {
+    ) -> Result<CacheExported, BuildError> {
         let run = Run {
             exporter: self,
             ctx,
             source,
             fetch: FetchContext::from(ctx),
-            omitted: Mutex::default(),
+            omissions: Omissions::default(),
         };
         tokio::select! {
             exported = Box::pin(run.run()) => {
-                let mut response = exported?;
-                response.extend(run.omitted()?);
-                Ok(response)
+                let Some(mut response) = exported? else {
+                    return Ok(CacheExported::Lacking);
+                };
+                response.extend(run.omissions.response()?);
+                Ok(CacheExported::Done(response))
             }
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
-}
-
-/// Something that an export left out although its mode asks for it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Omitted {
-    /// The step's vertex or record; absent: many.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    record: Option<Digest>,
-    /// Why.
-    reason: String,
 }
 
 /// One export.
@@ -203,11 +195,12 @@ struct Run<'a> {
     ctx: &'a ExportContext,
     source: &'a CacheExportSource,
     fetch: FetchContext,
-    omitted: Mutex<BTreeSet<Omitted>>,
+    omissions: Omissions,
 }
 
 impl Run<'_> {
-    async fn run(&self) -> Result<BTreeMap<String, String>, BuildError> {
+    /// Exports; `None` when the source is renewable and layers cannot be had.
+    async fn run(&self) -> Result<Option<BTreeMap<String, String>>, BuildError> {
         let pin = Arc::new(Mutex::new(self.exporter.parts.layers.store().pin(&[])));
         let chains = {
             let _step = self.ctx.progress.step("preparing build cache for export", "");
@@ -217,14 +210,20 @@ impl Run<'_> {
         let place = self.place().await?;
         let missing = self.send_layers(&place, &chains).await?;
         self.omit_results(&chains, &missing);
-        self.check_complete()?;
+        if self.source.renewable && self.omissions.has_unreadable() {
+            return Ok(None);
+        }
+        self.omissions.tell(self.exporter.name(), &self.ctx.progress);
+        if self.exporter.options.complete {
+            self.omissions.check_complete()?;
+        }
         let (config, layers) = write_config(&chains, |layer| !missing.contains_key(&layer.descriptor.digest));
         if config.layers.is_empty() {
             let _step = self
                 .ctx
                 .progress
                 .step("skipping cache export for empty result", "");
-            return Ok(BTreeMap::new());
+            return Ok(Some(BTreeMap::new()));
         }
         if let Place::Objects(_) = &place {
             let bytes = oci::json::to_vec(&described(config, layers)).map_err(internal)?;
@@ -232,11 +231,11 @@ impl Run<'_> {
             let name = format!("writing cache manifest {}", descriptor.digest);
             let _step = self.ctx.progress.step(name, "");
             place.put_manifest(&descriptor, bytes.into()).await?;
-            return Ok(BTreeMap::new());
+            return Ok(Some(BTreeMap::new()));
         }
         let descriptor = self.send_manifest(&place, &config, layers).await?;
         let json = oci::json::to_string(&descriptor).map_err(internal)?;
-        Ok(BTreeMap::from([(MANIFEST_KEY.to_owned(), json)]))
+        Ok(Some(BTreeMap::from([(MANIFEST_KEY.to_owned(), json)])))
     }
 
     async fn place(&self) -> Result<Place, BuildError> {
@@ -258,48 +257,6 @@ impl Run<'_> {
         }
     }
 
-    /// Notes what is left out: on the vertex, in the log and in the response.
-    fn omit(&self, record: Option<Digest>, reason: String) {
-        let vertex = self.ctx.progress.digest();
-        let text = match &record {
-            Some(record) => format!("result of step {record} is not exported: {reason}"),
-            None => reason.clone(),
-        };
-        tracing::warn!(exporter = self.exporter.name(), "{text}");
-        self.ctx.progress.warn(VertexWarning::short(vertex, text));
-        let mut omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
-        omitted.insert(Omitted { record, reason });
-    }
-
-    /// Fails for what was left out if the client wants all or nothing.
-    fn check_complete(&self) -> Result<(), BuildError> {
-        let omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
-        match omitted.first() {
-            Some(first) if self.exporter.options.complete => {
-                let record = first
-                    .record
-                    .map(|record| format!("{record}: "))
-                    .unwrap_or_default();
-                let text = format!(
-                    "cache export left out {} results, and ignore-error=false was asked for: {record}{}",
-                    omitted.len(),
-                    first.reason
-                );
-                Err(BuildError::new(ErrorKind::NotFound, text))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn omitted(&self) -> Result<Option<(String, String)>, BuildError> {
-        let omitted = self.omitted.lock().unwrap_or_else(PoisonError::into_inner);
-        if omitted.is_empty() {
-            return Ok(None);
-        }
-        let json = oci::json::to_string(&*omitted).map_err(internal)?;
-        Ok(Some((OMITTED_KEY.to_owned(), json)))
-    }
-
     /// Notes the records all of whose results lack a layer.
     fn omit_results(&self, chains: &Chains<Layers>, missing: &BTreeMap<Digest, String>) {
         if missing.is_empty() {
@@ -315,7 +272,8 @@ impl Run<'_> {
             if let Some((layer, why)) = lost.first()
                 && lost.len() == results.len()
             {
-                self.omit(record.digest.parse().ok(), format!("layer {layer}: {why}"));
+                let reason = format!("layer {layer}: {why}");
+                self.omissions.unreadable(record.digest.parse().ok(), reason);
             }
         }
     }
@@ -356,7 +314,7 @@ impl Run<'_> {
         })
         .await?;
         if let Some(omitted) = omitted {
-            self.omit(None, omitted);
+            self.omissions.omit(None, omitted);
         }
         Ok(chains)
     }
@@ -383,12 +341,7 @@ impl Run<'_> {
         };
         let Some(found) = candidate(self.source, entry, accept).await? else {
             if !offered && visit.mode != CacheMode::RemoteOnly {
-                let reason = match entry.stored.is_empty() {
-                    // Known only as the way to a later step, whose result was enough.
-                    true => "no result of it is kept here",
-                    false => "what was cached of it is not there any more",
-                };
-                self.omit(Some(entry.vertex), reason.to_owned());
+                self.without_result(entry)?;
             }
             return Ok(None);
         };
@@ -408,11 +361,25 @@ impl Run<'_> {
                 value: layers.into(),
             })),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) => {
-                self.omit(Some(entry.vertex), error.to_string());
+                self.omissions.unreadable(Some(entry.vertex), error.to_string());
                 Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes a step of which there is no result, though the mode asks for it.
+    fn without_result(&self, entry: &CacheEntry) -> Result<(), BuildError> {
+        let reason = if !entry.stored.is_empty() {
+            "what was cached of it is not there any more"
+        } else if had_result(&self.exporter.parts.layers.store().records(), entry)? {
+            "its result was removed from the cache here"
+        } else {
+            self.omissions.without(entry.vertex);
+            return Ok(());
+        };
+        self.omissions.omit(Some(entry.vertex), reason.to_owned());
+        Ok(())
     }
 
     /// Sends all layers; returns those that cannot be read, and why.
@@ -467,6 +434,17 @@ impl Run<'_> {
         place.put_manifest(&descriptor, bytes).await?;
         Ok(descriptor)
     }
+}
+
+/// Whether a step without a result had one here: only those of results are described, and a description stays as long as
+/// its record.
+fn had_result(records: &Records, entry: &CacheEntry) -> Result<bool, BuildError> {
+    for id in &entry.records {
+        if records.description(&id.to_string()).map_err(internal)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A configuration that stands alone: with what importers need to know of the layers.

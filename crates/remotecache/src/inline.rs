@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
-use build::cache_export::{CacheExportSource, CacheExporter, CacheExporterFactory, CacheMode};
+use build::cache_export::{CacheExportSource, CacheExported, CacheExporter, CacheExporterFactory, CacheMode};
 use build::error::BuildError;
 use build::export::{ExportContext, InlineCache};
 use build::op::ResultRef;
@@ -76,13 +76,9 @@ impl CacheExporter for InlineExporter {
         }))
     }
 
-    async fn export(
-        &self,
-        _: &ExportContext,
-        _: &CacheExportSource,
-    ) -> Result<BTreeMap<String, String>, BuildError> {
+    async fn export(&self, _: &ExportContext, _: &CacheExportSource) -> Result<CacheExported, BuildError> {
         // All of it is in the image.
-        Ok(BTreeMap::new())
+        Ok(CacheExported::Done(BTreeMap::new()))
     }
 }
 

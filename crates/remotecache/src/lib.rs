@@ -21,6 +21,7 @@ pub mod export;
 pub mod import;
 pub mod inline;
 pub mod objects;
+mod omissions;
 pub mod options;
 pub mod place;
 pub mod records;

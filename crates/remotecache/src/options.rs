@@ -133,6 +133,7 @@ fn mode(text: &str) -> Result<CacheMode, BuildError> {
 mod tests {
     use layer::compress::Compression;
 
+    use super::super::objects::ObjectKind;
     use super::*;
 
     fn attrs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -158,6 +159,40 @@ mod tests {
         assert_eq!((options.form, options.insecure), (ManifestForm::Image, true));
         let options = read_export("local", &attrs(&[("oci-mediatypes", "false")]), &[]).unwrap();
         assert_eq!(options.form, ManifestForm::DockerList);
+    }
+
+    /// What the ecosystem's documentation names for exports and imports to and from object stores.
+    #[test]
+    fn what_is_documented_of_object_stores_is_known() {
+        let s3 = "bucket region blobs_prefix manifests_prefix endpoint_url use_path_style disable_accept_encoding \
+                  access_key_id secret_access_key session_token prefix name touch_refresh upload_parallelism retry_mode \
+                  retry_max_attempts";
+        let azure =
+            "account_url account_name container blobs_prefix manifests_prefix secret_access_key prefix name";
+        let github = "url url_v2 token scope timeout ghtoken repository version";
+        for (kind, names) in [
+            (ObjectKind::S3, s3),
+            (ObjectKind::AzureBlob, azure),
+            (ObjectKind::GitHub, github),
+        ] {
+            for name in names.split_whitespace() {
+                let given = attrs(&[(name, "x")]);
+                read_export(kind.name(), &given, kind.attributes()).unwrap();
+                check_import(kind.name(), &given, kind.attributes()).unwrap();
+            }
+            let common = [
+                ("mode", "max"),
+                ("ignore-error", "true"),
+                ("compression", "zstd"),
+                ("compression-level", "3"),
+                ("force-compression", "true"),
+            ];
+            let options = read_export(kind.name(), &attrs(&common), kind.attributes()).unwrap();
+            assert!(options.ignore_error && options.layers.force);
+            check_import(kind.name(), &attrs(&common), kind.attributes()).unwrap();
+            let unknown = attrs(&[("dest", "x")]);
+            assert!(read_export(kind.name(), &unknown, kind.attributes()).is_err());
+        }
     }
 
     #[test]

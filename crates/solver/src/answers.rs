@@ -4,7 +4,7 @@ use oci::Digest;
 
 use crate::arena::{EdgeId, VertexId};
 use crate::core::{Failure, Purpose, Solver};
-use crate::edge::{EdgeState, Effect, Level};
+use crate::edge::{EdgeState, Level};
 use crate::record::FoundKey;
 use crate::vertex::{CacheMap, ContentState, ExecState, MapState};
 use crate::{BuildId, EffectId, ResultId};
@@ -122,21 +122,14 @@ impl<E: Clone> Solver<E> {
         };
         let (input, output) = vertex.inputs[number];
         let id = self.edge(input, output);
-        let edge = &mut self.edges[id];
-        if edge.result() != Some(result) {
+        if self.edges[id].result() != Some(result) {
             // Somebody else noticed before.
             return true;
         }
-        let EdgeState::Done { owned: true, .. } = edge.state else {
+        let EdgeState::Done { owned: true, .. } = self.edges[id].state else {
             return false;
         };
-        edge.state = EdgeState::Seeking;
-        if let Some(stored) = edge.loaded.take() {
-            self.emit(Effect::Forget { stored });
-        }
-        self.release(result);
-        self.set_reached(id, Level::Slow);
-        self.mark(id);
+        self.take_loaded(id, result);
         true
     }
 

@@ -54,6 +54,17 @@ pub enum Input<E> {
         /// The build; unknown ones are ignored.
         build: BuildId,
     },
+    /// Results behind an edge turn out to be gone: those among `lost` are forgotten, and the edge is wanted again.
+    Renew {
+        /// Names the wish; unique.
+        build: BuildId,
+        /// Who wants it: the owner of the build that yielded the edge.
+        owner: Owner,
+        /// The edge. Of a closed job: the build finishes as cancelled.
+        edge: EdgeId,
+        /// What is gone.
+        lost: BTreeSet<ResultId>,
+    },
     /// A job is over: its builds finish as cancelled, vertices that only it shared are given up.
     CloseJob {
         /// The job; unknown ones are ignored.
@@ -281,6 +292,12 @@ impl<E: Clone> Solver<E> {
                 graph,
                 target,
             } => self.build(build, owner, &graph, target),
+            Input::Renew {
+                build,
+                owner,
+                edge,
+                lost,
+            } => self.renew(build, owner, edge, &lost),
             Input::CancelBuild { build } => self.drop_build(build),
             Input::CloseJob { job } => self.close_job(job),
             Input::MapReady { effect, map } => self.map_ready(effect, map),

@@ -13,7 +13,7 @@
 //!   equal step that runs elsewhere;
 //! - every result that was handed in is released exactly once, when the last job that shares its vertex is closed;
 //! - of steps that are the same one runs and the others wait for it; what is saved is seen at once by those who asked;
-//! - a vertex is executed to the end at most once;
+//! - a vertex is executed to the end at most once, unless what it yielded is said to be gone;
 //! - an input is shared by all jobs that share its users;
 //! - a step that ignores the cache finds no record and lends its users no key to find one.
 //!
@@ -31,6 +31,7 @@ mod finish;
 mod lifetime;
 mod plan;
 mod remember;
+mod renew;
 mod twins;
 mod vertex;
 

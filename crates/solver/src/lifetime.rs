@@ -46,6 +46,11 @@ impl<E: Clone> Solver<E> {
             return;
         }
         let edge = self.edge(ids[target.0], target.1);
+        self.want(build, owner, edge);
+    }
+
+    /// Notes that a build wants an edge's result.
+    pub(crate) fn want(&mut self, build: BuildId, owner: Owner, edge: EdgeId) {
         self.edges[edge].builds.insert(build);
         self.builds.insert(build, BuildState { edge, owner });
         if let Owner::Job(job) = owner {

@@ -8,6 +8,7 @@ mod chain;
 pub mod credentials;
 pub mod documents;
 pub mod fetch;
+mod lost;
 mod reader;
 mod resolve;
 

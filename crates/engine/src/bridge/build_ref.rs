@@ -1,11 +1,13 @@
 //! A lazily evaluated result of a definition.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use llb::pb;
 use llb::sourcepolicy::Policy;
+use oci::Digest;
 use tokio::sync::Mutex;
 
 use crate::bridge::files::FileReader;
@@ -89,6 +91,26 @@ impl BuildRef {
         computed
     }
 
+    /// Makes the result anew if it, or one behind it, lacks blobs that are lost; returns whether it is another one now.
+    /// What was not computed, or failed, stays as it is.
+    ///
+    /// # Errors
+    /// Those of the steps that run for it.
+    pub(crate) async fn renew(&self, lost: &Arc<BTreeSet<Digest>>) -> Result<bool, BuildError> {
+        let mut outcome = self.0.outcome.lock().await;
+        let Some(Ok(known)) = outcome.as_ref() else {
+            return Ok(false);
+        };
+        let bridge = &self.0.bridge;
+        let driver = bridge.engine().driver()?;
+        let renewing = driver.renew(bridge.owner(), known.edge, Arc::clone(lost));
+        let renewed = Box::pin(renewing).await?;
+        let id = |result: &ResultRef| result.get().map(|reference| reference.id().clone());
+        let differs = id(&known.result) != id(&renewed.result);
+        *outcome = Some(Ok(renewed));
+        Ok(differs)
+    }
+
     async fn compute(&self) -> Result<Evaluated, BuildError> {
         let bridge = &self.0.bridge;
         let prepared = bridge
@@ -133,9 +155,23 @@ impl BuildRef {
         self.0.bridge.engine().driver()?.provenance(edge).await
     }
 
+    /// Opens the result for reading. What turns out to lack layers is made anew.
     async fn reader(&self) -> Result<FileReader, BuildError> {
-        let result = self.result().await?;
-        FileReader::of_ref(&self.0.bridge, &result).await
+        let bridge = &self.0.bridge;
+        let mut seen = BTreeSet::new();
+        loop {
+            let result = self.result().await?;
+            let error = match FileReader::of_ref(bridge, &result).await {
+                Err(error) if !error.is_canceled() => error,
+                other => return other,
+            };
+            let lost = bridge.engine().services.unlazy.lost(&bridge.sessions());
+            let digests: BTreeSet<Digest> = lost.iter().map(|blob| blob.digest).collect();
+            let is_new = lost.into_iter().fold(false, |any, blob| seen.insert(blob) || any);
+            if !is_new || !self.renew(&Arc::new(digests)).await? {
+                return Err(error);
+            }
+        }
     }
 
     /// Reads a file of the result, at most 16 MiB of it.

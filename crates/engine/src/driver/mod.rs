@@ -7,12 +7,15 @@
 mod explaining;
 mod imports;
 mod records;
+mod renew;
 mod run;
 mod why;
 mod work;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use oci::Digest;
 use solver::{BuildId, EdgeId, ExportGraph, Owner, StoreId, StoredResult, VertexDef, VertexId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -74,6 +77,13 @@ pub(crate) enum Command {
         graph: PreparedGraph,
         reply: oneshot::Sender<Result<Evaluated, BuildError>>,
     },
+    Renew {
+        build: BuildId,
+        owner: Owner,
+        edge: EdgeId,
+        lost: Arc<BTreeSet<Digest>>,
+        reply: oneshot::Sender<Result<Evaluated, BuildError>>,
+    },
     Cancel {
         build: BuildId,
     },
@@ -125,6 +135,37 @@ impl Driver {
 
     /// Builds a graph. Dropping the future gives up the wish; work that others want goes on.
     pub(crate) async fn build(&self, owner: Owner, graph: PreparedGraph) -> Result<Evaluated, BuildError> {
+        self.wish(|build, reply| Command::Build {
+            build,
+            owner,
+            graph,
+            reply,
+        })
+        .await
+    }
+
+    /// Builds an edge again whose result, or one behind it, lacks blobs that are lost. What lacks none stays; the answer
+    /// may be the same result as before.
+    pub(crate) async fn renew(
+        &self,
+        owner: Owner,
+        edge: EdgeId,
+        lost: Arc<BTreeSet<Digest>>,
+    ) -> Result<Evaluated, BuildError> {
+        self.wish(|build, reply| Command::Renew {
+            build,
+            owner,
+            edge,
+            lost,
+            reply,
+        })
+        .await
+    }
+
+    async fn wish(
+        &self,
+        command: impl FnOnce(BuildId, oneshot::Sender<Result<Evaluated, BuildError>>) -> Command,
+    ) -> Result<Evaluated, BuildError> {
         let build = BuildId(self.number());
         let (reply, answer) = oneshot::channel();
         // Reserved before anything is asked for, so that giving up needs no waiting.
@@ -134,13 +175,7 @@ impl Driver {
             .reserve_owned()
             .await
             .map_err(|_| BuildError::canceled())?;
-        self.send(Command::Build {
-            build,
-            owner,
-            graph,
-            reply,
-        })
-        .await?;
+        self.send(command(build, reply)).await?;
         let mut guard = CancelBuild {
             build,
             permit: Some(cancel),

@@ -107,8 +107,17 @@ impl LocalRecords {
         if stored.key.store != StoreId::LOCAL {
             return;
         }
-        if let Err(error) = self.store.records().release(&stored.result) {
-            tracing::warn!(%error, result = %stored.result, "a lost result cannot be forgotten");
+        self.release(&stored.result);
+    }
+
+    /// Forgets a ref as a result wherever it is recorded.
+    pub(crate) fn forget_ref(&self, reference: &cache::ImmutableRef) {
+        self.release(reference.id().as_str());
+    }
+
+    fn release(&self, result: &str) {
+        if let Err(error) = self.store.records().release(result) {
+            tracing::warn!(%error, result, "a lost result cannot be forgotten");
         }
     }
 

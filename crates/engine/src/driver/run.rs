@@ -1,6 +1,6 @@
 //! The task that owns the solver.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,6 +16,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::explaining::{Audience, Explaining};
+use crate::driver::renew;
 use crate::driver::why;
 use crate::driver::work::{self, Answer, LoadFrom};
 use crate::driver::{
@@ -166,6 +167,22 @@ impl DriverTask {
                 });
                 self.incoming.clear();
             }
+            Command::Renew {
+                build,
+                owner,
+                edge,
+                lost,
+                reply,
+            } => {
+                let lost = self.forget_lacking(edge, &lost);
+                self.builds.insert(build, reply);
+                self.tell(Input::Renew {
+                    build,
+                    owner,
+                    edge,
+                    lost,
+                });
+            }
             Command::Cancel { build } => {
                 self.builds.remove(&build);
                 self.tell(Input::CancelBuild { build });
@@ -192,6 +209,20 @@ impl DriverTask {
             Command::Explained { job, reply } => self.explaining.wait(job, reply),
             Command::Drain { reply } => self.drains.push(reply),
         }
+    }
+
+    /// Forgets the records of those results behind an edge that lack lost blobs; returns the results.
+    fn forget_lacking(&self, edge: solver::EdgeId, lost: &BTreeSet<Digest>) -> BTreeSet<ResultId> {
+        let mut found = self.solver.results_behind(edge);
+        found.retain(|result| {
+            let held = self.results.get(result).and_then(|held| held.reference.get());
+            held.is_some_and(|reference| renew::lacks(reference, lost))
+        });
+        let held = found.iter().filter_map(|result| self.results.get(result));
+        for reference in held.filter_map(|held| held.reference.get()) {
+            self.parts.records.forget_ref(reference);
+        }
+        found
     }
 
     fn close_job(&mut self, job: u64) {

@@ -8,10 +8,9 @@ use build::cache_export::OMITTED_KEY;
 use llb::pb;
 use llb::sourcepolicy::Policy;
 use oci::Descriptor;
-use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{
-    Asked, Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all, in_vertex,
+    Asked, Bridge, BridgeRequest, BuildRef, BuildResult, CacheOption, Forwarder, evaluate_all,
 };
 use crate::driver::Driver;
 use crate::engine::{Engine, OpenJob};
@@ -20,10 +19,11 @@ use crate::job::{DeviceGrant, Entitlement, Job, JobId, JobSettings};
 use crate::op::ResultRef;
 use crate::progress::{VertexProgress, VertexWarning};
 use crate::session::{SessionGroup, SessionId};
+use crate::solve::exports::Exports;
+use crate::solve::renewal::Renewal;
 use crate::solve::{
-    CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportContext,
-    ExportSource, Exported, ExporterInstance, ExporterRequest, HeldBlobs, InlineCache, Statement,
-    StoredResults, verify,
+    CacheEntry, CacheExportSource, CacheExporter, CacheGraph, CacheLink, CacheLinkSource, ExportSource,
+    ExporterInstance, ExporterRequest, HeldBlobs, InlineCache, Statement, StoredResults, verify,
 };
 
 /// The attribute by which the frontend's build argument reaches exporters.
@@ -87,12 +87,12 @@ pub struct SolveResponse {
 }
 
 /// What is known before anything runs.
-struct Plan {
-    exporters: Vec<Arc<dyn ExporterInstance>>,
-    cache_exporters: Vec<Arc<dyn CacheExporter>>,
+pub(super) struct Plan {
+    pub exporters: Vec<Arc<dyn ExporterInstance>>,
+    pub cache_exporters: Vec<Arc<dyn CacheExporter>>,
     settings: JobSettings,
     /// What is to be told about the result, known when there is one.
-    warnings: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl Engine {
@@ -137,10 +137,9 @@ impl Engine {
             plan.exporters
                 .extend(self.exporters(plan.exporters.len(), &chosen)?);
         }
-        let remembered = result.clone();
-        let mut response = Box::pin(self.export(&open.job, &plan, result)).await?;
+        let mut response = Box::pin(self.export(&open.job, &plan, &result)).await?;
         // What is stated may tell of the layers that exporters made.
-        response.statements = Box::pin(self.remember(&bridge, &request, &remembered)).await;
+        response.statements = Box::pin(self.remember(&bridge, &request, &result)).await;
         if request.wants_session_exporters {
             self.tell_exported(&open.job, &response.exporter_response).await?;
         }
@@ -237,45 +236,35 @@ impl Engine {
         &self,
         job: &Arc<Job>,
         plan: &Plan,
-        result: BuildResult,
+        result: &BuildResult,
     ) -> Result<SolveResponse, BuildError> {
-        let wants_cache = !plan.cache_exporters.is_empty();
-        let cache = if wants_cache {
-            Some(self.cache_source(job, &result).await?)
-        } else {
-            None
-        };
-        let source = export_source(result).await?;
-        let (inline, exports) = split_inline(plan, cache.as_ref());
-        let sessions: Vec<SessionId> = job.session().cloned().into_iter().collect();
-        let run = Run {
+        let ids: Vec<SessionId> = job.session().cloned().into_iter().collect();
+        let sessions = SessionGroup::new(Arc::clone(&self.services().sessions), ids);
+        let exports = Exports {
             job,
-            sessions: SessionGroup::new(Arc::clone(&self.services().sessions), sessions),
-            inline,
+            plan,
+            renewal: Renewal::start(self, job, plan, result, sessions.clone()).await?,
+            sessions,
             prefix: job.session().map(|session| session.0.clone()).unwrap_or_default(),
         };
-        run.show_warnings(&plan.warnings, plan.exporters.is_empty())
-            .await?;
-        let exported = run.exporters(plan, &source).await?;
+        exports.show_warnings().await?;
+        let begun = exports.begin().await?;
+        // The exporters made the layers; pushing them and exporting caches of them can go side by side.
+        let both = futures_util::future::try_join(exports.finish(begun), exports.caches());
+        let (finished, cached) = Box::pin(both).await?;
         let mut response = BTreeMap::new();
         let mut descriptors = Vec::new();
         let mut held = Vec::new();
-        let mut rests = Vec::new();
-        for (exporter, exported) in plan.exporters.iter().zip(exported) {
-            response.extend(exported.response);
-            descriptors.push(exported.descriptor);
-            held.extend(exported.held);
-            rests.push((exporter.name().to_owned(), exported.finalize));
+        for export in finished {
+            response.extend(export.exported.response);
+            descriptors.push(export.exported.descriptor);
+            held.extend(export.exported.held);
         }
-        // The exporters made the layers; pushing them and exporting caches of them can go side by side.
-        let finalized = run.finalizers(rests);
-        let cached = run.cache_exporters(&exports, cache.as_ref());
-        let (finalized, cached) = Box::pin(futures_util::future::try_join(finalized, cached)).await?;
-        response.extend(finalized.into_iter().flatten());
         for told in cached {
             extend_response(&mut response, told);
         }
-        for (key, value) in &source.metadata {
+        let metadata = exports.renewal.current().await.export.metadata.clone();
+        for (key, value) in &metadata {
             if key.starts_with("frontend.") {
                 response.insert(key.clone(), String::from_utf8_lossy(value).into_owned());
             }
@@ -283,143 +272,44 @@ impl Engine {
         Ok(SolveResponse {
             exporter_response: response,
             descriptors,
-            metadata: source.metadata,
+            metadata,
             statements: Vec::new(),
             held,
         })
     }
+}
 
-    /// Collects the steps behind a result for cache exporters.
-    async fn cache_source(
-        &self,
-        job: &Arc<Job>,
-        result: &BuildResult,
-    ) -> Result<CacheExportSource, BuildError> {
-        let driver = self.0.driver()?;
-        let single = result.single.iter().map(|reference| (String::new(), reference));
-        let keyed = result
-            .refs
-            .iter()
-            .filter_map(|(key, reference)| Some((key.clone(), reference.as_ref()?)));
-        let mut results = Vec::new();
-        for (key, reference) in single.chain(keyed) {
-            results.push((key, reference.evaluate().await?));
-        }
-        let edges = results.iter().map(|(_, evaluated)| evaluated.edge).collect();
-        let exported = driver.export(edges).await?;
-        let roots = exported.graph.roots.clone();
-        let located = results.into_iter().zip(&roots);
-        let results =
-            located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
-        Ok(CacheExportSource {
+/// Collects the steps behind a result for cache exporters.
+pub(super) async fn cache_source(
+    engine: &Engine,
+    job: &Arc<Job>,
+    result: &BuildResult,
+) -> Result<CacheExportSource, BuildError> {
+    let driver = engine.0.driver()?;
+    let single = result.single.iter().map(|reference| (String::new(), reference));
+    let keyed = result
+        .refs
+        .iter()
+        .filter_map(|(key, reference)| Some((key.clone(), reference.as_ref()?)));
+    let mut results = Vec::new();
+    for (key, reference) in single.chain(keyed) {
+        results.push((key, reference.evaluate().await?));
+    }
+    let edges = results.iter().map(|(_, evaluated)| evaluated.edge).collect();
+    let exported = driver.export(edges).await?;
+    let roots = exported.graph.roots.clone();
+    let located = results.into_iter().zip(&roots);
+    let results = located.filter_map(|((key, evaluated), root)| Some((key, (evaluated.result, (*root)?))));
+    Ok(CacheExportSource {
+        job: Arc::clone(job),
+        results: results.collect(),
+        renewable: true,
+        graph: Arc::new(cache_graph(exported)),
+        stored: Arc::new(JobResults {
+            driver: driver.clone(),
             job: Arc::clone(job),
-            results: results.collect(),
-            graph: Arc::new(cache_graph(exported)),
-            stored: Arc::new(JobResults {
-                driver: driver.clone(),
-                job: Arc::clone(job),
-            }),
-        })
-    }
-}
-
-/// What exporters of one build share.
-struct Run<'a> {
-    job: &'a Arc<Job>,
-    sessions: SessionGroup,
-    inline: Option<Arc<dyn InlineCache>>,
-    prefix: String,
-}
-
-impl Run<'_> {
-    fn context(&self, progress: VertexProgress, cancel: CancellationToken) -> ExportContext {
-        ExportContext {
-            job: Arc::clone(self.job),
-            sessions: self.sessions.clone(),
-            progress,
-            cancel,
-            inline_cache: self.inline.clone(),
-        }
-    }
-
-    /// Shows warnings about the result that no exporter's vertex can show.
-    async fn show_warnings(&self, warnings: &[String], without_exporters: bool) -> Result<(), BuildError> {
-        if warnings.is_empty() || !without_exporters {
-            return Ok(());
-        }
-        let jobs = std::slice::from_ref(self.job);
-        let id = format!("{}-verify", self.prefix);
-        in_vertex(jobs, "Verifying build result", &id, |progress, _| async move {
-            warn(&progress, warnings);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn exporters(&self, plan: &Plan, source: &ExportSource) -> Result<Vec<Exported>, BuildError> {
-        let jobs = std::slice::from_ref(self.job);
-        let runs = plan.exporters.iter().enumerate().map(|(index, exporter)| {
-            let id = format!("{}-export-{index}", self.prefix);
-            async move {
-                in_vertex(jobs, exporter.name(), &id, |progress, cancel| async move {
-                    if index == 0 {
-                        warn(&progress, &plan.warnings);
-                    }
-                    exporter.export(&self.context(progress, cancel), source).await
-                })
-                .await
-            }
-        });
-        futures_util::future::try_join_all(runs).await
-    }
-
-    async fn finalizers(
-        &self,
-        rests: Vec<(String, Option<Box<dyn crate::solve::Finalize>>)>,
-    ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
-        let jobs = std::slice::from_ref(self.job);
-        let runs = rests
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, (name, finalize))| {
-                let finalize = finalize?;
-                let id = format!("{}-export-{index}", self.prefix);
-                Some(async move {
-                    in_vertex(jobs, &name, &id, |progress, cancel| async move {
-                        finalize.finalize(&self.context(progress, cancel)).await
-                    })
-                    .await
-                })
-            });
-        futures_util::future::try_join_all(runs).await
-    }
-
-    async fn cache_exporters(
-        &self,
-        exporters: &[Arc<dyn CacheExporter>],
-        source: Option<&CacheExportSource>,
-    ) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
-        let Some(source) = source else {
-            return Ok(Vec::new());
-        };
-        let jobs = std::slice::from_ref(self.job);
-        let runs = exporters.iter().enumerate().map(|(index, exporter)| {
-            let id = format!("{}-cache-{index}", self.prefix);
-            async move {
-                let exported = in_vertex(jobs, exporter.name(), &id, |progress, cancel| async move {
-                    exporter.export(&self.context(progress, cancel), source).await
-                });
-                match exported.await {
-                    Err(error) if exporter.ignores_errors() && !error.is_canceled() => {
-                        tracing::warn!(%error, exporter = exporter.name(), "a failed cache export is ignored");
-                        Ok(BTreeMap::new())
-                    }
-                    other => other,
-                }
-            }
-        });
-        futures_util::future::try_join_all(runs).await
-    }
+        }),
+    })
 }
 
 /// Adds what a cache exporter tells. The lists of what several left out become one.
@@ -436,7 +326,8 @@ fn extend_response(response: &mut BTreeMap<String, String>, told: BTreeMap<Strin
     }
 }
 
-fn warn(progress: &VertexProgress, warnings: &[String]) {
+/// Shows warnings of one line on a vertex.
+pub(super) fn warn(progress: &VertexProgress, warnings: &[String]) {
     for warning in warnings {
         progress.warn(VertexWarning::short(progress.digest(), warning.clone()));
     }
@@ -567,7 +458,7 @@ async fn result_of(reference: Option<BuildRef>) -> Result<Option<ResultRef>, Bui
 }
 
 /// Turns a build's result into what exporters take: refs that are there.
-async fn export_source(result: BuildResult) -> Result<ExportSource, BuildError> {
+pub(super) async fn export_source(result: BuildResult) -> Result<ExportSource, BuildError> {
     let mut source = ExportSource {
         single: result_of(result.single).await?,
         ..ExportSource::default()
@@ -587,10 +478,10 @@ async fn export_source(result: BuildResult) -> Result<ExportSource, BuildError> 
     Ok(source)
 }
 
-type Split = (Option<Arc<dyn InlineCache>>, Vec<Arc<dyn CacheExporter>>);
+pub(super) type Split = (Option<Arc<dyn InlineCache>>, Vec<Arc<dyn CacheExporter>>);
 
 /// Separates the exporter that writes into the image from those that export on their own.
-fn split_inline(plan: &Plan, source: Option<&CacheExportSource>) -> Split {
+pub(super) fn split_inline(plan: &Plan, source: Option<&CacheExportSource>) -> Split {
     let mut inline = None;
     let mut rest = Vec::new();
     for exporter in &plan.cache_exporters {

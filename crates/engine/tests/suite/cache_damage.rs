@@ -1,17 +1,22 @@
 //! Caches some of whose bytes are gone, cut off, others than they were, or slow to come.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use engine::bridge::CacheOption;
+use async_trait::async_trait;
+use engine::BuildError;
+use engine::bridge::{Bridge, BridgeRequest, BuildResult, CacheOption, FileRange, Frontend, FrontendRequest};
 use engine::job::JobId;
 use engine::progress::Vertex;
-use engine::solve::SolveRequest;
-use llb::{MarshalOptions, State};
+use engine::solve::{ExporterRequest, SolveRequest, SolveResponse};
+use llb::{MarshalOptions, State, pb};
 use oci::Digest;
 use testkit::image::{ImageBuilder, Layer};
 use testkit::objects::Objects;
 use testkit::registry::{Action, Registry};
 
+use super::cache_shapes::copy;
 use super::object_cache::{kinds, max};
 use super::remote_cache::{Build, cached_files, option};
 use super::world::{World, image, request, with_file};
@@ -195,6 +200,204 @@ async fn a_step_is_made_anew_when_its_layer_proves_to_be_damaged() {
     }
 }
 
+/// Exporters that read the bytes of a result; the registry they push to does not have them.
+fn readers(server: &Registry) -> Vec<ExporterRequest> {
+    let name = server.reference("again:t").to_string();
+    let reader = |kind: &str, attrs: &[(&str, &str)]| ExporterRequest {
+        kind: kind.to_owned(),
+        attrs: attrs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    vec![
+        reader("image", &[("name", &name), ("push", "true")]),
+        reader(
+            "image",
+            &[
+                ("name", &name),
+                ("push", "true"),
+                ("compression", "zstd"),
+                ("force-compression", "true"),
+            ],
+        ),
+        reader("oci", &[]),
+        reader("oci", &[("tar", "false")]),
+        reader("tar", &[]),
+    ]
+}
+
+/// Builds with a cache for exporters; returns the steps that were made, how many warnings there were, and the vertices.
+async fn export_again(
+    world: &World,
+    state: &State,
+    exporters: Vec<ExporterRequest>,
+    exports: Vec<CacheOption>,
+    import: &CacheOption,
+) -> (Vec<String>, usize, SolveResponse) {
+    let id = format!(
+        "again-{}",
+        Digest::sha256(format!("{exporters:?} {exports:?}")).hex()
+    );
+    let solved = world
+        .engine
+        .solve(SolveRequest {
+            id: id.clone(),
+            session: Some(engine::session::SessionId("client".to_owned())),
+            definition: Some(state.marshal(&MarshalOptions::default()).unwrap()),
+            exporters,
+            cache_exports: exports,
+            cache_imports: vec![import.clone()],
+            ..SolveRequest::default()
+        })
+        .await
+        .unwrap();
+    let progress = world.engine.job_progress(&JobId(id)).unwrap();
+    let vertices = progress.vertices();
+    for vertex in &vertices {
+        assert_eq!(vertex.error, "", "{}", vertex.name);
+    }
+    let made = vertices.iter().filter(|vertex| !vertex.cached);
+    let made = made.map(|vertex| vertex.name.clone());
+    (
+        made.filter(|name| name.starts_with("mkfile")).collect(),
+        progress.warnings(),
+        solved,
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_is_made_anew_when_an_exporter_finds_its_layer_damaged() {
+    for number in 0..5 {
+        let (server, objects) = (Registry::start().await, Objects::start().await);
+        let (_, state) = steps(&server);
+        let place = places(&server, &objects).swap_remove(0);
+        let world = World::new();
+        push(&world, &state, &server, "app").await;
+        let import = export(&world, &state, &place).await;
+        // The topmost layer, then that of the step below as well.
+        for first in [2, 1] {
+            let target = Registry::start().await;
+            let exporter = readers(&target).swap_remove(number);
+            let damaged = layers(&server, "app").split_off(first);
+            damage(&server, &objects, &world, &damaged, Damage::Other);
+            let other = World::new();
+            let exporters = vec![exporter.clone()];
+            let (made, warnings, _) = export_again(&other, &state, exporters, Vec::new(), &import).await;
+            assert_eq!(made.len(), damaged.len(), "{exporter:?}: {made:?}");
+            assert!(warnings > 0, "{exporter:?}");
+            if number == 0 {
+                assert_eq!(layers(&target, "again"), layers(&server, "app"));
+            }
+            // What was made is found here from now on.
+            let (made, warnings, _) =
+                export_again(&other, &state, readers(&target), Vec::new(), &import).await;
+            assert_eq!((made.len(), warnings), (0, 0), "{made:?}");
+            // Back to how it was.
+            damage(&server, &objects, &world, &damaged, Damage::Other);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_is_exported_whole_although_that_it_was_imported_from_is_damaged() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (_, state) = steps(&server);
+    let import = places(&server, &objects).swap_remove(0);
+    let world = World::new();
+    push(&world, &state, &server, "app").await;
+    export(&world, &state, &import).await;
+    let all = layers(&server, "app");
+    damage(&server, &objects, &world, &all[2..], Damage::Other);
+    let target = Registry::start().await;
+    let second = option("registry", &[("ref", &target.reference("second:t").to_string())]);
+    let mut complete = max(&second);
+    complete
+        .attrs
+        .insert("ignore-error".to_owned(), "false".to_owned());
+    let other = World::new();
+    let (made, warnings, response) = export_again(&other, &state, Vec::new(), vec![complete], &import).await;
+    assert_eq!(made.len(), 1, "{made:?}");
+    assert_eq!(omitted(&response), Vec::<serde_json::Value>::new());
+    assert_eq!(warnings, 1);
+    let mut exported = layers(&target, "second");
+    let mut expected = all.clone();
+    exported.sort();
+    expected.sort();
+    assert_eq!(exported, expected);
+}
+
+/// A frontend that reads a file of what it builds with a cache.
+#[derive(Debug)]
+struct Reads {
+    definition: pb::Definition,
+    import: CacheOption,
+}
+
+#[async_trait]
+impl Frontend for Reads {
+    async fn solve(&self, bridge: &Bridge, _: FrontendRequest) -> Result<BuildResult, BuildError> {
+        let request = BridgeRequest {
+            definition: Some(self.definition.clone()),
+            cache_imports: vec![self.import.clone()],
+            ..BridgeRequest::default()
+        };
+        let result = bridge.solve(request).await?;
+        let reference = result.single.as_ref().unwrap();
+        let read = reference.read_file("/two", FileRange::default()).await?;
+        assert_eq!(read, "2");
+        Ok(result)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frontend_reads_what_is_made_anew_of_a_damaged_layer() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (_, state) = steps(&server);
+    let place = places(&server, &objects).swap_remove(0);
+    let world = World::new();
+    push(&world, &state, &server, "app").await;
+    let import = export(&world, &state, &place).await;
+    damage(
+        &server,
+        &objects,
+        &world,
+        &layers(&server, "app")[1..],
+        Damage::Other,
+    );
+    let definition = state.marshal(&MarshalOptions::default()).unwrap();
+    let frontend: Arc<dyn Frontend> = Arc::new(Reads { definition, import });
+    let other = World::with_frontend(BTreeMap::from([("reads".to_owned(), frontend)]));
+    let solved = other.solve(SolveRequest {
+        frontend: "reads".to_owned(),
+        ..request("oci", &[])
+    });
+    solved.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_made_anew_fails_with_the_blob_and_its_place() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (base, state) = steps(&server);
+    let import = places(&server, &objects).swap_remove(0);
+    let world = World::new();
+    export(&world, &state, &import).await;
+    let digest = base.descriptor.digest;
+    damage(&server, &objects, &world, &[digest], Damage::Other);
+    server.remove_blob("base", &digest);
+    let other = World::new();
+    let solved = other.solve(SolveRequest {
+        definition: Some(state.marshal(&MarshalOptions::default()).unwrap()),
+        cache_imports: vec![import],
+        ..request("oci", &[])
+    });
+    let error = solved.await.unwrap_err().to_string();
+    assert!(error.contains(&digest.to_string()), "{error}");
+    assert!(error.contains("cannot be made anew"), "{error}");
+    let progress = other.engine.job_progress(&JobId("build-0".to_owned())).unwrap();
+    assert!(progress.warnings() > 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_place_has_damaged_comes_from_another() {
     let server = Registry::start().await;
@@ -224,21 +427,21 @@ async fn what_cannot_be_exported_any_more_is_listed() {
     let first = option("registry", &[("ref", &server.reference("first:t").to_string())]);
     let world = World::new();
     let import = export(&world, &state, &first).await;
-    let lazy = World::new();
-    let found = Build {
-        state: &state,
-        name: None,
-        exports: Vec::new(),
-        imports: vec![import],
-    };
-    let (_, vertices) = found.run(&lazy).await;
-    assert!(cached_files(&vertices).contains(&true), "{vertices:?}");
-    // Nothing was fetched so far, and now the base's layer is nowhere.
-    for repository in ["base", "first"] {
-        server.remove_blob(repository, &base.descriptor.digest);
-    }
     for (number, place) in places(&server, &objects).into_iter().enumerate() {
         for complete in [false, true] {
+            let lazy = World::new();
+            let found = Build {
+                state: &state,
+                name: None,
+                exports: Vec::new(),
+                imports: vec![import.clone()],
+            };
+            let (_, vertices) = found.run(&lazy).await;
+            assert!(cached_files(&vertices).contains(&true), "{vertices:?}");
+            // Nothing was fetched so far, and now the base's layer is nowhere: nothing can be made anew either.
+            for repository in ["base", "first"] {
+                server.remove_blob(repository, &base.descriptor.digest);
+            }
             let mut place = max(&place);
             if complete {
                 place.attrs.insert("ignore-error".to_owned(), "false".to_owned());
@@ -255,35 +458,88 @@ async fn what_cannot_be_exported_any_more_is_listed() {
                 })
                 .await;
             let progress = lazy.engine.job_progress(&JobId(id)).unwrap();
-            assert_eq!(progress.warnings(), 2, "{place:?} {solved:?}");
+            // The last step's result was found, and cannot be had; the other's never was here.
+            assert!(progress.warnings() > 0, "{place:?} {solved:?}");
+            for repository in ["base", "first"] {
+                server.add_blob(repository, base.blob.clone());
+            }
             match solved {
                 Ok(response) => {
                     assert!(!complete, "{place:?}");
                     let told = &response.exporter_response["cooper.cache.omitted"];
                     let told: serde_json::Value = serde_json::from_str(told).unwrap();
-                    let told = told.as_array().unwrap();
-                    assert_eq!(told.len(), 2, "{told:?}");
-                    assert!(
-                        told.iter()
-                            .all(|entry| entry["record"].as_str().unwrap().starts_with("sha256:"))
-                    );
-                    let reasons: Vec<_> = told
-                        .iter()
-                        .map(|entry| entry["reason"].as_str().unwrap())
-                        .collect();
-                    // The last step's result was found, and cannot be had; the other's was not even looked for.
+                    assert_eq!(told.as_array().unwrap().len(), 2, "{told}");
+                    assert!(told[0]["record"].as_str().unwrap().starts_with("sha256:"));
+                    let reason = told[0]["reason"].as_str().unwrap();
                     let gone = format!("layer {}: ", base.descriptor.digest);
-                    let is_told = |reason: &&&str| reason.starts_with(&gone) && reason.ends_with("not found");
-                    assert_eq!(reasons.iter().filter(is_told).count(), 1, "{reasons:?}");
-                    assert!(reasons.contains(&"no result of it is kept here"), "{reasons:?}");
+                    assert!(
+                        reason.starts_with(&gone) && reason.ends_with("not found"),
+                        "{reason}"
+                    );
+                    assert_eq!(told[1]["count"], 1, "{told}");
                 }
                 Err(error) => {
                     assert!(complete, "{place:?}: {error}");
-                    assert!(error.to_string().contains("left out 2 results"), "{error}");
+                    assert!(error.to_string().contains("left out 1 result,"), "{error}");
                 }
             }
         }
     }
+}
+
+/// What the response lists as left out.
+fn omitted(response: &SolveResponse) -> Vec<serde_json::Value> {
+    let told = response.exporter_response.get("cooper.cache.omitted");
+    told.map_or(Vec::new(), |told| serde_json::from_str(told).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_smaller_cache_never_had_is_no_failure_of_a_larger_one() {
+    let server = Registry::start().await;
+    let (_, state) = steps(&server);
+    // A step whose result is no part of the last one's.
+    let aside = with_file(&image(server.reference("base:t")), "/aside", "x");
+    let state = copy(&aside, "/aside", &state);
+    let small = option("registry", &[("ref", &server.reference("small:t").to_string())]);
+    let build = |exports, imports| Build {
+        state: &state,
+        name: None,
+        exports,
+        imports,
+    };
+    build(vec![small.clone()], Vec::new()).run(&World::new()).await;
+    let mut large = max(&option(
+        "registry",
+        &[("ref", &server.reference("large:t").to_string())],
+    ));
+    large.attrs.insert("ignore-error".to_owned(), "false".to_owned());
+    let world = World::new();
+    // With the small cache at hand, and with what is left of it.
+    // Then the steps below the last one are known without their results as well.
+    for (number, (imports, without)) in [(vec![small], 1), (Vec::new(), 3)].into_iter().enumerate() {
+        let (response, vertices) = build(vec![large.clone()], imports).run(&world).await;
+        assert!(
+            cached_files(&vertices).iter().all(|cached| *cached),
+            "{vertices:?}"
+        );
+        let told = omitted(&response);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0]["count"], without, "{told:?}");
+        assert_eq!(told[0]["records"].as_array().unwrap().len(), without, "{told:?}");
+        let progress = world
+            .engine
+            .job_progress(&JobId(format!("build-{number}")))
+            .unwrap();
+        assert_eq!(progress.warnings(), 0);
+    }
+    // What it took along is as good as before.
+    assert_eq!(layers(&server, "large"), layers(&server, "small"));
+    let import = option("registry", &[("ref", &server.reference("large:t").to_string())]);
+    let (_, vertices) = build(Vec::new(), vec![import]).run(&World::new()).await;
+    assert!(
+        cached_files(&vertices).iter().all(|cached| *cached),
+        "{vertices:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

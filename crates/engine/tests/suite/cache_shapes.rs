@@ -18,7 +18,7 @@ use super::object_cache::{kinds, max};
 use super::remote_cache::{Build, option};
 use super::world::{World, image, with_file};
 
-fn copy(from: &State, path: &str, onto: &State) -> State {
+pub fn copy(from: &State, path: &str, onto: &State) -> State {
     let options = CopyOptions {
         created_ns: Some(1_000_000_000_000),
         ..CopyOptions::default()

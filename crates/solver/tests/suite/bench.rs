@@ -232,6 +232,35 @@ impl Bench {
         });
     }
 
+    /// Lets a build want the edge of one that is done again, without those results behind it that are gone: all whose steps
+    /// `is_lost` by name. They are not in the local store any more.
+    pub fn renew(&mut self, build: u64, job: u64, of: u64, mut is_lost: impl FnMut(&str) -> bool) {
+        let Some((Ok(built), _)) = &self.finished.get(&BuildId(of)) else {
+            panic!("build {of} is not done")
+        };
+        let edge = built.edge;
+        let mut lost = BTreeSet::new();
+        for entry in self.solver.export(&[edge]).entries {
+            let name = self.specs[&entry.vertex].name.clone();
+            if let Some(result) = entry.result
+                && is_lost(&name)
+            {
+                lost.insert(result);
+                self.done.retain(|vertex| self.names[vertex] != entry.vertex);
+                let gone = self.makers.iter().filter(|(_, maker)| **maker == name);
+                for (stored, _) in gone {
+                    self.local.remove_result(stored);
+                }
+            }
+        }
+        self.tell(Input::Renew {
+            build: BuildId(build),
+            owner: Owner::Job(JobId(job)),
+            edge,
+            lost,
+        });
+    }
+
     pub fn tell(&mut self, input: Input<String>) {
         self.solver.handle(input);
         self.collect();

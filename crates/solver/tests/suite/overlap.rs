@@ -531,6 +531,84 @@ fn a_lost_input_is_made_again_for_all_who_use_it() {
 }
 
 #[test]
+fn what_is_gone_after_a_build_is_made_again_as_far_as_it_is_needed() {
+    expect(
+        "
+        graph one
+            base = source 1
+            run = op base
+            last = op run
+        build 1 one
+        run
+        close 1
+        build 2 one
+        run
+        renew 3 2 last
+        run
+        renew 4 2 base run
+        run
+        renew 5 2 last run
+        run",
+        "
+            > build 1 one
+            map last
+            map run
+            map base
+            exec base
+            exec run
+            exec last
+            build 1 is done
+            > close 1
+            > build 2 one
+            map last
+            map run
+            map base
+            load last
+            build 2 is done
+            > renew 3 2 last
+            forget
+            load run
+            exec last
+            build 3 is done
+            > renew 4 2 base run
+            forget
+            build 4 is done
+            > renew 5 2 last run
+            load base
+            exec run
+            exec last
+            build 5 is done
+        ",
+    );
+}
+
+#[test]
+fn nothing_is_made_again_for_a_job_that_is_over() {
+    expect(
+        "
+        graph one
+            base = source 1
+            run = op base
+        build 1 one
+        run
+        close 1
+        renew 2 1 run
+        run",
+        "
+            > build 1 one
+            map run
+            map base
+            exec base
+            exec run
+            build 1 is done
+            > close 1
+            > renew 2 1 run
+            build 2 failed: Canceled
+        ",
+    );
+}
+
+#[test]
 fn an_import_is_asked_only_by_those_who_name_it() {
     expect(
         "

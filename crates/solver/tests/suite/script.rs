@@ -16,6 +16,7 @@
 //! | `answer TEXT` | this is answered |
 //! | `fail TEXT`, `end TEXT` | this fails; ends as if it had been cancelled |
 //! | `gone TEXT N…` | this finds that its inputs of these numbers are gone |
+//! | `renew N M NAME…` | build N wants what build M yielded, without the results of these steps, which are gone |
 //! | `run` | everything is answered in order |
 //! | `cancel N`, `close N` | build N is not wanted any more; job N is over |
 //! | `lose NAME` | the step's results cannot be loaded any more, which nobody knows yet |
@@ -158,6 +159,10 @@ impl Stage {
                     inputs,
                     error,
                 });
+            }
+            ["renew", number, of, names @ ..] => {
+                let (number, of) = (number.parse().unwrap(), of.parse().unwrap());
+                bench.renew(number, of, of, |name| names.contains(&name));
             }
             ["run"] => bench.run(),
             ["cancel", number] => {

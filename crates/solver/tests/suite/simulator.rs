@@ -161,6 +161,8 @@ impl<'a> Simulation<'a> {
                 started += 1;
             } else if self.random.chance(self.chances.cancel) && !self.wanted.is_empty() {
                 self.cancel_some();
+            } else if self.random.chance(self.chances.lose / 5) && !self.wanted.is_empty() {
+                self.renew_some();
             } else if !self.bench.waiting.is_empty() {
                 if self.random.chance(self.chances.lose / 5) {
                     lose_some(&mut self.bench, self.random, 20);
@@ -219,6 +221,23 @@ impl<'a> Simulation<'a> {
             target,
         });
         build
+    }
+
+    /// What a build yielded turns out to be gone, in part.
+    fn renew_some(&mut self) {
+        let wanted = &self.wanted[self.random.below(self.wanted.len())];
+        let done = self.bench.finished.get(&BuildId(wanted.build));
+        let is_done = done.is_some_and(|(outcome, _)| outcome.is_ok());
+        let Some(job) = wanted
+            .job
+            .filter(|_| is_done && !self.canceled.contains(&wanted.build))
+        else {
+            return;
+        };
+        let (of, graph, target) = (wanted.build, wanted.graph.clone(), wanted.target);
+        let build = self.new_build(Some(job), &graph, target);
+        let random = &mut *self.random;
+        self.bench.renew(build, job, of, |_| random.chance(40));
     }
 
     fn cancel_some(&mut self) {

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use build::blocking::{blocking, internal};
 use build::error::{BuildError, ErrorKind};
 use build::progress::StatusStep;
-use build::session::SessionId;
-use build::unlazy::{FetchContext, Unlazy};
+use build::session::{SessionGroup, SessionId};
+use build::unlazy::{FetchContext, LostBlob, Unlazy};
 use bytes::Bytes;
 use cache::{ImmutableRef, MissingBlob, Provider, RefId, Store};
 use content::{Durability, WriteError, Writer};
@@ -21,6 +21,7 @@ use oci::{Descriptor, Digest, Reference};
 use registry::{Client, RegistryError};
 use tokio::sync::mpsc;
 
+use super::lost::LostBlobs;
 use super::{Images, registry_error};
 
 /// Chunks on their way from the network to the thread that hashes and writes them.
@@ -164,6 +165,7 @@ pub struct BlobFetcher {
     providers: Arc<BTreeMap<String, Arc<dyn BlobProvider>>>,
     /// Blobs being fetched and refs being unpacked: whoever comes later waits and finds it done.
     busy: Arc<Busy>,
+    lost: Arc<LostBlobs>,
 }
 
 #[derive(Debug, Default)]
@@ -224,6 +226,7 @@ impl BlobFetcher {
             store,
             providers: Arc::new(providers),
             busy: Arc::default(),
+            lost: Arc::default(),
         }
     }
 
@@ -272,6 +275,7 @@ impl BlobFetcher {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::debug!(digest = %descriptor.digest, locator = provider.locator, %error, "no blob");
+                    self.lost.note(ctx, provider, &descriptor.digest, &error);
                     first.get_or_insert(error);
                 }
             }
@@ -299,7 +303,10 @@ impl BlobFetcher {
         }
         match wrong {
             None => Ok(()),
-            Some(error) => Err(BuildError::from_source(ErrorKind::NotFound, error)),
+            Some(error) => {
+                let error = BuildError::from_source(ErrorKind::NotFound, error);
+                Err(error.context(format!("{} has other bytes", source.locator)))
+            }
         }
     }
 
@@ -454,6 +461,9 @@ impl BlobFetcher {
             let Some(place) = self.providers.get(&provider.scheme) else {
                 continue;
             };
+            if self.lost.contains(ctx, provider, &blob.descriptor.digest) {
+                continue;
+            }
             let is_there = match asking {
                 Asking::Cheap => place.has(ctx, &provider.locator, &blob.descriptor).await,
                 Asking::Thorough => place.proves(ctx, &provider.locator, &blob.descriptor).await,
@@ -510,6 +520,10 @@ impl Unlazy for BlobFetcher {
 
     async fn is_reachable(&self, ctx: &FetchContext, reference: &ImmutableRef) -> Result<bool, BuildError> {
         self.are_at_hand(ctx, reference, Asking::Cheap).await
+    }
+
+    fn lost(&self, sessions: &SessionGroup) -> Vec<LostBlob> {
+        self.lost.of(sessions)
     }
 }
 
