@@ -167,8 +167,9 @@ impl BuildRef {
             };
             let lost = bridge.engine().services.unlazy.lost(&bridge.sessions());
             let digests: BTreeSet<Digest> = lost.iter().map(|blob| blob.digest).collect();
-            let is_new = lost.into_iter().fold(false, |any, blob| seen.insert(blob) || any);
-            if !is_new || !self.renew(&Arc::new(digests)).await? {
+            let before = seen.len();
+            seen.extend(lost);
+            if seen.len() == before || !self.renew(&Arc::new(digests)).await? {
                 return Err(error);
             }
         }

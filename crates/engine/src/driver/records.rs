@@ -110,6 +110,11 @@ impl LocalRecords {
         self.release(&stored.result);
     }
 
+    /// Whether a blob is here; one that cannot be told of is not.
+    pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
+        self.store.content().exists(digest).unwrap_or(false)
+    }
+
     /// Forgets a ref as a result wherever it is recorded.
     pub(crate) fn forget_ref(&self, reference: &cache::ImmutableRef) {
         self.release(reference.id().as_str());

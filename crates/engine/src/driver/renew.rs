@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use cache::ImmutableRef;
 use oci::Digest;
 
-/// Whether a ref has a layer whose blob is among the lost ones and is not here.
-pub(super) fn lacks(reference: &ImmutableRef, lost: &BTreeSet<Digest>) -> bool {
-    reference.layer_chain().iter().any(|layer| {
-        let mut blobs = layer.blobs().into_iter();
-        blobs.any(|blob| lost.contains(&blob.digest)) && layer.is_blob_lazy()
-    })
+/// Whether a ref has a layer with one of these blobs, which are nowhere any more.
+pub(super) fn lacks(reference: &ImmutableRef, gone: &BTreeSet<Digest>) -> bool {
+    let chain = reference.layer_chain();
+    let mut blobs = chain.iter().flat_map(ImmutableRef::blobs);
+    blobs.any(|blob| gone.contains(&blob.digest))
 }

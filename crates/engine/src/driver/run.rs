@@ -213,10 +213,13 @@ impl DriverTask {
 
     /// Forgets the records of those results behind an edge that lack lost blobs; returns the results.
     fn forget_lacking(&self, edge: solver::EdgeId, lost: &BTreeSet<Digest>) -> BTreeSet<ResultId> {
+        // What one place lost may have come from another.
+        let gone = lost.iter().filter(|blob| !self.parts.records.has_blob(blob));
+        let gone: BTreeSet<Digest> = gone.copied().collect();
         let mut found = self.solver.results_behind(edge);
         found.retain(|result| {
             let held = self.results.get(result).and_then(|held| held.reference.get());
-            held.is_some_and(|reference| renew::lacks(reference, lost))
+            held.is_some_and(|reference| renew::lacks(reference, &gone))
         });
         let held = found.iter().filter_map(|result| self.results.get(result));
         for reference in held.filter_map(|held| held.reference.get()) {
