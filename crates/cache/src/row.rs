@@ -24,6 +24,10 @@ pub(crate) struct Row {
     /// The mutable ref whose active snapshot this immutable one still stands for, and the other way round.
     pub twin: Option<RefId>,
     layer: Option<Box<Layer>>,
+    #[expect(
+        clippy::box_collection,
+        reason = "a set is three words even when it is empty, as nearly all are"
+    )]
     index: Option<Box<BTreeSet<String>>>,
     pub description: Arc<str>,
     pub record_type: RecordType,
