@@ -230,7 +230,11 @@ fn apply_blob(
 
 /// Refuses a blob that is not said to be a layer, whatever is in it: the text is BuildKit's.
 fn check_kind(row: &Row, id: &RefId, blob: &Digest) -> Result<(), StoreError> {
-    let descriptor = row.blobs.iter().find(|descriptor| descriptor.digest == *blob);
+    let descriptor = row
+        .layer()
+        .blobs
+        .iter()
+        .find(|descriptor| descriptor.digest == *blob);
     let kind = descriptor.map_or("", |descriptor| descriptor.media_type.as_str());
     if oci::media_type::is_layer(kind) {
         return Ok(());
