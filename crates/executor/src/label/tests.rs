@@ -1,3 +1,5 @@
+//! Which labels containers get, and how they are set.
+
 use std::fs;
 use std::path::Path;
 
