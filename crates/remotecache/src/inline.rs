@@ -115,7 +115,10 @@ impl InlineCache for InlineRecords {
         while let Some((visit, entry)) = walk.step() {
             visited[visit.entry] = true;
             if takes_result(entry) {
-                let found = candidate(&self.source, entry, |result| packed_layers(result, &image).is_some()).await?;
+                let found = candidate(&self.source, entry, |result| {
+                    packed_layers(result, &image).is_some()
+                })
+                .await?;
                 if let Some(found) = found
                     && let Some(layers) = packed_layers(&found.value, &image)
                 {

@@ -367,6 +367,36 @@ fn exported_blobs_are_remembered_and_found() {
 }
 
 #[test]
+fn a_further_form_may_have_another_diff_id() {
+    let dir = Dir::new();
+    let (plain, more) = (tar_layer("a", "a"), [tar_layer("a", "a"), vec![0; 512]].concat());
+    let (layer, variant) = (layer_blob(&plain, &["r"]), layer_blob(&more, &[]));
+    let id = {
+        let store = dir.open();
+        let image = store.from_blob_chain(std::slice::from_ref(&layer), &described("image"));
+        let image = image.unwrap().unwrap();
+        let pin = store.pin(&[variant.descriptor.digest]);
+        put(&store, &more);
+        let set = |first| image.set_blob(variant.diff_id, variant.descriptor.clone(), vec![], first);
+        assert!(set(true).is_err(), "the layer itself has one diffID");
+        set(false).unwrap();
+        drop(pin);
+        image.id().clone()
+    };
+    let store = dir.open();
+    let image = store.get(&id).unwrap();
+    assert_eq!(image.diff_id(), Some(layer.diff_id));
+    assert_eq!(image.diff_id_of(&layer.descriptor.digest), Some(layer.diff_id));
+    assert_eq!(
+        image.diff_id_of(&variant.descriptor.digest),
+        Some(variant.diff_id)
+    );
+    assert_eq!(image.chain_id(), Some(layer.diff_id));
+    // It is what is here.
+    image.unpack().unwrap();
+}
+
+#[test]
 fn blobs_may_be_made_in_any_order() {
     for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1], [1, 0, 2]] {
         let dir = Dir::new();

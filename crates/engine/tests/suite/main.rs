@@ -5,6 +5,7 @@ mod builds;
 mod cache_damage;
 mod cache_shapes;
 mod decisions;
+mod estargz_export;
 mod image_export;
 mod image_source;
 mod nested_builds;

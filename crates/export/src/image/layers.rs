@@ -383,7 +383,10 @@ impl Packing {
     ) -> Result<PackedBlob, BuildError> {
         write(&mut self.packer)?;
         let packed = self.packer.finish().map_err(internal)?;
-        let writer = packed.out.into_inner().map_err(|error| internal(error.into_error()))?;
+        let writer = packed
+            .out
+            .into_inner()
+            .map_err(|error| internal(error.into_error()))?;
         let size_bytes = writer.offset();
         // Held before it is visible, or a collection might find it first.
         let pin = store.pin(&[writer.digest()]);

@@ -213,7 +213,11 @@ impl<W: Write> GzipBlocks<W> {
         let effort = self.effort;
         let workers = self.workers.get_or_insert_with(|| Workers::start(effort));
         // Where blocks are short there are many.
-        let capacity = if self.block.len() == self.limit { self.limit } else { 0 };
+        let capacity = if self.block.len() == self.limit {
+            self.limit
+        } else {
+            0
+        };
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(capacity));
         let index = workers.sent;
         workers

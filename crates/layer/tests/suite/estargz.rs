@@ -161,11 +161,16 @@ fn each_piece_is_found_where_the_table_says() {
     let packed = pack(&archive(&kinds));
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for entry in entries_of(&packed.out) {
-        let Some(digest) = entry["chunkDigest"].as_str() else { continue };
+        let Some(digest) = entry["chunkDigest"].as_str() else {
+            continue;
+        };
         let name = entry["name"].as_str().unwrap();
         let data = files.entry(name.to_owned()).or_default();
         assert_eq!(entry["chunkOffset"].as_u64().unwrap_or(0), data.len() as u64);
-        let (header, expected) = kinds.iter().find(|(header, _)| header.name == name.as_bytes()).unwrap();
+        let (header, expected) = kinds
+            .iter()
+            .find(|(header, _)| header.name == name.as_bytes())
+            .unwrap();
         let left = header.size_bytes - data.len() as u64;
         let length = entry["chunkSize"].as_u64().unwrap_or(left);
         assert_eq!(length, left.min(PIECE as u64));
@@ -209,15 +214,24 @@ fn the_table_describes_each_entry() {
     assert_eq!(get("d/hard")["type"], "hardlink");
     assert_eq!(get("d/hard")["linkName"], "d/owned");
     assert_eq!(get("soft")["type"], "symlink");
-    assert_eq!((&get("dev")["type"], &get("dev")["devMinor"]), (&"char".into(), &3.into()));
-    assert_eq!((&get("disk")["type"], &get("disk")["devMajor"]), (&"block".into(), &8.into()));
+    assert_eq!(
+        (&get("dev")["type"], &get("dev")["devMinor"]),
+        (&"char".into(), &3.into())
+    );
+    assert_eq!(
+        (&get("disk")["type"], &get("disk")["devMajor"]),
+        (&"block".into(), &8.into())
+    );
     assert_eq!(get("fifo")["type"], "fifo");
     for empty in ["empty", ".wh.gone", "d/.wh..wh..opq"] {
         assert_eq!(get(empty)["digest"], Digest::sha256([]).to_string());
         assert!(get(empty).get("offset").is_none());
         assert!(get(empty).get("modtime").is_none());
     }
-    assert_eq!(get("large")["digest"], Digest::sha256(noise(2 * PIECE + 77)).to_string());
+    assert_eq!(
+        get("large")["digest"],
+        Digest::sha256(noise(2 * PIECE + 77)).to_string()
+    );
     assert_ne!(get("large")["digest"], get("large")["chunkDigest"]);
     assert_eq!(get("exact")["chunkSize"], PIECE);
 }
@@ -307,7 +321,12 @@ fn other_blobs_have_no_table() {
     assert_eq!(find_in(&[]), None);
     let end = blob.len() - 51;
     // A footer that leads elsewhere, or behind the end.
-    for offset in ["0000000000000000", "00000000ffffffff", "ffffffffffffffff", "+000000000000000"] {
+    for offset in [
+        "0000000000000000",
+        "00000000ffffffff",
+        "ffffffffffffffff",
+        "+000000000000000",
+    ] {
         let mut lying = blob.clone();
         lying[end + 16..end + 32].copy_from_slice(offset.as_bytes());
         assert_eq!(find_in(&lying), None, "{offset}");

@@ -22,10 +22,7 @@ pub struct Table {
 ///
 /// # Errors
 /// Those of `read_at`. What does not look like eStargz is none, and is no error.
-pub fn find(
-    length: u64,
-    read_at: impl Fn(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<Option<Table>> {
+pub fn find(length: u64, read_at: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<Option<Table>> {
     let Some(end) = length.checked_sub(FOOTER as u64) else {
         return Ok(None);
     };

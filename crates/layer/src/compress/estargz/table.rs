@@ -57,10 +57,7 @@ pub(super) struct Entry {
     pub(super) chunk_digest: Option<Digest>,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes references"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -103,7 +100,11 @@ impl Entry {
             kind,
             size: header.size_bytes,
             mod_time: seconds(header.mtime),
-            link_name: if is_link { text(&header.link) } else { String::new() },
+            link_name: if is_link {
+                text(&header.link)
+            } else {
+                String::new()
+            },
             mode: header.mode.into(),
             uid: header.uid.into(),
             gid: header.gid.into(),
