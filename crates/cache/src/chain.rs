@@ -457,6 +457,7 @@ pub(crate) fn usable_blobs(hold: &Hold) -> Result<Vec<Descriptor>, StoreError> {
         row.size_bytes = None;
         row.change_layer(|layer| {
             layer.blobs.retain(|blob| !lost.contains(&blob.digest));
+            layer.variants.retain(|blob, _| !lost.contains(blob));
             layer.blobs.clone()
         })
     }))
@@ -484,7 +485,8 @@ pub(crate) fn set_blob(
     let Some(row) = state.get(&hold.id).map(|entry| entry.row.clone()) else {
         return Err(StoreError::NotFound { id: hold.id.clone() });
     };
-    if row.mutable || row.layer().diff_id.is_some_and(|known| known != diff_id) {
+    let is_variant = row.layer().diff_id.is_some_and(|known| known != diff_id);
+    if row.mutable || first && is_variant {
         return invalid("another diffID is known");
     }
     let mut transaction = Transaction::default();
@@ -492,7 +494,12 @@ pub(crate) fn set_blob(
     state.update(&hold.id, &mut transaction, |row| {
         add_providers(row, &descriptor.digest, &providers);
         row.change_layer(|layer| {
-            layer.diff_id = Some(diff_id);
+            if is_variant {
+                layer.variants.insert(descriptor.digest, diff_id);
+            } else {
+                layer.variants.remove(&descriptor.digest);
+                layer.diff_id = Some(diff_id);
+            }
             layer.blobs.retain(|blob| blob.digest != descriptor.digest);
             let at = if first { 0 } else { layer.blobs.len() };
             layer.blobs.insert(at, descriptor);

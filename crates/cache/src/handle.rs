@@ -202,6 +202,12 @@ impl ImmutableRef {
         self.hold.with_row(|row| row.layer().diff_id)
     }
 
+    /// Returns the digest of one of this layer's blobs uncompressed, when known. It is another than that of the layer where
+    /// the blob's form adds something to the layer.
+    pub fn diff_id_of(&self, blob: &Digest) -> Option<Digest> {
+        self.hold.with_row(|row| row.layer().diff_id_of(blob))
+    }
+
     /// Returns this layer's blobs in all compressions; the first is the one it came as or was first exported as.
     pub fn blobs(&self) -> Vec<Descriptor> {
         self.hold.with_row(|row| row.layer().blobs.clone())
@@ -220,7 +226,8 @@ impl ImmutableRef {
     }
 
     /// Records a blob of this layer, so that it need not be made again. The blob has to be in the content store, held by a
-    /// [`Pin`](crate::Pin) until this returns, or to have providers. With `first` it becomes the preferred one.
+    /// [`Pin`](crate::Pin) until this returns, or to have providers. With `first` it becomes the preferred one. A diffID
+    /// other than that of the layer is taken for what a further form of the layer is uncompressed, but not with `first`.
     pub fn set_blob(
         &self,
         diff_id: Digest,

@@ -50,7 +50,16 @@ pub(crate) struct Layer {
     /// Identity of the stack of blobs as they came.
     pub blob_chain_id: Option<Digest>,
     pub blobs: Vec<Descriptor>,
+    /// Digests uncompressed of those blobs that hold more than the layer and therefore have others.
+    pub variants: BTreeMap<Digest, Digest>,
     pub providers: BTreeMap<Digest, Vec<Provider>>,
+}
+
+impl Layer {
+    /// Returns the digest of one of its blobs uncompressed.
+    pub fn diff_id_of(&self, blob: &Digest) -> Option<Digest> {
+        self.variants.get(blob).copied().or(self.diff_id)
+    }
 }
 
 static NO_LAYER: Layer = Layer {
@@ -58,6 +67,7 @@ static NO_LAYER: Layer = Layer {
     chain_id: None,
     blob_chain_id: None,
     blobs: Vec::new(),
+    variants: BTreeMap::new(),
     providers: BTreeMap::new(),
 };
 
@@ -178,6 +188,8 @@ struct StoredRow {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     blobs: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    variants: BTreeMap<Digest, Digest>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     providers: BTreeMap<Digest, Vec<Provider>>,
     #[serde(default)]
     description: String,
@@ -204,6 +216,7 @@ impl From<StoredRow> for Row {
             chain_id: stored.chain_id,
             blob_chain_id: stored.blob_chain_id,
             blobs: stored.blobs,
+            variants: stored.variants,
             providers: stored.providers,
         };
         Self {
@@ -233,6 +246,7 @@ impl From<Row> for StoredRow {
             chain_id,
             blob_chain_id,
             blobs,
+            variants,
             providers,
         } = row.layer.map(|layer| *layer).unwrap_or_default();
         Self {
@@ -244,6 +258,7 @@ impl From<Row> for StoredRow {
             chain_id,
             blob_chain_id,
             blobs,
+            variants,
             providers,
             description: row.description.as_ref().to_owned(),
             record_type: row.record_type,

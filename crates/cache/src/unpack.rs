@@ -67,7 +67,8 @@ pub(crate) fn missing_blobs(store: &Store, id: &RefId) -> Result<Vec<MissingBlob
             .iter()
             .find(|blob| is_provided(&blob.digest))
             .or_else(|| layer.blobs.first());
-        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), layer.diff_id) else {
+        let diff_id = blob.and_then(|blob| layer.diff_id_of(&blob.digest));
+        let (Some(descriptor), Some(diff_id)) = (blob.cloned(), diff_id) else {
             return Err(StoreError::NotFound { id });
         };
         let providers = layer
@@ -205,7 +206,7 @@ fn apply_blob(
             blob,
             source: Box::new(source),
         })
-        .and_then(|applied| match row.layer().diff_id {
+        .and_then(|applied| match row.layer().diff_id_of(&blob) {
             Some(expected) if expected != applied.diff_id => Err(StoreError::WrongDiffId {
                 id: id.clone(),
                 mismatch: Box::new(DiffIdMismatch {

@@ -2,11 +2,12 @@
 
 mod blocks;
 mod density;
+pub mod estargz;
 mod pack;
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-pub use pack::Packer;
+pub use pack::{Packed, Packer};
 
 /// A layer's compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -16,6 +17,8 @@ pub enum Compression {
     /// gzip.
     #[default]
     Gzip,
+    /// gzip that can be read file by file; its first bytes are gzip's.
+    Estargz,
     /// zstd.
     Zstd,
 }
@@ -26,7 +29,7 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
 impl Compression {
-    /// Recognizes a stream by its first bytes; four are enough.
+    /// Recognizes a stream by its first bytes; four are enough. eStargz counts as gzip: see [`estargz::find`].
     pub fn sniff(start: &[u8]) -> Self {
         let skippable = start.first().is_some_and(|byte| byte & 0xf0 == 0x50);
         if start.starts_with(GZIP) {
@@ -58,7 +61,7 @@ fn peek<'a>(mut input: impl Read + 'a) -> io::Result<(Vec<u8>, impl BufRead + 'a
 fn open<'a>(compression: Compression, input: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     Ok(match compression {
         Compression::Uncompressed => Box::new(input),
-        Compression::Gzip => Box::new(BufReader::with_capacity(
+        Compression::Gzip | Compression::Estargz => Box::new(BufReader::with_capacity(
             128 * 1024,
             flate2::bufread::MultiGzDecoder::new(input),
         )),

@@ -7,7 +7,7 @@
 //! - [`tar`]: reading hostile archives, writing byte for byte as Go's `archive/tar` does;
 //! - [`apply`]: a layer onto a tree; [`diff`], [`diff_upperdir`]: what changed, as a layer; [`changes`] and
 //!   [`changes_upperdir`]: the same as calls;
-//! - [`compress`]: gzip and zstd both ways, [`compress::Packer`] for blobs and their diffIDs;
+//! - [`compress`]: gzip, eStargz and zstd both ways, [`compress::Packer`] for blobs and their diffIDs;
 //! - [`rewrite`]: timestamps of an existing layer;
 //! - [`tree`]: the rooted primitives; [`copy`]: copying trees as BuildKit's file operation does;
 //! - [`checksum`]: BuildKit's content digests of trees.

@@ -9,6 +9,7 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use read::{ReadError, Reader};
+pub(crate) use read::{extension_bytes, padding};
 pub use write::Writer;
 
 use crate::tree::Timestamp;

@@ -36,6 +36,7 @@ fn layer(name: &str) -> ExportLayer {
     ExportLayer {
         descriptor: Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::sha256(name), 1),
         diff_id: Digest::sha256(format!("plain {name}")),
+        original_diff_id: Digest::sha256(format!("plain {name}")),
         providers: Vec::new(),
         description: "made".to_owned(),
         created_at: UNIX_EPOCH,

@@ -594,6 +594,7 @@ mod tests {
         let layer = |name: &&str| ExportLayer {
             descriptor: Descriptor::new(media_type::DOCKER_LAYER_GZIP, digest(name), 1),
             diff_id: digest(&format!("plain {name}")),
+            original_diff_id: digest(&format!("plain {name}")),
             providers: Vec::new(),
             description: "made".to_owned(),
             created_at: UNIX_EPOCH,

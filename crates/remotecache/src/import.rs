@@ -10,6 +10,7 @@ use build::cache_import::{CacheImporter, ImportContext, ImportedCache};
 use build::error::BuildError;
 use build::progress::VertexWarning;
 use cache::{LayerBlob, Provider};
+use layer::compress::estargz::keep_annotations;
 use oci::{Descriptor, Digest, Index, Manifest, media_type};
 use serde::Deserialize;
 use source::image::{kind_of, registry_error};
@@ -203,11 +204,14 @@ impl Importing<'_> {
         let mut annotations = std::mem::take(&mut layer.annotations);
         let diff_id = annotations.get(UNCOMPRESSED)?.parse().ok()?;
         let description = annotations.remove(DESCRIPTION);
+        let created_at = annotations.get(CREATED_AT).map(|text| parse_time(text));
+        keep_annotations(&mut annotations);
+        layer.annotations = annotations;
         Some(LayerBlob {
             diff_id,
             providers: vec![self.provider.clone()],
             description: description.unwrap_or_else(|| format!("imported {}", layer.digest)),
-            created_at: annotations.get(CREATED_AT).map(|text| parse_time(text)),
+            created_at,
             descriptor: layer,
         })
     }
@@ -303,7 +307,7 @@ impl Importing<'_> {
                 .map(|made| made.created_by.clone())
                 .filter(|text| !text.is_empty());
             let mut descriptor = layer.clone();
-            descriptor.annotations.clear();
+            keep_annotations(&mut descriptor.annotations);
             let blob = LayerBlob {
                 descriptor,
                 diff_id: *diff_id,

@@ -115,9 +115,9 @@ impl InlineCache for InlineRecords {
         while let Some((visit, entry)) = walk.step() {
             visited[visit.entry] = true;
             if takes_result(entry) {
-                let found = candidate(&self.source, entry, |result| packed_layers(result).is_some()).await?;
+                let found = candidate(&self.source, entry, |result| packed_layers(result, &image).is_some()).await?;
                 if let Some(found) = found
-                    && let Some(layers) = packed_layers(&found.value)
+                    && let Some(layers) = packed_layers(&found.value, &image)
                 {
                     results.insert(
                         visit.entry,
@@ -156,12 +156,16 @@ fn diff_ids(layers: &[Descriptor]) -> Option<Vec<Digest>> {
     layers.iter().map(diff_id).collect()
 }
 
-/// The uncompressed layers of a result all of whose layers are packed; `None` also for one without any.
-fn packed_layers(result: &ResultRef) -> Option<Vec<Digest>> {
+/// The uncompressed layers of a result all of whose layers are packed; `None` also for one without any. Of a layer's blobs
+/// that are not the same uncompressed, one that is in the image counts.
+fn packed_layers(result: &ResultRef, image: &[Digest]) -> Option<Vec<Digest>> {
     let chain = result.get()?.layer_chain();
-    let layers = chain
-        .iter()
-        .map(|layer| layer.diff_id().filter(|_| !layer.blobs().is_empty()));
+    let layers = chain.iter().map(|layer| {
+        let blobs = layer.blobs();
+        let first = layer.diff_id_of(&blobs.first()?.digest)?;
+        let mut all = blobs.iter().filter_map(|blob| layer.diff_id_of(&blob.digest));
+        Some(all.find(|diff_id| image.contains(diff_id)).unwrap_or(first))
+    });
     layers
         .collect::<Option<Vec<_>>>()
         .filter(|layers| !layers.is_empty())

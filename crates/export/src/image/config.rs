@@ -275,6 +275,7 @@ mod tests {
         ExportLayer {
             descriptor: oci::Descriptor::of_bytes(oci::media_type::OCI_LAYER_GZIP, name.as_bytes()),
             diff_id: Digest::sha256(name),
+            original_diff_id: Digest::sha256(name),
             providers: Vec::new(),
             description: format!("RUN {name}"),
             created_at: UNIX_EPOCH + Duration::from_secs(at_s),

@@ -1,8 +1,10 @@
 //! The layers of refs as blobs: those that exist are taken as they are, the others are worked out and packed, several
 //! at once.
 
+mod form;
+
 use std::collections::BTreeMap;
-use std::io::{BufReader, BufWriter, Read};
+use std::io::BufWriter;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -12,13 +14,14 @@ use build::unlazy::{FetchContext, Unlazy};
 use cache::{ImmutableRef, Parents, Pin, Provider, RefId, Store};
 use content::{Durability, Writer};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use layer::compress::{Compression, Packer, decompress};
+use layer::compress::Packer;
 use layer::tree::Timestamp;
 use layer::{DiffOptions, Stop};
 use oci::{Descriptor, Digest, media_type};
 use snapshot::{SnapshotKey, diff_layer};
 use source::image::fetch::BlobFetcher;
 
+use self::form::{Form, Plain, compression_of};
 use super::options::LayerOptions;
 
 /// Layers worked on at once; compression has threads of its own.
@@ -27,10 +30,12 @@ const PARALLEL: usize = 4;
 /// One layer of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportLayer {
-    /// The blob, without annotations.
+    /// The blob, without annotations but for those of eStargz.
     pub descriptor: Descriptor,
-    /// Digest of the uncompressed layer.
+    /// Digest of what the blob decompresses to.
     pub diff_id: Digest,
+    /// The diffID of the layer as it came, before it was packed in another way.
+    pub original_diff_id: Digest,
     /// Where the blob can be fetched if it is not in the content store.
     pub providers: Vec<Provider>,
     /// What made the layer.
@@ -123,27 +128,41 @@ impl LayerExporter {
             self.pack(ctx, &reference, options).await?;
             blobs = reference.blobs();
         }
-        let Some(first) = blobs.first().cloned() else {
-            return Err(BuildError::internal(format!(
-                "no blob set for ref {}",
-                reference.id()
-            )));
-        };
-        let descriptor = if options.force && compression_of(&first) != Some(options.compression) {
-            match blobs
-                .into_iter()
-                .find(|blob| compression_of(blob) == Some(options.compression))
-            {
-                Some(variant) => variant,
-                None => self.convert(ctx, &reference, &first, options).await?,
-            }
-        } else {
-            first
-        };
+        let blob = self.choose(ctx, &reference, blobs, options).await?;
         pin.lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .add(descriptor.digest);
-        described(&reference, descriptor, options)
+            .add(blob.digest);
+        described(&reference, blob, options)
+    }
+
+    /// Chooses the blob that is packed as the options want it; makes it if there is none.
+    async fn choose(
+        &self,
+        ctx: &FetchContext,
+        reference: &ImmutableRef,
+        blobs: Vec<Descriptor>,
+        options: LayerOptions,
+    ) -> Result<Descriptor, BuildError> {
+        let store = self.store.clone();
+        let forms = blocking(move || {
+            let forms = blobs.into_iter().map(|blob| Form::of(&store, blob));
+            forms.collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+        let wanted = forms
+            .iter()
+            .position(|form| !options.force || form.compression == Some(options.compression));
+        let mut forms = forms.into_iter();
+        if let Some(form) = wanted.and_then(|wanted| forms.nth(wanted)) {
+            return Ok(form.blob);
+        }
+        match forms.next() {
+            Some(first) => self.convert(ctx, reference, &first.blob, options).await,
+            None => Err(BuildError::internal(format!(
+                "no blob set for ref {}",
+                reference.id()
+            ))),
+        }
     }
 
     /// Works out what a layer changes and packs it.
@@ -169,8 +188,10 @@ impl LayerExporter {
             let packing = Packing::start(&store, &key, options)?;
             let packed = packing.run(&store, options.media_type(), |out| sides.diff(&store, out, stop))?;
             let (diff_id, descriptor) = (packed.diff_id, packed.descriptor.clone());
+            // It had a blob once, and was then packed in another way.
+            let is_first = reference.diff_id().is_none_or(|known| known == diff_id);
             reference
-                .set_blob(diff_id, descriptor, Vec::new(), true)
+                .set_blob(diff_id, descriptor, Vec::new(), is_first)
                 .map_err(internal)
         })
         .await
@@ -187,22 +208,25 @@ impl LayerExporter {
         self.fetcher
             .fetch_blob(ctx, blob, &reference.providers(&blob.digest))
             .await?;
-        let (store, reference, blob) = (self.store.clone(), reference.clone(), blob.digest);
+        let (store, reference, blob) = (self.store.clone(), reference.clone(), blob.clone());
         blocking(move || {
+            // Only now that it is here is it known what it is.
+            let source = Form::of(&store, blob)?;
+            if source.compression == Some(options.compression) {
+                return Ok(source.blob);
+            }
+            let blob = source.blob.digest;
             let key = format!("convert-{}-{:?}", reference.id(), options.compression);
             let packing = Packing::start(&store, &key, options)?;
             let packed = packing.run(&store, options.media_type(), |out| {
-                let mut plain = open_plain(&store, &blob)?;
-                std::io::copy(&mut plain, out).map(|_| ()).map_err(internal)
+                let found = Plain::open(&store, blob)?.copy(out)?;
+                let expected = reference.diff_id_of(&blob);
+                if expected.is_some_and(|expected| expected != found) {
+                    let text = format!("layer {blob} has diffID {found}, expected {expected:?}");
+                    return Err(BuildError::user(text));
+                }
+                Ok(())
             })?;
-            let expected = reference.diff_id();
-            if expected.is_some_and(|expected| expected != packed.diff_id) {
-                let text = format!(
-                    "layer {blob} has diffID {}, expected {expected:?}",
-                    packed.diff_id
-                );
-                return Err(BuildError::user(text));
-            }
             let descriptor = packed.descriptor.clone();
             reference
                 .set_blob(packed.diff_id, descriptor.clone(), Vec::new(), false)
@@ -233,7 +257,7 @@ impl LayerExporter {
             let packing = Packing::start(&store, &key, options)?;
             let blob = layer.descriptor.digest;
             let packed = packing.run(&store, options.media_type(), |out| {
-                let plain = open_plain(&store, &blob)?;
+                let plain = Plain::open(&store, blob)?.layer()?;
                 layer::rewrite::rewrite_timestamps(plain, out, epoch).map_err(internal)
             })?;
             pin.lock()
@@ -358,37 +382,19 @@ impl Packing {
         write: impl FnOnce(&mut Out) -> Result<(), BuildError>,
     ) -> Result<PackedBlob, BuildError> {
         write(&mut self.packer)?;
-        let (out, diff_id) = self.packer.finish().map_err(internal)?;
-        let writer = out.into_inner().map_err(|error| internal(error.into_error()))?;
+        let packed = self.packer.finish().map_err(internal)?;
+        let writer = packed.out.into_inner().map_err(|error| internal(error.into_error()))?;
         let size_bytes = writer.offset();
         // Held before it is visible, or a collection might find it first.
         let pin = store.pin(&[writer.digest()]);
         let digest = writer.commit_with(Durability::Deferred).map_err(internal)?;
-        let descriptor = Descriptor::new(media_type, digest, size_bytes);
+        let mut descriptor = Descriptor::new(media_type, digest, size_bytes);
+        descriptor.annotations = packed.annotations;
         Ok(PackedBlob {
             descriptor,
-            diff_id,
+            diff_id: packed.diff_id,
             _pin: pin,
         })
-    }
-}
-
-fn open_plain(store: &Store, blob: &Digest) -> Result<impl Read + use<>, BuildError> {
-    // What is made of damaged bytes would have a digest that vouches for them.
-    store.content().verify(blob).map_err(internal)?;
-    let blob = store.content().reader(blob).map_err(internal)?;
-    let reader = BufReader::with_capacity(1 << 20, blob.into_reader());
-    let (_, plain) = decompress(reader).map_err(internal)?;
-    Ok(plain)
-}
-
-/// A layer's compression by its media type; `None` for one that says nothing.
-fn compression_of(descriptor: &Descriptor) -> Option<Compression> {
-    match media_type::to_oci(&descriptor.media_type) {
-        media_type::OCI_LAYER | media_type::OCI_FOREIGN_LAYER => Some(Compression::Uncompressed),
-        media_type::OCI_LAYER_GZIP | media_type::OCI_FOREIGN_LAYER_GZIP => Some(Compression::Gzip),
-        media_type::OCI_LAYER_ZSTD | media_type::OCI_FOREIGN_LAYER_ZSTD => Some(Compression::Zstd),
-        _ => None,
     }
 }
 
@@ -398,13 +404,15 @@ fn described(
     options: LayerOptions,
 ) -> Result<ExportLayer, BuildError> {
     let stat = reference.stat();
-    let Some(diff_id) = stat.diff_id else {
+    let diff_ids = reference.diff_id_of(&blob.digest).zip(stat.diff_id);
+    let Some((diff_id, original_diff_id)) = diff_ids else {
         return Err(BuildError::internal(format!(
             "no diffID set for ref {}",
             reference.id()
         )));
     };
     let mut descriptor = Descriptor::new(blob.media_type, blob.digest, blob.size);
+    descriptor.annotations = blob.annotations;
     if options.prefer_nondistributable && !blob.urls.is_empty() {
         descriptor.media_type = nondistributable(&descriptor.media_type).to_owned();
         descriptor.urls = blob.urls;
@@ -425,6 +433,7 @@ fn described(
     Ok(ExportLayer {
         descriptor,
         diff_id,
+        original_diff_id,
         providers,
         description,
         created_at: stat.created_at,
@@ -453,7 +462,7 @@ fn nondistributable(kind: &str) -> &str {
     }
 }
 
-/// Whether all layers of a ref are packed already, as the options want it.
+/// Whether all layers of a ref are packed already, as the options want it, by what is said of their blobs.
 pub fn has_blobs(reference: &ImmutableRef, options: LayerOptions) -> bool {
     let chain = reference.layer_chain();
     chain.iter().all(|layer| {

@@ -29,7 +29,7 @@ impl LayerOptions {
     pub fn media_type(&self) -> &'static str {
         match self.compression {
             Compression::Uncompressed => media_type::OCI_LAYER,
-            Compression::Gzip => media_type::OCI_LAYER_GZIP,
+            Compression::Gzip | Compression::Estargz => media_type::OCI_LAYER_GZIP,
             Compression::Zstd => media_type::OCI_LAYER_ZSTD,
         }
     }
@@ -120,6 +120,11 @@ impl ImageOptions {
         if self.uses_oci_types() {
             return Ok(());
         }
+        if self.layers.compression == Compression::Estargz {
+            return Err(BuildError::user(
+                "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\"",
+            ));
+        }
         if self.uses_oci_artifact() {
             return Err(BuildError::user(
                 "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\"",
@@ -133,6 +138,7 @@ fn compression(text: &str) -> Result<Compression, BuildError> {
     match text {
         "uncompressed" => Ok(Compression::Uncompressed),
         "gzip" => Ok(Compression::Gzip),
+        "estargz" => Ok(Compression::Estargz),
         "zstd" => Ok(Compression::Zstd),
         other => Err(BuildError::user(format!("unsupported compression type {other}"))),
     }
@@ -185,6 +191,13 @@ mod tests {
             "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\""
         );
         assert!(read(&[("compression", "zstd"), ("oci-mediatypes", "false")]).is_ok());
+        let error = read(&[("compression", "estargz"), ("oci-mediatypes", "false")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\""
+        );
+        let options = read(&[("compression", "estargz")]).unwrap();
+        assert_eq!(options.layers.media_type(), media_type::OCI_LAYER_GZIP);
         assert!(read(&[("rewrite-timestamp", "yes")]).is_err());
         assert_eq!(
             read(&[("compression", "lzma")]).unwrap_err().to_string(),

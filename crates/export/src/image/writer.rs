@@ -207,6 +207,10 @@ impl<'a> ImageWriter<'a> {
             }
             for layer in &mut part.layers {
                 set_family(layer, self.options.uses_oci_types());
+                if !self.options.uses_oci_types() {
+                    // Docker's manifests have none.
+                    layer.descriptor.annotations.clear();
+                }
             }
         }
         Ok(())
@@ -229,7 +233,7 @@ impl<'a> ImageWriter<'a> {
             .layers
             .iter()
             .zip(&below)
-            .take_while(|(layer, id)| layer.diff_id == **id)
+            .take_while(|(layer, id)| layer.original_diff_id == **id)
             .count();
         let (options, pin) = (self.options.layers, &self.image.pin);
         let work = part.layers.iter().skip(shared);

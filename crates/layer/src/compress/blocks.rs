@@ -1,4 +1,4 @@
-//! gzip in members of fixed length, compressed by several threads.
+//! gzip in members whose bounds the input alone decides, compressed by several threads.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -33,13 +33,33 @@ impl Effort {
     }
 }
 
-/// Writes gzip members of at most one MiB of input each, in order. The output depends on input and effort alone.
+/// Writes gzip members of bounded input each, in order. The output depends on input, effort and cuts alone.
 pub(super) struct GzipBlocks<W> {
-    pub(super) out: W,
+    out: Counted<W>,
     effort: Effort,
+    /// Most bytes of input in one block.
+    limit: usize,
     block: Vec<u8>,
     workers: Option<Workers>,
     is_empty: bool,
+}
+
+/// The output, with where in it each block begins.
+pub(super) struct Counted<W> {
+    /// The output itself.
+    pub(super) out: W,
+    /// Offset of each block in bytes, in order.
+    pub(super) starts: Vec<u64>,
+    /// Bytes written in all.
+    pub(super) length: u64,
+}
+
+impl<W: Write> Counted<W> {
+    fn put(&mut self, members: &[u8]) -> io::Result<()> {
+        self.starts.push(self.length);
+        self.length += members.len() as u64;
+        self.out.write_all(members)
+    }
 }
 
 struct Workers {
@@ -79,6 +99,11 @@ impl Members {
         }
         Ok(members)
     }
+}
+
+/// Compresses all bytes into one member.
+pub(super) fn whole_member(effort: Effort, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    append_member(&mut Compressor::new(effort.level), bytes, Vec::new())
 }
 
 fn append_member(compressor: &mut Compressor, bytes: &[u8], mut members: Vec<u8>) -> io::Result<Vec<u8>> {
@@ -125,7 +150,7 @@ impl Workers {
     }
 
     /// Writes what is ready; with `all` waits for what is not.
-    fn drain(&mut self, out: &mut impl Write, all: bool) -> io::Result<()> {
+    fn drain(&mut self, out: &mut Counted<impl Write>, all: bool) -> io::Result<()> {
         // Bounds what lies in memory when output is slow.
         let backlog = self.threads.len() as u64 * 2;
         while self.written < self.sent {
@@ -145,7 +170,7 @@ impl Workers {
                 }
             }
             if let Some(member) = self.early.remove(&self.written) {
-                out.write_all(&member?)?;
+                out.put(&member?)?;
             }
             self.written += 1;
         }
@@ -154,20 +179,42 @@ impl Workers {
 }
 
 impl<W: Write> GzipBlocks<W> {
+    /// Starts with blocks of one MiB.
     pub(super) fn new(out: W, effort: Effort) -> Self {
+        Self::with_limit(out, effort, BLOCK)
+    }
+
+    /// Starts with blocks of at most `limit` bytes.
+    pub(super) fn with_limit(out: W, effort: Effort, limit: usize) -> Self {
+        let out = Counted {
+            out,
+            starts: Vec::new(),
+            length: 0,
+        };
         Self {
             out,
             effort,
+            limit,
             block: Vec::new(),
             workers: None,
             is_empty: true,
         }
     }
 
+    /// Ends the block begun, if any; returns the number of the next.
+    pub(super) fn cut(&mut self) -> io::Result<u64> {
+        if !self.block.is_empty() {
+            self.end_block()?;
+        }
+        Ok(self.workers.as_ref().map_or(0, |workers| workers.sent))
+    }
+
     fn end_block(&mut self) -> io::Result<()> {
         let effort = self.effort;
         let workers = self.workers.get_or_insert_with(|| Workers::start(effort));
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        // Where blocks are short there are many.
+        let capacity = if self.block.len() == self.limit { self.limit } else { 0 };
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(capacity));
         let index = workers.sent;
         workers
             .jobs
@@ -178,7 +225,7 @@ impl<W: Write> GzipBlocks<W> {
         workers.drain(&mut self.out, false)
     }
 
-    pub(super) fn finish(mut self) -> io::Result<W> {
+    pub(super) fn finish(mut self) -> io::Result<Counted<W>> {
         if let Some(mut workers) = self.workers.take() {
             if !self.block.is_empty() {
                 let block = std::mem::take(&mut self.block);
@@ -200,11 +247,10 @@ impl<W: Write> GzipBlocks<W> {
         } else if !self.block.is_empty() {
             // Too small to be worth threads.
             let members = Members::new(self.effort).of(&self.block)?;
-            self.out.write_all(&members)?;
+            self.out.put(&members)?;
         } else if self.is_empty {
             // An empty stream still is one member.
-            let member = append_member(&mut Compressor::new(self.effort.level), &[], Vec::new())?;
-            self.out.write_all(&member)?;
+            self.out.put(&whole_member(self.effort, &[])?)?;
         }
         Ok(self.out)
     }
@@ -212,9 +258,9 @@ impl<W: Write> GzipBlocks<W> {
 
 impl<W: Write> Write for GzipBlocks<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(BLOCK - self.block.len());
+        let count = bytes.len().min(self.limit - self.block.len());
         self.block.extend_from_slice(&bytes[..count]);
-        if self.block.len() == BLOCK {
+        if self.block.len() == self.limit {
             self.end_block()?;
         }
         Ok(count)

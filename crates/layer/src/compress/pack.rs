@@ -1,5 +1,6 @@
 //! A layer on its way out: digested, then compressed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::num::NonZero;
@@ -9,6 +10,7 @@ use zstd::stream::write::Encoder;
 
 use super::Compression;
 use super::blocks::{Effort, GzipBlocks};
+use super::estargz::{self, Estargz};
 
 /// Level of gzip where none is asked for. libdeflate's fifth makes layers a little smaller than zlib's sixth, the default of
 /// other builders, does.
@@ -18,7 +20,7 @@ const DEFAULT_GZIP_LEVEL: i32 = 5;
 /// it.
 ///
 /// gzip comes as members of at most one MiB each, compressed by several threads; zstd likewise in several threads. Without a
-/// level, gzip stores what is dense already. The bytes depend on input, compression and level alone. Dropping it
+/// level, gzip stores what is dense already. eStargz takes nothing but a tar archive, and adds a table to it. The bytes depend on input, compression and level alone. Dropping it
 /// unfinished ends the threads.
 pub struct Packer<W: Write> {
     stream: Stream<W>,
@@ -26,14 +28,26 @@ pub struct Packer<W: Write> {
     count: u64,
 }
 
+/// A blob that is done.
+#[derive(Debug)]
+pub struct Packed<W> {
+    /// The output.
+    pub out: W,
+    /// Digest of what the blob decompresses to: the layer's diffID.
+    pub diff_id: Digest,
+    /// Annotations that the blob's descriptor has to have; none but with eStargz.
+    pub annotations: BTreeMap<String, String>,
+}
+
 enum Stream<W: Write> {
     Plain(W),
     Gzip(GzipBlocks<W>),
+    Estargz(Box<Estargz<W>>),
     Zstd(Encoder<'static, W>),
 }
 
 impl<W: Write> Packer<W> {
-    /// Starts packing into `out`. `level` is the format's own (gzip 0 to 12, zstd 1 to 22); `None` is the
+    /// Starts packing into `out`. `level` is the format's own (gzip and eStargz 0 to 12, zstd 1 to 22); `None` is the
     /// default (5, 3).
     pub fn new(out: W, compression: Compression, level: Option<i32>) -> io::Result<Self> {
         let stream = match compression {
@@ -42,6 +56,10 @@ impl<W: Write> Packer<W> {
                 // Whoever asks for a level wants the size it gives.
                 let effort = Effort::new(level.unwrap_or(DEFAULT_GZIP_LEVEL), level.is_none())?;
                 Stream::Gzip(GzipBlocks::new(out, effort))
+            }
+            Compression::Estargz => {
+                let effort = Effort::new(level.unwrap_or(DEFAULT_GZIP_LEVEL), false)?;
+                Stream::Estargz(Box::new(Estargz::new(out, effort)))
             }
             Compression::Zstd => {
                 let level = level.unwrap_or(3);
@@ -68,15 +86,27 @@ impl<W: Write> Packer<W> {
         })
     }
 
-    /// Writes what is outstanding and returns the output with the digest of what went in: a layer's diffID.
-    pub fn finish(self) -> io::Result<(W, Digest)> {
+    /// Writes what is outstanding and returns the output with the layer's diffID.
+    pub fn finish(mut self) -> io::Result<Packed<W>> {
+        let mut annotations = BTreeMap::new();
         let mut out = match self.stream {
             Stream::Plain(out) => out,
-            Stream::Gzip(blocks) => blocks.finish()?,
+            Stream::Gzip(blocks) => blocks.finish()?.out,
+            Stream::Estargz(stream) => {
+                let ended = stream.finish()?;
+                self.digester.update(&ended.table);
+                self.count += ended.table.len() as u64;
+                annotations = estargz::annotations(&ended.digest, self.count);
+                ended.out
+            }
             Stream::Zstd(encoder) => encoder.finish()?,
         };
         out.flush()?;
-        Ok((out, self.digester.finish()))
+        Ok(Packed {
+            out,
+            diff_id: self.digester.finish(),
+            annotations,
+        })
     }
 }
 
@@ -85,6 +115,7 @@ impl<W: Write> Write for Packer<W> {
         let count = match &mut self.stream {
             Stream::Plain(out) => out.write(bytes)?,
             Stream::Gzip(blocks) => blocks.write(bytes)?,
+            Stream::Estargz(stream) => stream.write(bytes)?,
             Stream::Zstd(encoder) => encoder.write(bytes)?,
         };
         self.digester.update(&bytes[..count]);

@@ -112,6 +112,11 @@ impl<R: Read> Reader<R> {
         self.map.as_mut().map_or(0, sparse::Map::skip_hole)
     }
 
+    /// Reports whether the current entry has holes, whose bytes are not all in the archive.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.map.is_some()
+    }
+
     /// Returns the rest of the input, which is where the archive's end was.
     pub fn into_inner(self) -> R {
         self.inner.inner
@@ -321,7 +326,18 @@ fn format(block: &[u8; BLOCK]) -> Option<Format> {
     })
 }
 
-fn padding(size: u64) -> u64 {
+/// Bytes that follow a header which only says something of the next entry, padding included; `None` for an entry's own
+/// header. A length that cannot be counts as none: [`Reader`] refuses it.
+pub(crate) fn extension_bytes(block: &[u8; BLOCK]) -> Option<u64> {
+    if !matches!(block[156], b'x' | b'g' | b'L' | b'K') {
+        return None;
+    }
+    let size = number::parse(&block[124..136]).and_then(|size| u64::try_from(size).ok());
+    let size = size.filter(|size| *size <= SPECIAL_MAX).unwrap_or(0);
+    Some(size + padding(size))
+}
+
+pub(crate) fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 

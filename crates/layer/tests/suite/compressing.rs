@@ -23,7 +23,9 @@ fn pack(data: &[u8], compression: Compression, level: Option<i32>, chunk: usize)
     for part in data.chunks(chunk.max(1)) {
         packer.write_all(part).unwrap();
     }
-    packer.finish().unwrap()
+    let packed = packer.finish().unwrap();
+    assert!(packed.annotations.is_empty());
+    (packed.out, packed.diff_id)
 }
 
 #[test]

@@ -332,7 +332,7 @@ fn archives_are_unpacked_when_asked_for() {
         &layer::DiffOptions::default(),
     )
     .unwrap();
-    fs::write(trees.from().join("a.tgz"), packer.finish().unwrap().0).unwrap();
+    fs::write(trees.from().join("a.tgz"), packer.finish().unwrap().out).unwrap();
     write(trees.from().join("plain"), "no archive");
     let unpack = CopyOptions {
         unpack: true,

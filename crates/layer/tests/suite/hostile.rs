@@ -296,7 +296,7 @@ fn what_is_cut_short_or_compressed_badly_is_an_error() {
     let mut packer =
         layer::compress::Packer::new(Vec::new(), layer::compress::Compression::Gzip, None).unwrap();
     std::io::Write::write_all(&mut packer, &layer).unwrap();
-    let (gzip, _) = packer.finish().unwrap();
+    let gzip = packer.finish().unwrap().out;
     for bytes in [
         &layer[..700],
         &layer[..1000],

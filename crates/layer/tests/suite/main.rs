@@ -7,6 +7,7 @@
 
 mod compressing;
 mod copying;
+mod estargz;
 mod hostile;
 mod layers;
 mod model;
