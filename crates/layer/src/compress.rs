@@ -1,5 +1,6 @@
 //! Compressing and decompressing layers.
 
+mod aside;
 mod blocks;
 mod density;
 pub mod estargz;

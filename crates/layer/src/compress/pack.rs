@@ -5,10 +5,11 @@ use std::fmt;
 use std::io::{self, Write};
 use std::num::NonZero;
 
-use oci::{Digest, Digester};
+use oci::Digest;
 use zstd::stream::write::Encoder;
 
 use super::Compression;
+use super::aside::Aside;
 use super::blocks::{Effort, GzipBlocks};
 use super::estargz::{self, Estargz};
 
@@ -20,11 +21,11 @@ const DEFAULT_GZIP_LEVEL: i32 = 5;
 /// it.
 ///
 /// gzip comes as members of at most one MiB each, compressed by several threads; zstd likewise in several threads. Without a
-/// level, gzip stores what is dense already. eStargz takes nothing but a tar archive, and adds a table to it. The bytes depend on input, compression and level alone. Dropping it
-/// unfinished ends the threads.
+/// level, gzip stores what is dense already. eStargz takes nothing but a tar archive, and adds a table to it. The bytes
+/// depend on input, compression and level alone. Dropping it unfinished ends the threads.
 pub struct Packer<W: Write> {
     stream: Stream<W>,
-    digester: Digester,
+    digester: Aside,
     count: u64,
 }
 
@@ -81,7 +82,7 @@ impl<W: Write> Packer<W> {
         };
         Ok(Self {
             stream,
-            digester: Digester::sha256(),
+            digester: Aside::new(),
             count: 0,
         })
     }
@@ -94,7 +95,7 @@ impl<W: Write> Packer<W> {
             Stream::Gzip(blocks) => blocks.finish()?.out,
             Stream::Estargz(stream) => {
                 let ended = stream.finish()?;
-                self.digester.update(&ended.table);
+                self.digester.update(&ended.table)?;
                 self.count += ended.table.len() as u64;
                 annotations = estargz::annotations(&ended.digest, self.count);
                 ended.out
@@ -104,7 +105,7 @@ impl<W: Write> Packer<W> {
         out.flush()?;
         Ok(Packed {
             out,
-            diff_id: self.digester.finish(),
+            diff_id: self.digester.finish()?,
             annotations,
         })
     }
@@ -118,7 +119,7 @@ impl<W: Write> Write for Packer<W> {
             Stream::Estargz(stream) => stream.write(bytes)?,
             Stream::Zstd(encoder) => encoder.write(bytes)?,
         };
-        self.digester.update(&bytes[..count]);
+        self.digester.update(&bytes[..count])?;
         self.count += count as u64;
         Ok(count)
     }

@@ -235,7 +235,7 @@ const STORED: &[Stored] = &[
         },
         &["layer"],
     ),
-    confined(
+    refused(
         "a layer of unknown type",
         |lab| {
             let kind = honest("a layer of unknown type").layers[0]
@@ -246,7 +246,7 @@ const STORED: &[Stored] = &[
                 manifest.replace(&kind, "application/vnd.evil+x")
             })
         },
-        "[ -f /m/honest ]",
+        &["failed to get stream processor for application/vnd.evil+x: no processor for media-type"],
     ),
     refused(
         "a layer that is not compressed as it says",
