@@ -11,7 +11,9 @@ use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::{Entitlement, ResolveCache};
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
-use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, LabelConfig, NetworkChoice, RuntimeChoice};
+use executor::{
+    DeviceRegistry, DnsConfig, ExecutorConfig, LabelConfig, NetworkChoice, RuntimeChoice, TraceSocket,
+};
 use oci::Platform;
 use registry::{HostConfig, HostsConfig};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +82,8 @@ pub struct Wired {
     pub explanations: Explanations,
     /// The gRPC services.
     pub routes: Routes,
+    /// The socket that steps are given for their spans, once there is one.
+    pub trace_socket: TraceSocket,
     /// Stops what runs beside builds.
     pub stop: CancellationToken,
 }
@@ -95,11 +99,15 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let sessions = SessionTable::default();
     let devices = devices(file);
     let frontends = FrontendServer::default();
+    let trace_socket = TraceSocket::default();
     let config = EngineConfig {
         root: root.clone(),
         lock_timeout,
         snapshotter: snapshotter(&oci.snapshotter),
-        executor: executor_config(file, network.choice),
+        executor: ExecutorConfig {
+            trace_socket: trace_socket.clone(),
+            ..executor_config(file, network.choice)
+        },
         devices: devices.clone(),
         registries: registries(file),
         web_user_agent: worker::user_agent(),
@@ -149,13 +157,20 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         collector,
     };
     let bridge = BridgeService::new(engine.clone(), record);
-    let routes = routes(control, bridge, ContentService::new(&engine), explain.clone());
+    let routes = routes(
+        control,
+        bridge,
+        ContentService::new(&engine),
+        explain.clone(),
+        history.traces(),
+    );
     Ok(Wired {
         engine,
         sessions,
         history,
         explanations: explain.explanations,
         routes,
+        trace_socket,
         stop,
     })
 }
@@ -186,6 +201,7 @@ fn routes(
     bridge: BridgeService,
     content: ContentService,
     explain: ExplainService,
+    traces: Traces,
 ) -> Routes {
     let (_, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::builder();
@@ -194,7 +210,7 @@ fn routes(
         .add_service(bridge.server())
         .add_service(content.server())
         .add_service(explain.server())
-        .add_service(TraceServiceServer::new(Traces))
+        .add_service(TraceServiceServer::new(traces))
         .add_service(health);
     routes.routes()
 }
