@@ -105,7 +105,6 @@ async fn run(listener: Listener, traces: Traces) {
     let connections = listener.connections(open);
     let served = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
-        .concurrency_limit_per_connection(MAX_STREAMS as usize)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
