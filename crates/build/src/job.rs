@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use crate::error::BuildError;
 use crate::progress::JobProgress;
 use crate::session::SessionId;
+use crate::trace::Trace;
 
 /// Names a job: the client's `Ref` of the solve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +57,8 @@ pub struct JobSettings {
     pub proxy_network: bool,
     /// Not shown in the build history.
     pub is_internal: bool,
+    /// The trace that the build belongs to; `None`: none is kept.
+    pub trace: Option<Trace>,
     /// Say in a step's log why it is executed.
     pub explain: bool,
     /// Whether sources must be asked.
@@ -150,6 +153,11 @@ impl Job {
     /// Returns the settings.
     pub fn settings(&self) -> &JobSettings {
         &self.settings
+    }
+
+    /// Returns the trace that the build belongs to, if one is kept.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.settings.trace.as_ref()
     }
 
     /// Returns the build's progress.

@@ -27,4 +27,5 @@ pub mod op;
 pub mod progress;
 pub mod result;
 pub mod session;
+pub mod trace;
 pub mod unlazy;

@@ -76,7 +76,7 @@ mod tests {
             r#ref: "abc".to_owned(),
             ..Default::default()
         };
-        let _running = history.start(record, Default::default());
+        let _running = history.start(record, engine::trace::Trace::begin());
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, history, stop.clone()));
         let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();

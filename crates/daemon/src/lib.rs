@@ -24,6 +24,7 @@ pub mod program;
 pub mod serve;
 pub mod services;
 pub mod sessions;
+pub mod trace_socket;
 pub mod verify;
 pub mod wiring;
 pub mod worker;

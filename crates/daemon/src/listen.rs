@@ -90,7 +90,12 @@ impl OpenConnections {
 
     /// Returns whether no connection is open.
     pub fn is_none(&self) -> bool {
-        *self.0.borrow() == 0
+        self.count() == 0
+    }
+
+    /// Returns how many are open.
+    pub fn count(&self) -> usize {
+        *self.0.borrow()
     }
 
     fn open(&self) -> OpenGuard {
@@ -135,6 +140,12 @@ pub enum Listener {
 /// Removes a socket's file.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
+
+impl SocketFile {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {

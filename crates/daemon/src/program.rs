@@ -2,14 +2,15 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::config::{ConfigError, load, refuse_unsupported};
+use crate::config::{ConfigError, ConfigFile, load, refuse_unsupported};
 use crate::flags::Flags;
 use crate::serve::{Settings, run};
+use crate::trace_socket::TraceSocketChoice;
 use crate::verify::verify;
 use crate::wiring::{StartError, snapshotter};
 use crate::{log, worker};
@@ -28,6 +29,8 @@ pub struct Personality {
     pub root: &'static str,
     /// Where to listen.
     pub address: &'static str,
+    /// Where sockets are.
+    pub runtime_dir: &'static str,
 }
 
 /// BuildKit's own paths.
@@ -36,6 +39,7 @@ pub const BUILDKITD: Personality = Personality {
     config: "/etc/buildkit/buildkitd.toml",
     root: "/var/lib/buildkit",
     address: "unix:///run/buildkit/buildkitd.sock",
+    runtime_dir: "/run/buildkit",
 };
 
 /// Paths beside those of BuildKit.
@@ -44,6 +48,7 @@ pub const COOPERD: Personality = Personality {
     config: "/etc/cooper/cooperd.toml",
     root: "/var/lib/cooper",
     address: "unix:///run/cooper/cooperd.sock",
+    runtime_dir: "/run/cooper",
 };
 
 /// Runs the daemon; `args` start with the program's name.
@@ -125,10 +130,15 @@ fn start(flags: &Flags, personality: &Personality) -> Result<ExitCode, StartErro
     if addresses.is_empty() {
         addresses.push(personality.address.to_owned());
     }
+    let trace_socket = trace_socket(&file, personality).map_err(|source| StartError::System {
+        action: "failed to find the working directory".to_owned(),
+        source,
+    })?;
     let settings = Settings {
         file,
         root,
         addresses,
+        trace_socket,
         pidfile: flags.pidfile.clone(),
     };
     let runtime = runtime().map_err(|source| StartError::System {
@@ -138,6 +148,16 @@ fn start(flags: &Flags, personality: &Personality) -> Result<ExitCode, StartErro
     let ended = runtime.block_on(run(settings));
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn trace_socket(file: &ConfigFile, personality: &Personality) -> std::io::Result<TraceSocketChoice> {
+    let user_dir = std::env::var("XDG_RUNTIME_DIR").ok();
+    let user_dir = user_dir.filter(|_| file.worker.oci.rootless);
+    TraceSocketChoice::new(
+        &file.otel,
+        Path::new(personality.runtime_dir),
+        user_dir.as_deref(),
+    )
 }
 
 /// Makes the runtime of daemons and of engines in a client's process.

@@ -17,6 +17,7 @@ use tonic::transport::Server;
 use crate::config::{ConfigError, ConfigFile};
 use crate::debug;
 use crate::listen::{Connection, Listener, OpenConnections, SocketOwner, acceptor, listen};
+use crate::trace_socket::{self, TraceSocketChoice};
 use crate::wiring::{StartError, Wired, wire};
 
 /// Calls that one connection may have open: a build of many targets holds several each.
@@ -38,6 +39,8 @@ pub struct Settings {
     pub root: PathBuf,
     /// Where to listen.
     pub addresses: Vec<String>,
+    /// Where steps leave their spans.
+    pub trace_socket: TraceSocketChoice,
     /// Where to write the process' id.
     pub pidfile: Option<PathBuf>,
 }
@@ -110,6 +113,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         file,
         root,
         addresses,
+        trace_socket,
         pidfile,
     } = settings;
     if addresses.is_empty() {
@@ -120,6 +124,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     // The state directory is locked first: a second daemon must not take the first one's socket away.
     let wired = wire(&file, root, Some(HANDOVER))?;
     let listeners = listen_at(&addresses, &file)?;
+    let taking_spans = trace_socket::serve(&trace_socket, &wired.trace_socket, wired.history.traces())?;
     let debugging = match file.grpc.debug_address.as_str() {
         "" => None,
         address => {
@@ -132,6 +137,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     };
     notify("READY=1");
     let served = serve_until(signals, &wired, listeners).await;
+    // Before the state directory is let go of: whoever waits for it makes its own socket then.
+    if let Some(server) = taking_spans {
+        server.abort();
+        // It ends as it was told to.
+        let _ = server.await;
+    }
     drain(wired).await;
     drop(debugging);
     served

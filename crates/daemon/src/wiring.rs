@@ -11,7 +11,9 @@ use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::{Entitlement, ResolveCache};
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
-use executor::{DeviceRegistry, DnsConfig, ExecutorConfig, LabelConfig, NetworkChoice, RuntimeChoice};
+use executor::{
+    DeviceRegistry, DnsConfig, ExecutorConfig, LabelConfig, NetworkChoice, RuntimeChoice, TraceSocket,
+};
 use oci::Platform;
 use registry::{HostConfig, HostsConfig};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +30,6 @@ use crate::services::explain::ExplainService;
 use crate::services::explanations::Explanations;
 use crate::services::frontends::FrontendServer;
 use crate::services::history::{History, HistoryLimits};
-use crate::services::traces::Traces;
 use crate::sessions::SessionTable;
 use crate::worker::{self, WorkerFacts};
 
@@ -80,6 +81,8 @@ pub struct Wired {
     pub explanations: Explanations,
     /// The gRPC services.
     pub routes: Routes,
+    /// The socket that steps are given for their spans, once there is one.
+    pub trace_socket: TraceSocket,
     /// Stops what runs beside builds.
     pub stop: CancellationToken,
 }
@@ -95,11 +98,12 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
     let sessions = SessionTable::default();
     let devices = devices(file);
     let frontends = FrontendServer::default();
+    let trace_socket = TraceSocket::default();
     let config = EngineConfig {
         root: root.clone(),
         lock_timeout,
         snapshotter: snapshotter(&oci.snapshotter),
-        executor: executor_config(file, network.choice),
+        executor: executor_config(file, network.choice, &trace_socket),
         devices: devices.clone(),
         registries: registries(file),
         web_user_agent: worker::user_agent(),
@@ -107,9 +111,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         platforms: platforms.clone(),
         capabilities: caps::llb_names(),
         allowed_entitlements: entitlements(file)?,
-        max_parallelism: usize::try_from(oci.max_parallelism)
-            .ok()
-            .and_then(NonZeroUsize::new),
+        max_parallelism: max_parallelism(oci),
         resolve_cache: resolve_cache(file)?,
         disabled_frontends: disabled_frontends(file),
         frontend_host: Arc::new(frontends.clone()),
@@ -149,15 +151,22 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         collector,
     };
     let bridge = BridgeService::new(engine.clone(), record);
-    let routes = routes(control, bridge, ContentService::new(&engine), explain.clone());
+    let routes = routes(control, bridge, explain.clone());
     Ok(Wired {
         engine,
         sessions,
         history,
         explanations: explain.explanations,
         routes,
+        trace_socket,
         stop,
     })
+}
+
+fn max_parallelism(oci: &OciTable) -> Option<NonZeroUsize> {
+    usize::try_from(oci.max_parallelism)
+        .ok()
+        .and_then(NonZeroUsize::new)
 }
 
 fn facts(oci: &OciTable, snapshotter: &str, policies: &[PruneOptions]) -> WorkerFacts {
@@ -181,12 +190,9 @@ fn explain_service(engine: &Engine, history: &History) -> ExplainService {
 }
 
 /// All services that clients may call.
-fn routes(
-    control: ControlService,
-    bridge: BridgeService,
-    content: ContentService,
-    explain: ExplainService,
-) -> Routes {
+fn routes(control: ControlService, bridge: BridgeService, explain: ExplainService) -> Routes {
+    let content = ContentService::new(&control.engine);
+    let traces = control.history.traces();
     let (_, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::builder();
     routes
@@ -194,7 +200,7 @@ fn routes(
         .add_service(bridge.server())
         .add_service(content.server())
         .add_service(explain.server())
-        .add_service(TraceServiceServer::new(Traces))
+        .add_service(TraceServiceServer::new(traces))
         .add_service(health);
     routes.routes()
 }
@@ -234,7 +240,7 @@ fn platforms(wanted: &[String]) -> Result<Vec<Platform>, ConfigError> {
     wanted.iter().map(parse).collect()
 }
 
-fn executor_config(file: &ConfigFile, network: NetworkChoice) -> ExecutorConfig {
+fn executor_config(file: &ConfigFile, network: NetworkChoice, trace_socket: &TraceSocket) -> ExecutorConfig {
     let oci = &file.worker.oci;
     let runtime = match oci.binary.as_str() {
         "" => RuntimeChoice::Embedded,
@@ -254,6 +260,7 @@ fn executor_config(file: &ConfigFile, network: NetworkChoice) -> ExecutorConfig 
             apparmor_profile: oci.apparmor_profile.clone(),
             selinux: oci.selinux,
         },
+        trace_socket: trace_socket.clone(),
         ..ExecutorConfig::default()
     }
 }
@@ -480,7 +487,7 @@ mod tests {
         let mut file = ConfigFile::default();
         file.worker.oci.apparmor_profile = "steps".to_owned();
         file.worker.oci.selinux = true;
-        let config = executor_config(&file, NetworkChoice::Host).labels;
+        let config = executor_config(&file, NetworkChoice::Host, &TraceSocket::default()).labels;
         assert_eq!(
             (config.apparmor_profile.as_str(), config.selinux),
             ("steps", true)

@@ -26,7 +26,7 @@ pub mod solve;
 pub mod worker;
 
 pub use ::{cache, content, executor, registry};
-pub use ::build::{error, explanation, job, progress, session, unlazy};
+pub use ::build::{error, explanation, job, progress, session, trace, unlazy};
 pub use ::dockerfile::SYNTAX_VERSION as DOCKERFILE_VERSION;
 pub use ::source::forget_resolutions;
 pub use engine::Engine;

@@ -18,6 +18,7 @@ use crate::resolv_conf;
 use crate::runtime::{Running, Runtime};
 use crate::spec::{self, HostFacts, NetworkSpec};
 use crate::supervisor::{device, rootfs};
+use crate::telemetry::TraceSocket;
 
 /// Which runtime carries out containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct ExecutorConfig {
     pub oom_score_adj: Option<i32>,
     /// What security modules are told of containers.
     pub labels: LabelConfig,
+    /// Where containers leave their spans.
+    pub trace_socket: TraceSocket,
 }
 
 /// Runs containers. Cheap to clone; the last clone ends the supervisor and whatever still runs.
@@ -260,6 +263,7 @@ impl Inner {
             staging: state_dir.join("staging"),
             cgroup_parent: self.config.cgroup_parent.clone(),
             oom_score_adj: self.config.oom_score_adj,
+            trace_socket: self.config.trace_socket.path(),
             labels: self.labeler.labels(request.security)?,
             insecure_devices: match request.security {
                 Security::Insecure => device::insecure_devices(),

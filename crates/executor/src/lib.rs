@@ -45,6 +45,7 @@ mod spec;
 mod supervisor;
 #[expect(unsafe_code, reason = "the kernel's interfaces that nobody wraps")]
 mod sys;
+mod telemetry;
 mod tree;
 mod trust;
 mod user;
@@ -60,6 +61,7 @@ pub use request::{
     Process, Resources, Root, RunRequest, Security, Stdio, Ulimit,
 };
 pub use supervisor::supervisor_main;
+pub use telemetry::TraceSocket;
 
 /// Has the allocator keep half as many heaps as there are cores, at least two, instead of eight for each: what a build
 /// frees in one of them is of no use to the next one in another. For programs with long lives, before they work.

@@ -97,6 +97,9 @@ pub struct RunRequest {
     pub resources: Resources,
     /// How it is confined.
     pub security: Security,
+    /// The parent of its spans, a `traceparent` of W3C Trace Context; it is told to containers that have the
+    /// [`crate::TraceSocket`].
+    pub trace_parent: Option<String>,
     /// What it gets with devices of the host.
     pub devices: DeviceEdits,
     /// Whether directories that were made to hold a mount point are removed too, not only the mount point itself.
@@ -120,6 +123,7 @@ impl RunRequest {
             cgroup_parent: String::new(),
             resources: Resources::default(),
             security: Security::Sandbox,
+            trace_parent: None,
             devices: DeviceEdits::default(),
             remove_stubs_recursive: false,
         }

@@ -13,6 +13,7 @@ use crate::label::{ContainerLabels, ProcessLabels};
 use crate::request::{
     ContainerMount, MountSource, Network, Process, Resources, RunRequest, Security, Ulimit,
 };
+use crate::telemetry;
 
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
@@ -225,6 +226,8 @@ pub(crate) struct HostFacts {
     pub(crate) staging: PathBuf,
     pub(crate) cgroup_parent: String,
     pub(crate) oom_score_adj: Option<i32>,
+    /// The socket that takes spans; `None`: there is none.
+    pub(crate) trace_socket: Option<PathBuf>,
     /// The labels of this container.
     pub(crate) labels: ContainerLabels,
     /// Device nodes for insecure containers.
@@ -261,6 +264,10 @@ pub(crate) fn container_spec(
             Some(earlier) => *earlier = mount,
             None => mounts.push(mount),
         }
+    }
+    if let Some(socket) = &facts.trace_socket {
+        mounts.retain(|earlier| earlier.target != telemetry::TARGET);
+        mounts.push(bound_file(telemetry::TARGET, MountKind::Host(socket.clone())));
     }
     if mounts.len() > MAX_MOUNTS {
         return Err(invalid(format!("{} mounts are too many", mounts.len())));
@@ -301,6 +308,9 @@ pub(crate) fn container_spec(
 /// The process of a container, with what its devices bring.
 fn first_process(request: &RunRequest, facts: &HostFacts) -> Result<ProcessSpec, RunError> {
     let mut process = request.process.clone();
+    if facts.trace_socket.is_some() {
+        telemetry::add_environment(&mut process.env, request.trace_parent.as_deref());
+    }
     // A device's variables replace those of the same name.
     process.env.extend(request.devices.env.iter().cloned());
     let mut spec = process_spec(&process, request.security, &request.ulimits, facts.capabilities)?;

@@ -99,7 +99,7 @@ pub struct TlsTable {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct OtelTable {
-    /// Where steps find the collector.
+    /// Where the socket is that steps are given for their spans.
     #[serde(rename = "socketPath")]
     pub socket_path: Option<PathBuf>,
 }

@@ -16,6 +16,7 @@ use engine::job::JobId;
 use engine::progress::Subscription;
 use engine::session::SessionId;
 use engine::solve::{ExporterRequest, SolveRequest, SolveResponse};
+use engine::trace::Trace;
 use engine::{BuildError, Engine, ErrorKind};
 use executor::{DeviceListing, DeviceRegistry};
 use futures_util::{StreamExt as _, stream};
@@ -30,7 +31,6 @@ use super::failure::{failure, lookup_status};
 use super::history::{Finished, History};
 use super::history_filter::HistoryFilter;
 use super::progress::{response, timestamp};
-use super::spans::TraceParent;
 use crate::collector::Collector;
 use crate::sessions::SessionTable;
 
@@ -237,6 +237,7 @@ fn solve_request(request: pb::SolveRequest) -> SolveRequest {
         policy_session: session(request.source_policy_session),
         proxy_network: request.proxy_network,
         is_internal: request.internal,
+        trace: None,
         wants_session_exporters: request.enable_session_exporter,
     }
 }
@@ -332,7 +333,7 @@ impl Control for ControlService {
     async fn solve(&self, request: Request<pb::SolveRequest>) -> Answer<pb::SolveResponse> {
         let header = request.metadata().get("traceparent");
         let trace = header.and_then(|header| header.to_str().ok());
-        let trace = trace.map(TraceParent::from_header).unwrap_or_default();
+        let trace = trace.map_or_else(Trace::begin, Trace::continuing);
         let mut request = request.into_inner();
         if request.r#ref.is_empty() {
             return Err(Status::invalid_argument("the request has no ref"));
@@ -340,10 +341,12 @@ impl Control for ControlService {
         modernize(&mut request);
         refuse_unsupported(&request)?;
         let id = JobId(request.r#ref.clone());
-        let running = (!request.internal).then(|| self.history.start(history_record(&request), trace));
+        let running =
+            (!request.internal).then(|| self.history.start(history_record(&request), trace.clone()));
         let keeping = (!request.internal).then(|| self.explanations.keeping(&self.engine, &request.r#ref));
         let _collected = self.collector.during_build();
         let mut request = solve_request(request);
+        request.trace = Some(trace);
         request.proxy_network |= self.proxy_network;
         let (engine, history) = (self.engine.clone(), self.history.clone());
         let work = async {

@@ -9,12 +9,14 @@ use api::pb::control::{
 };
 use engine::progress::{JobProgress, Subscription, Vertex};
 use engine::solve::{HeldBlobs, Statement};
+use engine::trace::Trace;
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::archive::{Archive, ArchiveError, Draft};
-use super::spans::{self, TraceParent};
+use super::spans;
+use super::traces::{Collecting, Traces};
 use super::{system_time, timestamp};
 
 /// Events that a slow listener may lag behind.
@@ -67,6 +69,8 @@ pub struct History {
     saving: Arc<Mutex<()>>,
     /// Tasks that write to the archive.
     tasks: TaskTracker,
+    /// The spans that others have of builds that run.
+    traces: Traces,
 }
 
 impl History {
@@ -80,6 +84,7 @@ impl History {
             archive: None,
             saving: Arc::default(),
             tasks: TaskTracker::new(),
+            traces: Traces::default(),
         }
     }
 
@@ -120,6 +125,11 @@ impl History {
         this
     }
 
+    /// Returns the collector of spans, which end up in the records of their builds.
+    pub fn traces(&self) -> Traces {
+        self.traces.clone()
+    }
+
     /// Waits until all that has ended is kept.
     pub async fn drain(&self) {
         self.tasks.close();
@@ -154,7 +164,7 @@ impl History {
     }
 
     /// Records that a build starts, as part of a trace; the returned guard records its end.
-    pub fn start(&self, mut record: BuildHistoryRecord, trace: TraceParent) -> Running {
+    pub fn start(&self, mut record: BuildHistoryRecord, trace: Trace) -> Running {
         record.created_at = Some(timestamp(SystemTime::now()));
         record.generation = 1;
         let id = record.r#ref.clone();
@@ -173,10 +183,12 @@ impl History {
         );
         drop(state);
         self.send(BuildHistoryEventType::Started, record);
+        let collecting = self.archive.as_ref().map(|_| self.traces.collect(trace.id()));
         Running {
             history: self.clone(),
             id,
             trace,
+            collecting,
             has_ended: false,
         }
     }
@@ -236,13 +248,15 @@ impl History {
     }
 
     /// Adds the trace to the record of a build that has ended, where there is an archive to keep it. Blocking.
-    fn add_trace(&self, id: &str, parent: &TraceParent, vertices: &[Vertex]) {
+    fn add_trace(&self, id: &str, trace: &Trace, collected: Option<Collecting>, vertices: &[Vertex]) {
         let ended = |state: &State| state.entries.get(id).map(|entry| entry.record.clone());
         let (Some(archive), Some(record)) = (&self.archive, ended(&self.lock())) else {
             return;
         };
         let mut draft = archive.draft();
-        match draft.trace(&spans::encode(&record, vertices, parent)) {
+        let mut encoded = spans::encode(&record, vertices, trace);
+        encoded.extend(collected.iter().flat_map(Collecting::spans));
+        match draft.trace(&encoded) {
             Ok(trace) => self.amend(id, Some(draft), |record| record.trace = Some(trace)),
             Err(error) => warn_not_kept(id, &error),
         }
@@ -501,7 +515,9 @@ struct Outcome {
 pub struct Running {
     history: History,
     id: String,
-    trace: TraceParent,
+    trace: Trace,
+    /// The spans that others have of it, where they can be kept.
+    collecting: Option<Collecting>,
     has_ended: bool,
 }
 
@@ -536,14 +552,14 @@ impl Running {
             return None;
         }
         let (kept, is_kept) = oneshot::channel();
-        let trace = self.trace.clone();
+        let (trace, collected) = (self.trace.clone(), self.collecting.take());
         self.history.tasks.spawn_blocking(move || {
             let _complete = history.completes(&id);
             let vertices = history.vertices(&id);
             history.end(&id, outcome);
             // A client that has gone needs no answer.
             let _ = kept.send(());
-            history.add_trace(&id, &trace, &vertices);
+            history.add_trace(&id, &trace, collected, &vertices);
         });
         Some(is_kept)
     }

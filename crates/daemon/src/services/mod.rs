@@ -12,6 +12,7 @@ pub mod failure;
 pub mod frontends;
 pub mod history;
 mod history_filter;
+mod otlp;
 mod progress;
 mod results;
 mod spans;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use api::pb::control::BuildHistoryRecord;
 use engine::progress::Vertex;
-use oci::Digest;
+use engine::trace::Trace;
 use serde_json::{Value, json};
 
 use super::system_time;
@@ -15,138 +15,137 @@ use super::system_time;
 /// Kinds and codes of OpenTelemetry, as numbers.
 const KIND_INTERNAL: u8 = 1;
 const KIND_SERVER: u8 = 2;
-const CODE_UNSET: u8 = 0;
-const CODE_ERROR: u8 = 1;
+pub(super) const CODE_UNSET: u8 = 0;
+pub(super) const CODE_ERROR: u8 = 1;
+pub(super) const CODE_OK: u8 = 2;
 /// What a trace has in the place of a parent that is not there.
-const NO_TRACE: &str = "00000000000000000000000000000000";
-const NO_SPAN: &str = "0000000000000000";
-/// Bytes of hexadecimal digits in the identifiers of spans.
-const SPAN_ID_LEN: usize = 16;
-const TRACE_ID_LEN: usize = 32;
-
-/// The trace that a build belongs to: the one that its client began, if it began one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TraceParent(Option<(String, String)>);
-
-impl TraceParent {
-    /// Reads the header `traceparent` (W3C Trace Context): version, trace, span and flags, in hexadecimal. What does not
-    /// read names no trace.
-    pub fn from_header(value: &str) -> Self {
-        let mut parts = value.split('-').skip(1);
-        let mut hexadecimal = |length: usize| {
-            let part = parts.next()?;
-            let is_hexadecimal = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            (part.len() == length && is_hexadecimal && part.bytes().any(|byte| byte != b'0'))
-                .then(|| part.to_owned())
-        };
-        let trace = hexadecimal(TRACE_ID_LEN);
-        Self(trace.and_then(|trace| Some((trace, hexadecimal(SPAN_ID_LEN)?))))
-    }
-}
-
+pub(super) const NO_TRACE: &str = "00000000000000000000000000000000";
+pub(super) const NO_SPAN: &str = "0000000000000000";
 /// Writes the spans of a build that has ended: one for the request, and one for each step that started.
-pub fn encode(record: &BuildHistoryRecord, vertices: &[Vertex], parent: &TraceParent) -> Vec<u8> {
-    let trace = Trace::new(record, parent);
+pub fn encode(record: &BuildHistoryRecord, vertices: &[Vertex], trace: &Trace) -> Vec<u8> {
+    let build = Build {
+        trace,
+        ended: system_time(record.completed_at.as_ref()),
+    };
     let mut steps: Vec<(SystemTime, &Vertex)> = vertices
         .iter()
         .filter_map(|vertex| Some((vertex.started?, vertex)))
         .collect();
     steps.sort_by_key(|(started, vertex)| (*started, vertex.digest));
     let mut bytes = Vec::new();
-    let spans = steps.iter().map(|(started, vertex)| trace.step(*started, vertex));
-    for span in spans.chain([trace.request(record, steps.len())]) {
+    let spans = steps.iter().map(|(started, vertex)| build.step(*started, vertex));
+    for span in spans.chain([build.request(record, steps.len())]) {
         bytes.extend(span.to_string().into_bytes());
         bytes.push(b'\n');
     }
     bytes
 }
 
-struct Trace {
-    id: String,
-    parent: Option<String>,
-    request: String,
+/// A build that has ended.
+struct Build<'a> {
+    trace: &'a Trace,
     ended: SystemTime,
 }
 
-impl Trace {
-    fn new(record: &BuildHistoryRecord, parent: &TraceParent) -> Self {
-        // The name of a build and its time are as unlikely to come back as anything random.
-        let own = Digest::sha256(format!("{} {:?}", record.r#ref, record.created_at).as_bytes());
-        let (id, parent) = match &parent.0 {
-            Some((trace, span)) => (trace.clone(), Some(span.clone())),
-            None => (own.hex()[..TRACE_ID_LEN].to_owned(), None),
-        };
-        Self {
-            id,
-            parent,
-            request: own.hex()[TRACE_ID_LEN..TRACE_ID_LEN + SPAN_ID_LEN].to_owned(),
-            ended: system_time(record.completed_at.as_ref()),
-        }
+impl Build<'_> {
+    fn context(&self, span: &str, is_remote: bool) -> Value {
+        context(self.trace.id(), span, is_remote)
     }
 
     fn request(&self, record: &BuildHistoryRecord, steps: usize) -> Value {
-        let parent = match &self.parent {
-            Some(span) => context(&self.id, span, true),
+        let parent = match self.trace.parent() {
+            Some(span) => self.context(span, true),
             None => context(NO_TRACE, NO_SPAN, false),
         };
         let error = record.error.as_ref().map_or("", |error| error.message.as_str());
+        let times = (system_time(record.created_at.as_ref()), self.ended);
         Span {
-            name: "moby.buildkit.v1.Control/Solve",
-            context: context(&self.id, &self.request, false),
             parent,
             kind: KIND_SERVER,
-            times: (system_time(record.created_at.as_ref()), self.ended),
-            attribute: ("ref", record.r#ref.clone()),
-            error,
             children: steps,
+            ..self.span(
+                "moby.buildkit.v1.Control/Solve",
+                self.trace.request(),
+                times,
+                ("ref", &record.r#ref),
+                error,
+            )
         }
         .encode()
     }
 
     fn step(&self, started: SystemTime, vertex: &Vertex) -> Value {
-        let digest = vertex.digest.to_string();
-        let id = Digest::sha256(format!("{} {digest}", self.request).as_bytes());
-        Span {
-            name: &vertex.name,
-            context: context(&self.id, &id.hex()[..SPAN_ID_LEN], false),
-            parent: context(&self.id, &self.request, false),
-            kind: KIND_INTERNAL,
-            // A step that was given up has no end of its own.
-            times: (started, vertex.completed.unwrap_or(self.ended)),
-            attribute: ("vertex", digest),
-            error: &vertex.error,
-            children: 0,
-        }
+        // A step that was given up has no end of its own.
+        let times = (started, vertex.completed.unwrap_or(self.ended));
+        let attribute = ("vertex", vertex.digest.to_string());
+        self.span(
+            &vertex.name,
+            &self.trace.step(vertex.digest),
+            times,
+            (attribute.0, &attribute.1),
+            &vertex.error,
+        )
         .encode()
+    }
+
+    /// A span of the daemon's own, as a part of the request's. `error` is empty where there was none.
+    fn span<'a>(
+        &self,
+        name: &'a str,
+        id: &str,
+        times: (SystemTime, SystemTime),
+        (key, value): (&str, &str),
+        error: &'a str,
+    ) -> Span<'a> {
+        let code = if error.is_empty() { CODE_UNSET } else { CODE_ERROR };
+        Span {
+            name,
+            context: self.context(id, false),
+            parent: self.context(self.trace.request(), false),
+            kind: KIND_INTERNAL,
+            times,
+            attributes: json!([attribute(key, "STRING", value.into())]),
+            events: Value::Null,
+            links: Value::Null,
+            status: (code, error),
+            dropped: [0; 3],
+            children: 0,
+            resource: json!([attribute("service.name", "STRING", "buildkitd".into())]),
+            scope: json!({"Name": "cooper", "Version": "", "SchemaURL": "", "Attributes": null}),
+        }
     }
 }
 
-fn context(trace: &str, span: &str, is_remote: bool) -> Value {
+/// The identity of a span, or of the parent of one.
+pub(super) fn context(trace: &str, span: &str, is_remote: bool) -> Value {
     let flags = if trace == NO_TRACE { "00" } else { "01" };
     json!({"TraceID": trace, "SpanID": span, "TraceFlags": flags, "TraceState": "", "Remote": is_remote})
 }
 
-struct Span<'a> {
-    name: &'a str,
-    context: Value,
-    parent: Value,
-    kind: u8,
+/// A span; lists of JSON are `null` where they would be empty.
+pub(super) struct Span<'a> {
+    pub(super) name: &'a str,
+    pub(super) context: Value,
+    pub(super) parent: Value,
+    pub(super) kind: u8,
     /// When it started and ended.
-    times: (SystemTime, SystemTime),
-    attribute: (&'static str, String),
-    /// Why it failed; empty: it did not.
-    error: &'a str,
-    children: usize,
+    pub(super) times: (SystemTime, SystemTime),
+    pub(super) attributes: Value,
+    pub(super) events: Value,
+    pub(super) links: Value,
+    /// How it ended, and why.
+    pub(super) status: (u8, &'a str),
+    /// How many attributes, events and links are missing.
+    pub(super) dropped: [u32; 3],
+    pub(super) children: usize,
+    /// What made it: a program, and a part of it.
+    pub(super) resource: Value,
+    pub(super) scope: Value,
 }
 
 impl Span<'_> {
-    fn encode(self) -> Value {
-        let code = if self.error.is_empty() {
-            CODE_UNSET
-        } else {
-            CODE_ERROR
-        };
-        let scope = json!({"Name": "cooper", "Version": "", "SchemaURL": "", "Attributes": null});
+    pub(super) fn encode(self) -> Value {
+        let [attributes, events, links] = self.dropped;
         json!({
             "Name": self.name,
             "SpanContext": self.context,
@@ -154,28 +153,31 @@ impl Span<'_> {
             "SpanKind": self.kind,
             "StartTime": oci::timestamp::from_system(self.times.0),
             "EndTime": oci::timestamp::from_system(self.times.1),
-            "Attributes": [attribute(self.attribute.0, &self.attribute.1)],
-            "Events": null,
-            "Links": null,
-            "Status": {"Code": code, "Description": self.error},
-            "DroppedAttributes": 0,
-            "DroppedEvents": 0,
-            "DroppedLinks": 0,
+            "Attributes": self.attributes,
+            "Events": self.events,
+            "Links": self.links,
+            "Status": {"Code": self.status.0, "Description": self.status.1},
+            "DroppedAttributes": attributes,
+            "DroppedEvents": events,
+            "DroppedLinks": links,
             "ChildSpanCount": self.children,
-            "Resource": [attribute("service.name", "buildkitd")],
-            "InstrumentationScope": scope,
-            "InstrumentationLibrary": scope,
+            "Resource": self.resource,
+            "InstrumentationScope": self.scope,
+            "InstrumentationLibrary": self.scope,
         })
     }
 }
 
-fn attribute(key: &str, value: &str) -> Value {
-    json!({"Key": key, "Value": {"Type": "STRING", "Value": value}})
+/// A key and its value, of a type as OpenTelemetry's Go library names it.
+pub(super) fn attribute(key: &str, kind: &str, value: Value) -> Value {
+    json!({"Key": key, "Value": {"Type": kind, "Value": value}})
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use oci::Digest;
 
     use super::*;
     use crate::services::timestamp;
@@ -193,7 +195,7 @@ mod tests {
         }
     }
 
-    fn spans(parent: &TraceParent) -> Vec<Value> {
+    fn spans(trace: &Trace) -> Vec<Value> {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let record = BuildHistoryRecord {
             r#ref: "abc".to_owned(),
@@ -206,14 +208,14 @@ mod tests {
             vertex("never", None, ""),
             vertex("first", Some(at(2)), ""),
         ];
-        let bytes = encode(&record, &vertices, parent);
+        let bytes = encode(&record, &vertices, trace);
         let read = serde_json::Deserializer::from_slice(&bytes).into_iter();
         read.map(Result::unwrap).collect()
     }
 
     #[test]
     fn steps_are_children_of_the_request() {
-        let spans = spans(&TraceParent::default());
+        let spans = spans(&Trace::begin());
         let names: Vec<&str> = spans.iter().map(|span| span["Name"].as_str().unwrap()).collect();
         assert_eq!(names, ["first", "second", "moby.buildkit.v1.Control/Solve"]);
         let request = &spans[2];
@@ -241,29 +243,10 @@ mod tests {
     #[test]
     fn a_client_that_traces_is_followed() {
         let header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let spans = spans(&TraceParent::from_header(header));
+        let spans = spans(&Trace::continuing(header));
         for span in &spans {
             assert_eq!(span["SpanContext"]["TraceID"], "0af7651916cd43dd8448eb211c80319c");
         }
         assert_eq!(spans[2]["Parent"]["SpanID"], "b7ad6b7169203331");
-    }
-
-    #[test]
-    fn what_names_no_trace_is_none() {
-        for header in [
-            "",
-            "00",
-            "00-0af7651916cd43dd8448eb211c80319c",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-é0af7651916cd43dd8448eb211c80319-b7ad6b7169203331-01",
-        ] {
-            assert_eq!(
-                TraceParent::from_header(header),
-                TraceParent::default(),
-                "{header}"
-            );
-        }
     }
 }

@@ -454,6 +454,8 @@ impl Inner {
         request.network = self.network;
         request.hostname.clone_from(&self.hostname);
         request.extra_hosts.clone_from(&self.extra_hosts);
+        let jobs = self.bridge.jobs();
+        request.trace_parent = jobs.iter().find_map(|job| Some(job.trace()?.request_parent()));
         Ok(request)
     }
 

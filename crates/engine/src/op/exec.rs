@@ -186,6 +186,11 @@ impl Op for ExecOp {
             .await?;
         let mut request = self.request(exec, env, &prepared)?;
         request.devices = devices;
+        // Builds that share a step share its process: it belongs to the trace of one of them.
+        request.trace_parent = ctx
+            .jobs()
+            .iter()
+            .find_map(|job| Some(job.trace()?.step_parent(ctx.progress().digest())));
         let ran = match self.is_proxied {
             true => Box::pin(self.run_proxied(ctx, request)).await?,
             false => run(&self.parts.executor, ctx, request).await,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use build::cache_export::OMITTED_KEY;
+use build::trace::Trace;
 use llb::pb;
 use llb::sourcepolicy::Policy;
 use oci::Descriptor;
@@ -67,6 +68,8 @@ pub struct SolveRequest {
     pub proxy_network: bool,
     /// Not shown in the build history.
     pub is_internal: bool,
+    /// The trace that the build belongs to; `None`: none is kept.
+    pub trace: Option<Trace>,
     /// The client chooses further exporters once it knows the result.
     pub wants_session_exporters: bool,
 }
@@ -187,6 +190,7 @@ impl Engine {
             policy_session: request.policy_session.clone(),
             proxy_network: request.proxy_network,
             is_internal: request.is_internal,
+            trace: request.trace.clone(),
             explain: request
                 .frontend_opts
                 .get(EXPLAIN_OPT)

@@ -4,7 +4,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use executor::{ContainerMount, FileSource, HostAddress, MountSource, RunRequest};
+use executor::{
+    ContainerMount, ExecutorConfig, FileSource, HostAddress, MountSource, RunRequest, TraceSocket,
+};
 
 use crate::Test;
 use crate::fixture::{Lab, shell};
@@ -24,6 +26,7 @@ pub const TESTS: &[Test] = crate::tests![
     long_chains_of_layers_mount,
     name_resolution_is_set_up,
     listings_of_mounts_name_their_sources,
+    spans_can_be_left_at_a_socket,
 ];
 
 fn mount(target: &str, source: MountSource) -> ContainerMount {
@@ -320,5 +323,45 @@ async fn listings_of_mounts_name_their_sources(lab: Arc<Lab>) {
         .await;
     for line in ["proc /proc proc", "tmpfs /dev tmpfs", "sysfs /sys sysfs"] {
         assert!(listed.lines().any(|listed| listed == line), "{listed}");
+    }
+}
+
+async fn spans_can_be_left_at_a_socket(lab: Arc<Lab>) {
+    const SCRIPT: &str = "ls /dev/otel-grpc.sock; env | grep -E '^(OTEL|TRACE)' | sort; \
+        grep -c ' /dev/otel-grpc.sock [^ ]* ro,' /proc/mounts";
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (directory, trace_socket) = (lab.directory(), TraceSocket::default());
+    let tracing = Lab::configured(
+        &lab.runtime,
+        ExecutorConfig {
+            trace_socket: trace_socket.clone(),
+            ..ExecutorConfig::default()
+        },
+    );
+    let request = || {
+        let mut request = tracing.request(SCRIPT);
+        request.trace_parent = Some(PARENT.to_owned());
+        request
+    };
+    let without = tracing.run(request()).await.unwrap();
+    assert_eq!(without.stdout, "0\n");
+    let path = directory.join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    trace_socket.offer(&path).unwrap();
+    let mut overriding = request();
+    overriding
+        .process
+        .env
+        .push("OTEL_TRACES_EXPORTER=none".to_owned());
+    overriding.process.env.push("TRACEPARENT=mine".to_owned());
+    // What a step mounts in its place is not there.
+    overriding.mounts = vec![mount("/dev/otel-grpc.sock", MountSource::Host(directory))];
+    for (request, exporter) in [(request(), "otlp"), (overriding, "none")] {
+        let expected = format!(
+            "/dev/otel-grpc.sock\nOTEL_EXPORTER_OTLP_TRACES_ENDPOINT=unix:///dev/otel-grpc.sock\n\
+             OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc\nOTEL_TRACES_EXPORTER={exporter}\n\
+             TRACEPARENT={PARENT}\n1\n"
+        );
+        assert_eq!(tracing.ok(request).await, expected);
     }
 }

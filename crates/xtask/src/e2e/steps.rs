@@ -29,6 +29,16 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Root, Need::Program("runc")],
         run: devices_with_runc,
     },
+    Scenario {
+        name: "trace-socket",
+        needs: &[Need::Root],
+        run: trace_socket,
+    },
+    Scenario {
+        name: "trace-socket-with-runc",
+        needs: &[Need::Root, Need::Program("runc")],
+        run: trace_socket_with_runc,
+    },
 ];
 
 const OWNERS: &str = r#"FROM @BASE@
@@ -131,4 +141,45 @@ fn check_devices(lab: &Lab, flags: &[&str]) -> Result<()> {
     )?;
     let mut granted = daemon.cooper_build(&context);
     succeed(granted.args(["--no-cache", "--allow=device=example.test/device"])).map(drop)
+}
+
+const WITH_SOCKET: &str = "FROM @BASE@
+RUN [ -S /dev/otel-grpc.sock ] && echo \"exporter $OTEL_TRACES_EXPORTER parent $TRACEPARENT.\"
+ENV OTEL_TRACES_EXPORTER=none
+RUN echo \"exporter $OTEL_TRACES_EXPORTER at $OTEL_EXPORTER_OTLP_TRACES_ENDPOINT\"
+";
+const WITHOUT_SOCKET: &str = "FROM @BASE@
+RUN [ ! -e /dev/otel-grpc.sock ] && [ -z $TRACEPARENT$OTEL_TRACES_EXPORTER ]
+";
+
+fn trace_socket(lab: &Lab) -> Result<()> {
+    check_trace_socket(lab, &[])
+}
+
+fn trace_socket_with_runc(lab: &Lab) -> Result<()> {
+    check_trace_socket(lab, &["--oci-worker-binary=runc"])
+}
+
+fn check_trace_socket(lab: &Lab, flags: &[&str]) -> Result<()> {
+    let socket = lab.dir().join("otel.sock");
+    let flag = format!("--otel-socket-path={}", socket.display());
+    let daemon = lab.daemon_with(&[&[flag.as_str()], flags].concat())?;
+    let context = lab.context("c", &[("Dockerfile", WITH_SOCKET)])?;
+    let shown = succeed(&mut daemon.cooper_build(&context))?;
+    expect(&shown, "exporter otlp parent 00-")?;
+    expect(&shown, "exporter none at unix:///dev/otel-grpc.sock")?;
+    // What differs in each build does not count as a difference.
+    expect(&succeed(&mut daemon.cooper_build(&context))?, "CACHED")?;
+    // A second daemon does not take the socket away, and says so.
+    let mut second = lab.command("cooperd");
+    second
+        .args([flag.as_str(), "--root"])
+        .arg(lab.dir().join("second"));
+    let address = format!("unix://{}", lab.dir().join("second.sock").display());
+    let (_, message) = fail(second.args(["--addr", &address]))?;
+    expect(&message, "failed to listen for spans at")?;
+    ensure!(socket.exists(), "the second daemon removed the socket");
+    drop(daemon);
+    let plain = lab.context("p", &[("Dockerfile", WITHOUT_SOCKET)])?;
+    succeed(&mut lab.cooper_build(&plain)).map(drop)
 }

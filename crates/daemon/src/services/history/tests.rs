@@ -21,7 +21,7 @@ fn ids(history: &History, active_only: bool) -> Vec<String> {
 async fn builds_start_and_end() {
     let history = History::new(HistoryLimits::default());
     let (_, mut events) = history.listen("", false);
-    let running = history.start(record("a"), TraceParent::default());
+    let running = history.start(record("a"), Trace::begin());
     assert_eq!(ids(&history, true), ["a"]);
     assert!(!history.delete("a"));
     running.finish(Ok(Finished::default())).await;
@@ -34,7 +34,7 @@ async fn builds_start_and_end() {
     assert_eq!(event.r#type(), BuildHistoryEventType::Complete);
     assert!(event.record.unwrap().completed_at.is_some());
     assert!(history.delete("a") && !history.finalize("a").await);
-    drop(history.start(record("b"), TraceParent::default()));
+    drop(history.start(record("b"), Trace::begin()));
     let (events, _) = history.listen("b", false);
     assert_eq!(events[0].record.as_ref().unwrap().error.as_ref().unwrap().code, 1);
 }
@@ -47,7 +47,7 @@ async fn old_builds_are_forgotten_unless_pinned() {
     });
     for id in ["a", "b", "c", "d"] {
         history
-            .start(record(id), TraceParent::default())
+            .start(record(id), Trace::begin())
             .finish(Ok(Finished::default()))
             .await;
         if id == "a" {
@@ -61,7 +61,7 @@ async fn old_builds_are_forgotten_unless_pinned() {
 #[tokio::test]
 async fn progress_can_be_read_later() {
     let history = History::new(HistoryLimits::default());
-    let running = history.start(record("a"), TraceParent::default());
+    let running = history.start(record("a"), Trace::begin());
     let progress = JobProgress::new();
     history.attach("a", progress.clone());
     assert!(history.describe_running().contains("build a"));
@@ -111,7 +111,7 @@ async fn errors_are_kept_apart_with_their_details() {
             value: vec![1, 2, 3],
         }],
     };
-    let running = history.start(record("a"), TraceParent::default());
+    let running = history.start(record("a"), Trace::begin());
     running.finish(Err(error.clone())).await;
     history.drain().await;
     drop(history);
@@ -133,7 +133,7 @@ async fn errors_are_kept_apart_with_their_details() {
 async fn a_final_record_has_its_trace() {
     let directory = tempfile::tempdir().unwrap();
     let history = kept_in(directory.path());
-    let running = history.start(record("a"), TraceParent::default());
+    let running = history.start(record("a"), Trace::begin());
     assert!(history.finalize("a").await && !history.finalize("b").await);
     running.finish(Ok(Finished::default())).await;
     assert!(history.finalize("a").await);
@@ -147,4 +147,49 @@ async fn a_final_record_has_its_trace() {
     let spans = String::from_utf8(blob(&history, &trace)).unwrap();
     assert!(spans.contains("moby.buildkit.v1.Control/Solve"), "{spans}");
     assert!(history.pin("a", true) && only(&history).pinned);
+}
+
+#[tokio::test]
+async fn a_trace_has_the_spans_of_steps() {
+    use api::pb::trace as pb;
+    use api::pb::trace::trace_service_server::TraceService as _;
+    use prost::Message as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let history = kept_in(directory.path());
+    let trace = Trace::continuing("00-07070707070707070707070707070707-b7ad6b7169203331-01");
+    let running = history.start(record("a"), trace);
+    let span = pb::Span {
+        trace_id: vec![7; 16].into(),
+        span_id: vec![9; 8].into(),
+        name: "work of a step".to_owned(),
+        ..Default::default()
+    };
+    let scoped = pb::ScopeSpans {
+        spans: vec![span.encode_to_vec().into()],
+        ..Default::default()
+    };
+    let part = pb::ResourceSpans {
+        scope_spans: vec![scoped.encode_to_vec().into()],
+        ..Default::default()
+    };
+    let request = pb::ExportTraceServiceRequest {
+        resource_spans: vec![part.encode_to_vec().into()],
+    };
+    let export = || history.traces();
+    export()
+        .export(tonic::Request::new(request.clone()))
+        .await
+        .unwrap();
+    running.finish(Ok(Finished::default())).await;
+    assert!(history.finalize("a").await);
+    // Too late.
+    export().export(tonic::Request::new(request)).await.unwrap();
+    let kept = blob(&history, &only(&history).trace.unwrap());
+    let spans: Vec<serde_json::Value> = serde_json::Deserializer::from_slice(&kept)
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let names: Vec<&str> = spans.iter().map(|span| span["Name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["moby.buildkit.v1.Control/Solve", "work of a step"]);
 }
