@@ -204,11 +204,16 @@ impl Records {
     /// Lists the children reached from `parent` by exactly this link.
     pub fn children(&self, parent: &str, link: &Link) -> Result<Vec<String>, StoreError> {
         let prefix = [graph::encode_id(parent), graph::encode_link(link)].concat();
-        let found = self.keys(graph::LINKS, prefix.clone())?;
-        Ok(found
-            .iter()
-            .filter_map(|key| graph::decode_id(&key[prefix.len()..]))
-            .collect())
+        let (from, to) = prefix_range(prefix.clone());
+        let read = self.store.shared.db.read()?;
+        let links = read.open_table(graph::LINKS).map_err(database_error)?;
+        let mut children = Vec::new();
+        // There may be as many as a base image ever had builds on it.
+        for row in links.range(&from[..]..&to[..]).map_err(database_error)? {
+            let (key, _) = row.map_err(database_error)?;
+            children.extend(graph::decode_id(&key.value()[prefix.len()..]));
+        }
+        Ok(children)
     }
 
     /// Reports whether this link exists.

@@ -1,4 +1,4 @@
-//! Garbage collection during builds and after them.
+//! Garbage collection during builds and after them; in the end the allocator's garbage, too.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl Drop for DuringBuild {
 }
 
 impl Collector {
-    /// Starts collecting by the policies; without any, nothing is ever collected.
+    /// Starts collecting by the policies; without any, nothing is ever collected, and memory alone is given back.
     pub fn start(store: Store, policies: Vec<PruneOptions>, stop: CancellationToken) -> Self {
         let builds = Arc::new(Builds::default());
         let task = tokio::spawn(run(store, policies, Arc::clone(&builds), stop));
@@ -60,9 +60,6 @@ impl Collector {
 }
 
 async fn run(store: Store, policies: Vec<PruneOptions>, builds: Arc<Builds>, stop: CancellationToken) {
-    if policies.is_empty() {
-        return;
-    }
     // The last run may have left more than is allowed, or the policies may have changed.
     builds.changed.notify_one();
     loop {
@@ -78,6 +75,10 @@ async fn run(store: Store, policies: Vec<PruneOptions>, builds: Arc<Builds>, sto
             () = stop.cancelled() => return,
         }
         collect(store.clone(), policies.clone(), stop.clone()).await;
+        if builds.running.load(Ordering::Acquire) == 0 {
+            // What a build took is free by now, in pieces that the allocator would keep.
+            let _ = tokio::task::spawn_blocking(engine::executor::trim_heaps).await;
+        }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = stop.cancelled() => return,

@@ -69,3 +69,9 @@ pub fn limit_heaps() {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     sys::limit_heaps(i32::try_from(cores / 2).unwrap_or(i32::MAX).max(2));
 }
+
+/// Gives memory that is free back to the kernel, which the allocator does by itself only at the end of a heap. For programs
+/// with long lives, when they rest.
+pub fn trim_heaps() {
+    sys::trim_heaps();
+}

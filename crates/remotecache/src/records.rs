@@ -183,7 +183,7 @@ impl ImportedRecords {
                 .flatten()
                 .copied()
                 .collect(),
-            Query::Children(_, link) => {
+            Query::Children(_, link) | Query::Candidates(_, link) => {
                 let child = RecordId::root(&link.op, link.output);
                 let key = (link.parent, link.input, child, link.selector);
                 self.children.get(&key).cloned().unwrap_or_default()
@@ -403,6 +403,7 @@ impl Imported {
 impl ImportedCache for Imported {
     fn answer(&self, query: &Query) -> Vec<FoundKey> {
         let store = query.store();
+        let is_candidate = matches!(query, Query::Candidates(..));
         let mut found: BTreeMap<Key, Vec<StoredResult>> = BTreeMap::new();
         for (number, part) in self.parts.iter().enumerate() {
             for index in part.found(query) {
@@ -411,15 +412,17 @@ impl ImportedCache for Imported {
                     store,
                     record: record.id,
                 };
-                let results = record
-                    .results
-                    .iter()
-                    .enumerate()
-                    .map(|(result, imported)| StoredResult {
-                        key,
-                        result: format!("{number}.{index}.{result}"),
-                        created_at_ns: nanoseconds(imported.created_at),
-                    });
+                let results =
+                    record
+                        .results
+                        .iter()
+                        .enumerate()
+                        .filter(|_| !is_candidate)
+                        .map(|(result, imported)| StoredResult {
+                            key,
+                            result: format!("{number}.{index}.{result}"),
+                            created_at_ns: nanoseconds(imported.created_at),
+                        });
                 found.entry(key).or_default().extend(results);
             }
         }

@@ -37,8 +37,11 @@ impl<E: Clone> Solver<E> {
         }
         self.edges[id].queries -= 1;
         for (input, keys) in inputs.into_iter().zip(found) {
-            for key in keys {
-                self.add_match(id, input, key);
+            for found in keys {
+                match input {
+                    Some(input) => self.add_match(id, input, found),
+                    None => self.add_results(id, found),
+                }
             }
         }
         self.mark(id);

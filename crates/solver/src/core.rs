@@ -196,7 +196,7 @@ pub type Outcome<E> = Result<Built, Failure<E>>;
 pub(crate) enum Purpose {
     Map(VertexId),
     /// With the input's number of each query.
-    Query(EdgeId, Vec<usize>),
+    Query(EdgeId, Vec<Option<usize>>),
     Checksum(VertexId, usize, ResultId),
     Load(EdgeId),
     /// With the inputs' results.

@@ -146,15 +146,8 @@ pub(crate) struct Slot {
     pub keys_asked: usize,
     /// Whether the content's key was asked for.
     pub content_asked: bool,
-    /// How many records were found through this input.
-    pub matched: usize,
-}
-
-/// A record found through some inputs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Match {
-    pub inputs: BTreeSet<usize>,
-    pub results: Vec<StoredResult>,
+    /// The records found through this input. There may be as many as the input ever had users.
+    pub matched: BTreeSet<Key>,
 }
 
 /// An edge of an active vertex.
@@ -178,9 +171,12 @@ pub(crate) struct Edge {
     pub queries: usize,
     /// How many of the vertex's digests were asked for (no inputs only).
     pub digests_asked: usize,
-    pub matches: BTreeMap<Key, Match>,
+    /// Through how many inputs records were found, of those found through some.
+    pub matches: BTreeMap<Key, usize>,
     /// Records found through all inputs: what users look for.
     pub keys: Vec<Key>,
+    /// Those of them whose results are to be asked for.
+    pub unasked: BTreeSet<Key>,
     /// Results not tried yet.
     pub results: Vec<StoredResult>,
     /// Results ever found.
@@ -213,6 +209,7 @@ impl Edge {
             digests_asked: 0,
             matches: BTreeMap::new(),
             keys: Vec::new(),
+            unasked: BTreeSet::new(),
             results: Vec::new(),
             results_seen: BTreeSet::new(),
             loaded: None,

@@ -5,6 +5,8 @@
 //! identifies it by content, for its result and checksum. Once an input can find nothing more, no record can match: the
 //! edge is executed and wants all inputs' results at once.
 
+use std::collections::BTreeSet;
+
 use oci::Digest;
 
 use crate::BuildId;
@@ -42,11 +44,11 @@ impl Inputs {
     }
 }
 
-/// Questions, with the number of the input that each is about.
+/// Questions, with the number of the input that each is about; none: it is about what was found through all.
 #[derive(Debug, Default)]
 struct Asked {
     queries: Vec<Query>,
-    inputs: Vec<usize>,
+    inputs: Vec<Option<usize>>,
 }
 
 impl Asked {
@@ -55,9 +57,15 @@ impl Asked {
         for query in queries {
             if !before || (stale && query.store() == StoreId::LOCAL) {
                 self.queries.push(query);
-                self.inputs.push(input);
+                self.inputs.push(Some(input));
             }
         }
+    }
+
+    /// Asks for the results of a record.
+    fn add_found(&mut self, key: Key) {
+        self.queries.push(Query::Record(key));
+        self.inputs.push(None);
     }
 }
 
@@ -65,8 +73,10 @@ impl Asked {
 fn question(query: &Query) -> Option<Question> {
     match query {
         Query::Record(key) if key.store == StoreId::LOCAL => Some(Question::record(&key.record)),
-        Query::Children(StoreId::LOCAL, link) => Some(Question::link(link)),
-        Query::Record(_) | Query::Children(..) => None,
+        Query::Children(StoreId::LOCAL, link) | Query::Candidates(StoreId::LOCAL, link) => {
+            Some(Question::link(link))
+        }
+        Query::Record(_) | Query::Children(..) | Query::Candidates(..) => None,
     }
 }
 
@@ -185,7 +195,7 @@ impl<E: Clone> Solver<E> {
                 want: Level::None,
                 keys_asked: 0,
                 content_asked: false,
-                matched: 0,
+                matched: BTreeSet::new(),
             });
         }
     }
@@ -288,6 +298,9 @@ impl<E: Clone> Solver<E> {
         let edge = &mut self.edges[id];
         edge.digests_asked = digests;
         edge.stale = false;
+        for key in std::mem::take(&mut edge.unasked) {
+            asked.add_found(key);
+        }
         if asked.queries.is_empty() {
             return;
         }
@@ -313,17 +326,20 @@ impl<E: Clone> Solver<E> {
             output: edge.output,
             selector,
         };
+        let children = if edge.slots.len() > 1 {
+            Query::Candidates
+        } else {
+            Query::Children
+        };
         let selector = vertex.deps[number].selector;
         let from = if edge.stale { 0 } else { slot.keys_asked };
         for (index, key) in self.edges[slot.edge].keys.iter().enumerate().skip(from) {
-            let query = Query::Children(key.store, link(key.record, selector));
+            let query = children(key.store, link(key.record, selector));
             asked.add(number, index < slot.keys_asked, edge.stale, [query]);
         }
         if let Some(content) = vertex.content_of(number) {
             let parent = RecordId::content(&content);
-            let queries = stores
-                .iter()
-                .map(|store| Query::Children(*store, link(parent, None)));
+            let queries = stores.iter().map(|store| children(*store, link(parent, None)));
             asked.add(number, slot.content_asked, edge.stale, queries);
         }
     }
@@ -331,27 +347,34 @@ impl<E: Clone> Solver<E> {
     /// Takes note of a record that was found through an input. Once found through all, it is a key of the edge.
     pub(crate) fn add_match(&mut self, id: EdgeId, input: usize, found: FoundKey) {
         let edge = &mut self.edges[id];
-        let needed = edge.slots.len().max(1);
-        let known = edge.matches.entry(found.key).or_default();
-        let was_full = known.inputs.len() == needed;
-        if known.inputs.insert(input)
-            && let Some(slot) = edge.slots.get_mut(input)
-        {
-            slot.matched += 1;
-        }
-        for result in found.results {
-            if edge.results_seen.insert(result.clone()) {
-                known.results.push(result);
-            }
-        }
-        if known.inputs.len() < needed {
+        let (needed, key) = (edge.slots.len().max(1), found.key);
+        let is_news = match edge.slots.get_mut(input) {
+            Some(slot) => slot.matched.insert(key),
+            None => !edge.matches.contains_key(&key),
+        };
+        let through = edge.matches.entry(key).or_default();
+        *through += usize::from(is_news);
+        if *through < needed {
             return;
         }
-        edge.results.append(&mut known.results);
-        if !was_full {
-            edge.keys.push(found.key);
-            self.connect(id, found.key);
+        if needed > 1 {
+            edge.unasked.insert(key);
+        }
+        self.add_results(id, found);
+        if is_news {
+            self.edges[id].keys.push(key);
+            self.connect(id, key);
             self.mark_users(id);
+        }
+    }
+
+    /// Takes note of the results of a record that was found through all inputs.
+    pub(crate) fn add_results(&mut self, id: EdgeId, found: FoundKey) {
+        let edge = &mut self.edges[id];
+        for result in found.results {
+            if edge.results_seen.insert(result.clone()) {
+                edge.results.push(result);
+            }
         }
     }
 
@@ -421,7 +444,7 @@ impl<E: Clone> Solver<E> {
         for (number, slot) in edge.slots.iter().enumerate() {
             let fast = self.edges[slot.edge].reached >= Level::Fast;
             let exhausted = self.is_exhausted(id, number);
-            let unmatched = slot.matched == 0;
+            let unmatched = slot.matched.is_empty();
             inputs.fast += usize::from(fast);
             inputs.fast_unmatched += usize::from(fast && unmatched);
             inputs.unmatched += usize::from(unmatched);
@@ -434,10 +457,10 @@ impl<E: Clone> Solver<E> {
     /// Whether records found through some inputs may still be found through the others.
     fn has_open_matches(&self, id: EdgeId) -> bool {
         let edge = &self.edges[id];
-        edge.matches.values().any(|found| {
-            found.inputs.len() < edge.slots.len()
-                && (0..edge.slots.len())
-                    .all(|number| found.inputs.contains(&number) || !self.is_exhausted(id, number))
+        edge.matches.iter().any(|(key, through)| {
+            *through < edge.slots.len()
+                && (edge.slots.iter().enumerate())
+                    .all(|(number, slot)| slot.matched.contains(key) || !self.is_exhausted(id, number))
         })
     }
 
@@ -487,7 +510,7 @@ impl<E: Clone> Solver<E> {
             let slot = &self.edges[id].slots[number];
             let reached = self.edges[slot.edge].reached;
             let candidate = if inputs.unmatched > 0 {
-                slot.matched == 0
+                slot.matched.is_empty()
             } else {
                 inputs.all_fast()
             };

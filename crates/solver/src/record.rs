@@ -94,6 +94,9 @@ pub enum Query {
     Record(Key),
     /// Which records does this link lead to?
     Children(StoreId, Link),
+    /// The same for one of several links that have to lead to a record: there may be many, most of which the others do not
+    /// lead to, so they are told without their results.
+    Candidates(StoreId, Link),
 }
 
 impl Query {
@@ -101,17 +104,18 @@ impl Query {
     pub fn store(&self) -> StoreId {
         match self {
             Self::Record(key) => key.store,
-            Self::Children(store, _) => *store,
+            Self::Children(store, _) | Self::Candidates(store, _) => *store,
         }
     }
 }
 
-/// A record that answers a [`Query`], with those of its results whose bytes are (believed to be) available.
+/// A record that answers a [`Query`], with those of its results whose bytes are (believed to be) available, unless it is
+/// a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundKey {
     /// The record.
     pub key: Key,
-    /// Its results.
+    /// Its results; none for a candidate.
     pub results: Vec<StoredResult>,
 }
 
@@ -167,11 +171,15 @@ impl MemoryRecords {
                 record: *record,
             };
             let results = self.records.get(record)?;
-            let results = results.iter().map(|(result, at)| StoredResult {
-                key,
-                result: result.clone(),
-                created_at_ns: *at,
-            });
+            let is_candidate = matches!(query, Query::Candidates(..));
+            let results = results
+                .iter()
+                .filter(|_| !is_candidate)
+                .map(|(result, at)| StoredResult {
+                    key,
+                    result: result.clone(),
+                    created_at_ns: *at,
+                });
             Some(FoundKey {
                 key,
                 results: results.collect(),
@@ -179,7 +187,7 @@ impl MemoryRecords {
         };
         match query {
             Query::Record(key) => found(&key.record).into_iter().collect(),
-            Query::Children(_, link) => self
+            Query::Children(_, link) | Query::Candidates(_, link) => self
                 .links
                 .get(link)
                 .into_iter()

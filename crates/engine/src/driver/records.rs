@@ -33,33 +33,42 @@ impl LocalRecords {
                     .exists(&id)
                     .map(|exists| if exists { vec![id] } else { Vec::new() })
             }
-            Query::Children(_, link) => stored_link(link).map_or(Ok(Vec::new()), |stored| {
-                records.children(&link.parent.to_string(), &stored)
-            }),
+            Query::Children(_, link) | Query::Candidates(_, link) => stored_link(link)
+                .map_or(Ok(Vec::new()), |stored| {
+                    records.children(&link.parent.to_string(), &stored)
+                }),
         };
         let ids = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "cache records cannot be read");
             Vec::new()
         });
-        ids.iter().filter_map(|id| self.found(id)).collect()
+        let keys = ids.iter().filter_map(|id| {
+            let record = RecordId(id.parse::<Digest>().ok()?);
+            let store = StoreId::LOCAL;
+            Some((id, Key { store, record }))
+        });
+        if let Query::Candidates(..) = query {
+            keys.map(|(_, key)| FoundKey {
+                key,
+                results: Vec::new(),
+            })
+            .collect()
+        } else {
+            keys.map(|(id, key)| self.found(id, key)).collect()
+        }
     }
 
-    fn found(&self, id: &str) -> Option<FoundKey> {
-        let record = RecordId(id.parse::<Digest>().ok()?);
-        let key = Key {
-            store: StoreId::LOCAL,
-            record,
-        };
+    fn found(&self, id: &str, key: Key) -> FoundKey {
         let results = self.store.records().results(id).unwrap_or_default();
         let results = results.into_iter().map(|result| StoredResult {
             key,
             created_at_ns: nanoseconds(result.created_at),
             result: result.id,
         });
-        Some(FoundKey {
+        FoundKey {
             key,
             results: results.collect(),
-        })
+        }
     }
 
     /// Returns the store's records.

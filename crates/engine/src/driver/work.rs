@@ -8,6 +8,7 @@ use oci::Digest;
 use solver::{CacheMap, Dep, FoundKey, Query, StoreId, StoredResult};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::driver::ImportContext;
 use crate::driver::imports::{ImportSlot, arrived};
@@ -158,8 +159,13 @@ pub(crate) enum LoadFrom {
 pub(crate) async fn load_stored(from: LoadFrom, stored: StoredResult) -> Option<ResultRef> {
     match from {
         LoadFrom::Local(records, unlazy, ctx) => {
-            let loaded = tokio::task::spawn_blocking(move || records.load(&stored));
-            let loaded = loaded.await.ok().flatten()?;
+            let loading = AbortOnDropHandle::new(tokio::task::spawn_blocking(move || records.load(&stored)));
+            let loaded = tokio::select! {
+                biased;
+                loaded = loading => loaded.ok().flatten()?,
+                // Left waiting for a thread, it would take a hold when all builds may be over, as a surprise to whoever prunes.
+                () = ctx.cancel.cancelled() => return None,
+            };
             // A lazy result of an earlier build may be where this one does not get to.
             let is_reachable = match loaded.get() {
                 Some(reference) => unlazy.is_reachable(&ctx, reference).await.unwrap_or(false),
@@ -182,6 +188,9 @@ pub(crate) async fn load_stored(from: LoadFrom, stored: StoredResult) -> Option<
 pub(crate) async fn load(ctx: OpContext, from: LoadFrom, stored: StoredResult) -> Answer {
     let created_at = from_nanoseconds(stored.created_at_ns);
     let loaded = load_stored(from, stored).await;
+    if ctx.cancel().is_cancelled() {
+        return Answer::Canceled;
+    }
     if loaded.is_some() {
         ctx.progress().started(true);
         ctx.progress().completed(true, None);

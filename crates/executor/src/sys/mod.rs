@@ -40,6 +40,19 @@ pub(crate) fn limit_heaps(count: i32) {
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn limit_heaps(_count: i32) {}
 
+/// Has the C library give memory that is free back to the kernel; elsewhere than with the GNU one, nothing. See
+/// `malloc_trim(3)`.
+#[cfg(target_env = "gnu")]
+pub(crate) fn trim_heaps() {
+    // SAFETY: the function takes a number and locks each heap while it looks at it.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// Has the C library give memory that is free back to the kernel; elsewhere than with the GNU one, nothing. See
+/// `malloc_trim(3)`.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn trim_heaps() {}
+
 /// Lets tokio wait for a descriptor.
 pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is one open descriptor, the same as long as it lives, and the `AsyncFd` owns it.

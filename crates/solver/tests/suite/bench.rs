@@ -209,6 +209,8 @@ pub struct Bench {
     pub trace: Vec<String>,
     pub executed: usize,
     pub loads: usize,
+    /// Stored results that the solver was told of.
+    pub told: usize,
     pub clock: i64,
     pub next: u64,
 }
@@ -421,10 +423,9 @@ impl Bench {
                         .map(|records| records.answer(query))
                         .unwrap_or_default(),
                 });
-                Input::KeysFound {
-                    effect,
-                    found: found.collect(),
-                }
+                let found: Vec<_> = found.collect();
+                self.told += found.iter().flatten().map(|key| key.results.len()).sum::<usize>();
+                Input::KeysFound { effect, found }
             }
             Effect::Checksum { effect, .. } => {
                 let digest = digest(format!("content {}", part(self.read[&effect][0])));

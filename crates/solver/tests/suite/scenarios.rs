@@ -1,8 +1,10 @@
 //! Small graphs, and the effects that they lead to, in order. See [`crate::script`] for how they are written.
 
+use std::collections::BTreeMap;
+
 use solver::{BuildId, Effect, Failure, Input, Owner};
 
-use crate::bench::{Bench, Graph, effect_id};
+use crate::bench::{Bench, Graph, effect_id, part};
 use crate::script::{graph, last, lines};
 
 /// Builds in a job of its own and returns the trace.
@@ -58,6 +60,21 @@ fn a_second_build_transfers_the_context_and_loads_the_last_step() {
         load run
         build 2 is done";
     assert_eq!(trace, lines(expected));
+}
+
+#[test]
+fn only_of_what_all_inputs_lead_to_results_are_asked_for() {
+    let text = |version: u64| format!("base = source 1\nctx = local {version}\ncopy = op base ctx*");
+    let mut bench = Bench::default();
+    let contents = |version: &u64| part(graph(&text(*version)).value(1, 0));
+    let versions: BTreeMap<u64, u64> = (0..20).map(|version| (contents(&version), version)).collect();
+    assert_eq!(versions.len(), 3, "as many copies are made of the base");
+    for (number, version) in (1..).zip(versions.values().chain([&versions[&0]])) {
+        bench.told = 0;
+        build(&mut bench, number, &graph(&text(*version)));
+    }
+    // One of the base, one of the copy.
+    assert_eq!((bench.executed, bench.told), (1 + 4 + 3, 2));
 }
 
 #[test]
