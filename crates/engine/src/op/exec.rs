@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::Bytes;
 use cache::Store;
 use executor::{
     DeviceRegistry, Executor, ExitStatus, HostAddress, Network, Process, Resources, RunError, RunRequest,
@@ -410,13 +410,18 @@ pub(crate) fn log_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
 
 /// Reads a stream to its end, which comes when every process of the container is gone.
 async fn show(mut from: pipe::Receiver, stream: LogStream, progress: &VertexProgress) {
-    let mut buffer = BytesMut::with_capacity(LOG_PIECE);
-    loop {
-        match from.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => progress.log(stream, buffer.split().freeze()),
-        }
-        buffer.reserve(LOG_PIECE);
+    let mut buffer = vec![0; LOG_PIECE];
+    while let Some(piece) = read_piece(&mut from, &mut buffer).await {
+        progress.log(stream, piece);
+    }
+}
+
+/// Reads what is there, at least a byte; `None` at the end. The piece is a copy: it is kept as long as the build runs, and
+/// a part of the buffer would keep all of it, for every line of a step.
+async fn read_piece(from: &mut pipe::Receiver, buffer: &mut [u8]) -> Option<Bytes> {
+    match from.read(buffer).await {
+        Ok(0) | Err(_) => None,
+        Ok(length) => Some(Bytes::copy_from_slice(&buffer[..length])),
     }
 }
 
@@ -521,6 +526,19 @@ mod tests {
         assert!(judge(&exec(vec![3, 4]), status(4)).is_ok());
         assert!(judge(&exec(vec![3, 4]), status(0)).is_err());
         assert!(judge(&exec(Vec::new()), status(0)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_line_takes_no_more_memory_than_it_is_long() {
+        let (mut from, to) = log_pipe().expect("a pipe");
+        rustix::io::write(&to, b"short\n").expect("is read");
+        let mut buffer = vec![0; LOG_PIECE];
+        let piece = read_piece(&mut from, &mut buffer).await.expect("a line");
+        assert_eq!(piece, "short\n");
+        let own = piece.try_into_mut().expect("nobody else has it");
+        assert!(own.capacity() < 64, "{}", own.capacity());
+        drop(to);
+        assert_eq!(read_piece(&mut from, &mut buffer).await, None);
     }
 
     #[test]
