@@ -17,7 +17,7 @@ use super::addresses::{self, Address, Addresses, Subnet};
 use super::link::{self, Link, Pair};
 use super::netlink::Netlink;
 use super::pool::{Lease, Provider};
-use super::{BridgeConfig, NetworkError, firewall, namespace};
+use super::{BridgeConfig, NetworkError, firewall, forward, namespace};
 
 /// Marks bridges that we made and may remove.
 const ALIAS: &str = "cooper";
@@ -181,6 +181,7 @@ impl Bridge {
         link::set_up(netlink, link.index).map_err(failed(format!("bring the bridge {name} up")))?;
         enable_forwarding()?;
         firewall::set(name, subnet)?;
+        forward::accept(name);
         Ok(link)
     }
 
@@ -212,6 +213,7 @@ impl Bridge {
             link::remove(&mut netlink, bridge.index)
                 .map_err(failed(format!("remove the bridge {}", self.name)))?;
         }
+        forward::forget(&self.name);
         firewall::clear(&self.name)
     }
 }

@@ -1,6 +1,7 @@
 //! The packet filter's part of a bridge: addresses are translated on the way out, and nobody outside reaches in.
 //!
-//! All rules of a bridge are in one nftables table of its name, which is replaced and removed as a whole.
+//! All rules of a bridge are in one nftables table of its name, which is replaced and removed as a whole. What has to be said to
+//! the filters of others is in [`super::forward`].
 
 use std::process::Command;
 use std::time::Duration;

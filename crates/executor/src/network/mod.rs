@@ -4,6 +4,7 @@ mod addresses;
 mod bridge;
 mod cni;
 mod firewall;
+mod forward;
 mod link;
 mod namespace;
 mod netlink;

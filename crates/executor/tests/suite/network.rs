@@ -16,6 +16,7 @@ use crate::fixture::{Lab, pipes, read_all, shell};
 pub const TESTS: &[Test] = crate::tests![
     containers_of_a_bridge_reach_each_other,
     a_bridge_leads_out_but_not_in,
+    a_bridge_leads_out_where_forwarding_is_dropped,
     bridges_are_shared_and_removed_by_the_last,
     what_a_killed_daemon_left_is_removed,
     modes_beside_the_bridge_stay,
@@ -222,6 +223,54 @@ async fn a_bridge_leads_out_but_not_in(lab: Arc<Lab>) {
     serving.wait().await.unwrap();
     drop((serving, lab));
     assert_gone("cktest1");
+}
+
+/// Runs iptables of either kind; `None`: it is not here, or has no table.
+fn iptables(program: &str, arguments: &str) -> Option<String> {
+    let output = Command::new(program).args(arguments.split(' ')).output().ok()?;
+    let text = || String::from_utf8(output.stdout).unwrap();
+    output.status.success().then(text)
+}
+
+async fn a_bridge_leads_out_where_forwarding_is_dropped(lab: Arc<Lab>) {
+    if cannot_run() {
+        return;
+    }
+    for program in ["iptables-nft", "iptables-legacy"] {
+        if iptables(program, "-P FORWARD DROP").is_none() {
+            eprintln!("skipped: {program} cannot be used");
+            continue;
+        }
+        // Of an administrator, and of a daemon that was killed.
+        let kept = "FORWARD -i cktest6 -j ACCEPT";
+        let stale = "FORWARD -i cktest6 -m comment --comment cooper-cktest6 -j ACCEPT";
+        iptables(program, "-A FORWARD -j REJECT").unwrap();
+        iptables(program, &format!("-A {kept}")).unwrap();
+        iptables(program, &format!("-I {stale}")).unwrap();
+        let outside = Outside::new();
+        let listener = outside.within(|| TcpListener::bind((OUTSIDE, 8080)).unwrap());
+        let answering = std::thread::spawn(move || {
+            for connection in listener.incoming().take(2) {
+                connection.unwrap().write_all(b"welcome\n").unwrap();
+            }
+        });
+        let first = Lab::with_network(&lab.runtime, bridge("cktest6", "10.97.0.0/24"));
+        let second = Lab::with_network(&lab.runtime, bridge("cktest6", "10.97.0.0/24"));
+        let script = format!("nc -w 5 {OUTSIDE} 8080 </dev/null");
+        assert_eq!(first.sh(&script).await, "welcome\n", "{program}");
+        let shown = iptables(program, "-S FORWARD").unwrap();
+        assert_eq!(shown.matches("cooper-cktest6").count(), 2, "{shown}");
+        drop(first);
+        assert_eq!(second.sh(&script).await, "welcome\n", "{program}");
+        answering.join().unwrap();
+        drop(second);
+        let shown = iptables(program, "-S FORWARD").unwrap();
+        assert!(!shown.contains("cooper") && shown.contains(kept), "{shown}");
+        iptables(program, "-F FORWARD").unwrap();
+        iptables(program, "-P FORWARD ACCEPT").unwrap();
+        drop(outside);
+        assert_gone("cktest6");
+    }
 }
 
 async fn bridges_are_shared_and_removed_by_the_last(lab: Arc<Lab>) {

@@ -225,7 +225,29 @@ fn bridge_inside(lab: &Lab) -> Result<()> {
     eventually("what was used is given back", left)?;
     daemon.stop()?;
     nothing_is_left("cke2e0")?;
+    other_filters_are_named(lab, &config)?;
     without_nftables(lab, &config)
+}
+
+/// A filter that the bridge's packets may not pass is told, once iptables' own is known to let them pass.
+fn other_filters_are_named(lab: &Lab, config: &str) -> Result<()> {
+    let nft = |arguments: &str| succeed(Command::new("nft").args(arguments.split(' ')));
+    nft("add table inet others")?;
+    nft("add chain inet others forward { type filter hook forward priority 0 ; policy drop ; }")?;
+    let has_iptables = Command::new("iptables")
+        .args(["-P", "FORWARD", "DROP"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    let mut daemon = lab.daemon_with(&[config])?;
+    let log = daemon.log();
+    daemon.stop()?;
+    expect(&log, "these chains drop forwarded packets")?;
+    expect(&log, "inet others forward")?;
+    if has_iptables {
+        expect_not(&log, "FORWARD")?;
+    }
+    nft("delete table inet others")?;
+    nothing_is_left("cke2e0")
 }
 
 fn nothing_is_left(bridge: &str) -> Result<()> {
