@@ -117,8 +117,9 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     let images = Images::new(client, store.clone());
     let mut places = providers(&images);
     let web = registry::web_client(&config.web_user_agent).map_err(internal)?;
+    let files = registry::web_client_without_redirects(&config.web_user_agent).map_err(internal)?;
     let access = ObjectAccess {
-        client: web.clone(),
+        client: web,
         variable: |name| std::env::var(name).ok(),
         connections: Arc::default(),
     };
@@ -128,7 +129,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
     let worker = Worker::new(WorkerParts {
         store: store.clone(),
         images: Arc::clone(&images),
-        http: HttpFiles::new(web, store.clone()),
+        http: HttpFiles::new(files, store.clone()),
         unlazy: Arc::clone(&unlazy),
         devices: config.devices,
         executor,

@@ -222,12 +222,21 @@ pub(crate) fn http_client(
     config: &HostConfig,
     options: &ClientOptions,
 ) -> Result<reqwest::Client, ConfigError> {
+    http_client_with(host, config, options, reqwest::redirect::Policy::limited(10))
+}
+
+pub(crate) fn http_client_with(
+    host: &str,
+    config: &HostConfig,
+    options: &ClientOptions,
+    redirects: reqwest::redirect::Policy,
+) -> Result<reqwest::Client, ConfigError> {
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(host, config)?)
         .user_agent(&options.user_agent)
         .dns_resolver(Arc::new(resolve::SystemResolver))
         .referer(false)
-        .redirect(reqwest::redirect::Policy::limited(10))
+        .redirect(redirects)
         // Attempts are counted in one place only, with Retry-After.
         .retry(reqwest::retry::never())
         .connect_timeout(Duration::from_secs(30))

@@ -37,4 +37,4 @@ pub use error::{ConfigError, RegistryError, ServerMessage};
 pub use fetch::BlobStream;
 pub use push::{BlobSource, ByteStream, BytesSource, PushBlob, PushOutcome};
 pub use resolve::is_unknown_host;
-pub use web::web_client;
+pub use web::{web_client, web_client_without_redirects};

@@ -3,6 +3,7 @@
 //! What a URL holds is asked once per build. A file that was fetched before is kept with the server's `ETag`; the server is
 //! asked whether it still holds. With a pinned checksum the server is not asked at all when the solver has the result.
 
+mod ask;
 mod attributes;
 mod name;
 mod signed;
@@ -21,11 +22,13 @@ use bytes::Bytes;
 use cache::{ImmutableRef, Store};
 use oci::{Algorithm, Digest};
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_NONE_MATCH, LAST_MODIFIED,
 };
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 
 use crate::resolution::{self, Asked};
+use ask::{AskError, Question};
 use attributes::Attributes;
 use store::{Body, Kept};
 
@@ -70,7 +73,7 @@ impl Resolved {
 }
 
 impl HttpFiles {
-    /// Makes files of a web client and the store that keeps them.
+    /// Makes files of a web client, which must not follow redirects itself, and the store that keeps them.
     pub fn new(client: reqwest::Client, store: Store) -> Self {
         Self { client, store }
     }
@@ -155,12 +158,13 @@ impl HttpFiles {
             return self.fetch_from_client(attributes, sessions).await;
         }
         let kept = self.kept(attributes).await?;
+        let question = question(attributes, sessions).await?;
         if !kept.is_empty()
-            && let Some(resolved) = self.revalidate(attributes, sessions, &kept).await?
+            && let Some(resolved) = self.revalidate(attributes, &question, &kept).await?
         {
             return Ok(resolved);
         }
-        let response = self.get(attributes, sessions, &kept).await?;
+        let response = self.get(attributes, &question, &kept).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
             let found = matching(&kept, &response);
             return found
@@ -184,14 +188,11 @@ impl HttpFiles {
     async fn revalidate(
         &self,
         attributes: &Attributes,
-        sessions: &SessionGroup,
+        question: &Question,
         kept: &[Kept],
     ) -> Result<Option<Resolved>, BuildError> {
-        let request = self.request(Method::HEAD, attributes, sessions).await?;
-        let request = request
-            .header(IF_NONE_MATCH, etags(kept))
-            .header(ACCEPT_ENCODING, "gzip");
-        let Ok(response) = request.send().await else {
+        let headers = conditions(attributes, kept)?;
+        let Ok(response) = question.ask(&self.client, &Method::HEAD, &headers).await else {
             return Ok(None);
         };
         if !matches!(response.status(), StatusCode::OK | StatusCode::NOT_MODIFIED) {
@@ -203,18 +204,12 @@ impl HttpFiles {
     async fn get(
         &self,
         attributes: &Attributes,
-        sessions: &SessionGroup,
+        question: &Question,
         kept: &[Kept],
     ) -> Result<Response, BuildError> {
-        let request = self.request(Method::GET, attributes, sessions).await?;
-        let mut request = request.header(ACCEPT_ENCODING, "gzip");
-        if !kept.is_empty() {
-            request = request.header(IF_NONE_MATCH, etags(kept));
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| unreachable_server(attributes, error))?;
+        let headers = conditions(attributes, kept)?;
+        let response = question.ask(&self.client, &Method::GET, &headers).await;
+        let response = response.map_err(|error| no_answer(attributes, error))?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             return Ok(response);
@@ -231,22 +226,6 @@ impl HttpFiles {
             status.as_u16()
         );
         Err(BuildError::new(kind, text))
-    }
-
-    async fn request(
-        &self,
-        method: Method,
-        attributes: &Attributes,
-        sessions: &SessionGroup,
-    ) -> Result<RequestBuilder, BuildError> {
-        let mut request = self.client.request(method, attributes.url.as_str());
-        for (name, value) in &attributes.headers {
-            request = request.header(name, value);
-        }
-        Ok(match authorization(attributes, sessions).await? {
-            Some(value) => request.header(AUTHORIZATION, value),
-            None => request,
-        })
     }
 
     async fn fetch(&self, attributes: &Attributes, mut response: Response) -> Result<Resolved, BuildError> {
@@ -312,32 +291,88 @@ fn unreachable_server(attributes: &Attributes, error: reqwest::Error) -> BuildEr
     BuildError::from_source(ErrorKind::Unavailable, error).context(attributes.shown_url())
 }
 
+fn no_answer(attributes: &Attributes, error: AskError) -> BuildError {
+    match error {
+        AskError::Http(error) => unreachable_server(attributes, error),
+        error => BuildError::from_source(ErrorKind::Unavailable, error).context(attributes.shown_url()),
+    }
+}
+
+/// A header that says something of what the client wants; its value is not shown, as it may be a secret.
+fn header(attributes: &Attributes, name: &HeaderName, value: &[u8]) -> Result<HeaderValue, BuildError> {
+    HeaderValue::from_bytes(value).map_err(|_| {
+        let name = match name.as_str() {
+            "authorization" => "Authorization",
+            "accept" => "Accept",
+            "user-agent" => "User-Agent",
+            other => other,
+        };
+        let text = format!(
+            "{}: invalid header field value for {name:?}",
+            attributes.shown_url()
+        );
+        BuildError::user(text)
+    })
+}
+
+/// What the server is asked for, whatever is kept already.
+async fn question(attributes: &Attributes, sessions: &SessionGroup) -> Result<Question, BuildError> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &attributes.headers {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|error| BuildError::from_source(ErrorKind::User, error))?;
+        let value = header(attributes, &name, value.as_bytes())?;
+        headers.insert(name, value);
+    }
+    let authorization = match authorization(attributes, sessions).await? {
+        Some(secret) => {
+            let mut value = header(attributes, &AUTHORIZATION, &secret)?;
+            value.set_sensitive(true);
+            Some(value)
+        }
+        None => None,
+    };
+    Ok(Question {
+        url: attributes.url.clone(),
+        headers,
+        authorization,
+    })
+}
+
+fn conditions(attributes: &Attributes, kept: &[Kept]) -> Result<HeaderMap, BuildError> {
+    let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]);
+    if !kept.is_empty() {
+        let value = header(attributes, &IF_NONE_MATCH, etags(kept).as_bytes())?;
+        headers.insert(IF_NONE_MATCH, value);
+    }
+    Ok(headers)
+}
+
 /// The value of an `Authorization` header: the secret that the source names, or what the client has for the host.
 async fn authorization(
     attributes: &Attributes,
     sessions: &SessionGroup,
-) -> Result<Option<String>, BuildError> {
+) -> Result<Option<Bytes>, BuildError> {
     if let Some(name) = &attributes.auth_secret {
         let secret = secret(sessions, name).await.map_err(|error| {
             BuildError::from(error).context(format!("failed to retrieve HTTP auth secret {name}"))
         })?;
         return Ok(Some(secret));
     }
-    let host = attributes.host();
+    let host = attributes.host().trim_start_matches('[').trim_end_matches(']');
     if let Ok(token) = secret(sessions, &format!("HTTP_AUTH_TOKEN_{host}")).await {
-        return Ok(Some(format!("Bearer {token}")));
+        return Ok(Some([b"Bearer ".as_slice(), &token].concat().into()));
     }
     Ok(secret(sessions, &format!("HTTP_AUTH_HEADER_{host}")).await.ok())
 }
 
-async fn secret(sessions: &SessionGroup, name: &str) -> Result<String, SessionError> {
-    let bytes = sessions
+async fn secret(sessions: &SessionGroup, name: &str) -> Result<Bytes, SessionError> {
+    sessions
         .any(|session| {
             let name = name.to_owned();
             async move { session.secret(&name).await }
         })
-        .await?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+        .await
 }
 
 fn memo_key(attributes: &Attributes) -> Result<String, BuildError> {

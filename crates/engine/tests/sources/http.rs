@@ -103,48 +103,97 @@ async fn a_checksum_must_match() {
     assert_eq!(methods(&server.take_log()), Vec::<&str>::new());
 }
 
+/// The `Authorization` headers that a server saw, one a request.
+fn authorizations(server: &Server) -> Vec<Option<String>> {
+    let log = server.take_log();
+    log.iter()
+        .map(|seen| seen.headers.get("authorization").cloned())
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redirects_are_followed_without_credentials_for_others() {
-    let other = Server::start(|_| answer(200, &[], "there"));
-    let target = other.url("/c");
+    let back: &'static Mutex<String> = Box::leak(Box::default());
+    let other = Server::start(|seen| match seen.target.as_str() {
+        "/back" => answer(302, &[("Location", &back.lock().unwrap())], ""),
+        _ => answer(200, &[], "there"),
+    });
+    let near = other.url("/c");
+    let far = |path: &str| other.url(path).replace("127.0.0.1", "localhost");
+    let (there, and_back) = (far("/c"), far("/back"));
+    let account = there.replace("//", "//u:p@");
     let server = Server::start(move |seen| match seen.target.as_str() {
         "/a" => answer(302, &[("Location", "/b")], ""),
-        "/away" => answer(302, &[("Location", &target)], ""),
+        "/near" => answer(307, &[("Location", &near)], ""),
+        "/far" => answer(302, &[("Location", &there)], ""),
+        "/back" => answer(302, &[("Location", &and_back)], ""),
+        "/account" => answer(302, &[("Location", &account)], ""),
         "/loop" => answer(302, &[("Location", "/loop")], ""),
+        "/none" => answer(302, &[("Location", "http://[")], ""),
+        "/ftp" => answer(302, &[("Location", "ftp://127.0.0.1/a")], ""),
         _ => answer(200, &[], "here"),
     });
+    *back.lock().unwrap() = server.url("/d");
     let world = World::new();
-    assert_eq!(
-        world.build(&http(&server, "/a")).await.unwrap()["a"].content,
-        "here"
-    );
-    let options = HttpOptions {
+    let secret = ("auth".to_owned(), "Bearer s3cret".to_owned());
+    world.client.secrets.lock().unwrap().extend([secret]);
+    let options = || HttpOptions {
         auth_header_secret: "auth".to_owned(),
         ..HttpOptions::default()
     };
-    world
-        .client
-        .secrets
-        .lock()
-        .unwrap()
-        .insert("auth".to_owned(), "Bearer s3cret".to_owned());
-    let tree = world
-        .build(&State::http(&server.url("/away"), options))
-        .await
-        .unwrap();
-    assert_eq!(tree["away"].content, "there");
-    assert!(server.take_log().iter().any(|seen| {
-        seen.headers
-            .get("authorization")
-            .is_some_and(|it| it == "Bearer s3cret")
-    }));
+    let (sent, basic) = (Some("Bearer s3cret"), Some("Basic dTpw"));
+    for (path, content, to_server, to_other) in [
+        ("a", "here", &[sent, sent][..], &[][..]),
+        ("near", "there", &[sent], &[sent]),
+        ("far", "there", &[sent], &[None]),
+        ("back", "here", &[sent, None], &[None]),
+        ("account", "there", &[sent], &[basic]),
+    ] {
+        let state = State::http(&server.url(&format!("/{path}")), options());
+        assert_eq!(world.build(&state).await.unwrap()[path].content, content);
+        let seen = [authorizations(&server), authorizations(&other)];
+        let wanted =
+            [to_server, to_other].map(|sent| sent.iter().map(|one| one.map(str::to_owned)).collect());
+        assert_eq!(seen, wanted as [Vec<Option<String>>; 2], "{path}");
+    }
+    for (path, text) in [
+        ("/loop", "stopped after 10 redirects"),
+        ("/none", "failed to parse Location header \"http://[\""),
+        ("/ftp", "unsupported protocol scheme \"ftp\""),
+    ] {
+        let error = world.build(&http(&server, path)).await.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_come_from_the_url_or_from_secrets() {
+    let server = Server::start(|_| answer(200, &[], "1"));
+    let world = World::new();
+    let secret = |id: &str, value: &str| {
+        let secret = (id.to_owned(), value.to_owned());
+        world.client.secrets.lock().unwrap().extend([secret]);
+    };
+    let with_account = State::http(&server.url("/a").replace("//", "//u:p@"), HttpOptions::default());
+    for (value, state) in [("Basic dTpw", &with_account), ("x", &http(&server, "/a"))] {
+        world.build(state).await.unwrap();
+        assert_eq!(authorizations(&server), [Some(value.to_owned())]);
+        // What the client says of the host goes before what the URL says.
+        secret("HTTP_AUTH_HEADER_127.0.0.1", "x");
+    }
+    secret("HTTP_AUTH_TOKEN_127.0.0.1", "t");
+    world.build(&with_account).await.unwrap();
+    assert_eq!(authorizations(&server), [Some("Bearer t".to_owned())]);
+    secret("HTTP_AUTH_TOKEN_127.0.0.1", "hid\nden");
+    let error = world.build(&http(&server, "/a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::User, "{error}");
+    let text = error.to_string();
     assert!(
-        other
-            .take_log()
-            .iter()
-            .all(|seen| !seen.headers.contains_key("authorization"))
+        text.contains("invalid header field value for \"Authorization\""),
+        "{text}"
     );
-    assert!(world.build(&http(&server, "/loop")).await.is_err());
+    assert!(!text.contains("hid"), "{text}");
+    assert_eq!(authorizations(&server).len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,7 +71,10 @@ impl World {
                 devices: engine::executor::DeviceRegistry::default(),
                 store: store.clone(),
                 images,
-                http: HttpFiles::new(registry::web_client("buildkit/v0 test").unwrap(), store.clone()),
+                http: HttpFiles::new(
+                    registry::web_client_without_redirects("buildkit/v0 test").unwrap(),
+                    store.clone(),
+                ),
                 unlazy: Arc::clone(&unlazy),
                 executor: None,
                 dir: path.join("worker"),
