@@ -10,6 +10,7 @@ mod checkout;
 mod command;
 mod remote;
 mod signed;
+mod template;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

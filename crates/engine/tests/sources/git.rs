@@ -227,7 +227,14 @@ async fn a_kept_repository_is_a_clone_of_one_commit() {
         let config = &tree[".git/config"].content;
         assert!(config.contains(&server.url("/repo/.git")), "{config}");
         assert!(!config.contains("file://"), "{config}");
-        assert!(!tree.contains_key(".git/FETCH_HEAD") && !tree.contains_key(".git/hooks/"));
+        assert!(!tree.contains_key(".git/FETCH_HEAD"));
+        assert_eq!(
+            tree[".git/logs/HEAD"].content, "",
+            "nothing tells when this was made"
+        );
+        assert!(tree.contains_key(".git/description") && tree.contains_key(".git/info/exclude"));
+        let hooks = tree.keys().filter(|name| name.starts_with(".git/hooks/"));
+        assert_eq!(hooks.collect::<Vec<_>>(), [".git/hooks/"], "none of this host");
         let refs: Vec<&str> = tree
             .keys()
             .filter_map(|name| name.strip_prefix(".git/"))
@@ -387,6 +394,17 @@ async fn submodules_come_along_without_traces() {
         "{}",
         tree["s/.git"].content
     );
+    for name in ["description", "info/exclude", "hooks/"] {
+        assert!(tree.contains_key(&format!(".git/modules/s/{name}")), "{name}");
+    }
+    assert_eq!(tree[".git/modules/s/logs/HEAD"].content, "");
+    let copied = tempfile::tempdir().unwrap();
+    let copy = copied.path().join("copy");
+    let done = Command::new("cp").arg("-a").arg(world.path()).arg(&copy).status();
+    assert!(done.unwrap().success());
+    assert_eq!(git(&copy, &["status", "--porcelain"]), "");
+    let submodules = git(&copy, &["submodule", "status", "--recursive"]);
+    assert!(submodules.ends_with(" s (heads/main)"), "{submodules}");
     // A repository of this machine is none of a client's submodules.
     origin.git(
         "repo",

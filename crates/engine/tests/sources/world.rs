@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -50,7 +50,7 @@ pub struct World {
     pub engine: Engine,
     pub client: TestClient,
     pub store: cache::Store,
-    seen: Arc<Mutex<Tree>>,
+    seen: Arc<Mutex<(PathBuf, Tree)>>,
     meta: Arc<Mutex<Option<SourceMeta>>>,
     log: Mutex<String>,
     next: AtomicU64,
@@ -158,7 +158,7 @@ impl World {
             ..request
         })
         .await?;
-        Ok(self.seen.lock().unwrap().clone())
+        Ok(self.seen.lock().unwrap().1.clone())
     }
 
     /// Asks what the source of a state resolves to.
@@ -209,6 +209,11 @@ impl World {
         solved.map(drop)
     }
 
+    /// Where the last build's files are; not to be written to.
+    pub fn path(&self) -> PathBuf {
+        self.seen.lock().unwrap().0.clone()
+    }
+
     /// What the last build's steps wrote.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
@@ -217,7 +222,7 @@ impl World {
 
 /// An exporter that reads the files.
 #[derive(Clone, Debug)]
-struct Look(Arc<Mutex<Tree>>);
+struct Look(Arc<Mutex<(PathBuf, Tree)>>);
 
 impl Exporter for Look {
     fn resolve(
@@ -244,7 +249,7 @@ impl ExporterInstance for Look {
             .expect("has files");
         let mounts = reference.mounts().unwrap();
         read(&mounts[0].source, "", &mut tree);
-        *self.0.lock().unwrap() = tree;
+        *self.0.lock().unwrap() = (mounts[0].source.clone(), tree);
         Ok(Exported::default())
     }
 }

@@ -156,7 +156,7 @@ impl Checkout<'_> {
     /// Makes a bundle of the commit and all that leads to it.
     pub(super) async fn bundle_into(&self, root: &Path) -> Result<(), BuildError> {
         self.repository.complete(self.resolved).await?;
-        let scratch = Scratch::create(self.dir, root).await?;
+        let scratch = Scratch::create(self.dir).await?;
         let git = self.repository.git.at(&scratch.0).without_origin();
         let format = object_format(self.resolved);
         git.run(&["init", "--quiet", "--bare", "--template=", format])

@@ -18,9 +18,10 @@ use super::attributes::{Attributes, is_commit};
 use super::blocking;
 use super::command::{Git, GitError};
 use super::remote::{Repository, Resolved, tree_path};
+use super::template;
 
 /// Deepest directory whose entries are visited; Linux allows no longer path.
-const MAX_DEPTH: usize = 2048;
+pub(super) const MAX_DEPTH: usize = 2048;
 
 /// What a checkout is made of.
 pub(super) struct Checkout<'a> {
@@ -95,7 +96,8 @@ impl Checkout<'_> {
         } else {
             root.join(&inner)
         };
-        let scratch = Scratch::create(self.dir, &work_tree).await?;
+        let scratch = Scratch::create(self.dir).await?;
+        make_dir(&work_tree).await?;
         let format = object_format(self.resolved);
         let git = self.repository.git.at(&scratch.0).without_origin();
         git.run(&["init", "--quiet", "--bare", "--template=", format])
@@ -150,8 +152,10 @@ impl Checkout<'_> {
     /// Files with a repository of their own in `.git`, as a clone of this one commit would be.
     async fn clone_into(&self, root: &Path) -> Result<(), BuildError> {
         let git_dir = root.join(".git");
+        let template = template::create(self.dir).await?;
         let git = self.repository.git.at(&git_dir).without_origin().on(root);
-        git.run(&["init", "--quiet", "--template=", object_format(self.resolved)])
+        let git = git.with_template(&template.0);
+        git.run(&["init", "--quiet", object_format(self.resolved)])
             .await?;
         let path = self.repository.path.to_str();
         let path = path.ok_or_else(|| BuildError::internal("the state directory's path is not UTF-8"))?;
@@ -191,7 +195,7 @@ impl Checkout<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        template::add_logs(&git_dir).await
     }
 
     /// Brings in submodules; returns whether there are any.
@@ -224,17 +228,21 @@ pub(super) fn object_format(resolved: &Resolved) -> &'static str {
     }
 }
 
-/// A repository that is removed when it is dropped.
+async fn make_dir(path: &Path) -> Result<(), BuildError> {
+    match tokio::fs::create_dir(path).await {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(internal(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A directory, such as a repository's, that is removed when it is dropped.
 pub(super) struct Scratch(pub PathBuf);
 
 impl Scratch {
-    pub(super) async fn create(dir: &Path, work_tree: &Path) -> Result<Self, BuildError> {
+    pub(super) async fn create(dir: &Path) -> Result<Self, BuildError> {
         let this = Self(dir.join(random_name()));
         tokio::fs::create_dir(&this.0).await.map_err(internal)?;
-        match tokio::fs::create_dir(work_tree).await {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(internal(error)),
-            _ => Ok(this),
-        }
+        Ok(this)
     }
 }
 
@@ -333,6 +341,6 @@ fn set_times(root: &Path, seconds: i64) -> Result<(), Errno> {
     rustix::fs::futimens(File::from(root), &times)
 }
 
-fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError {
+pub(super) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> BuildError {
     BuildError::from_source(ErrorKind::Internal, error)
 }

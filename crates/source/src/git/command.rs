@@ -105,6 +105,7 @@ pub(super) struct Git {
     git_dir: Option<PathBuf>,
     work_tree: Option<PathBuf>,
     origin: Option<String>,
+    template: Option<PathBuf>,
     protocols: &'static str,
 }
 
@@ -119,6 +120,7 @@ impl Git {
             git_dir,
             work_tree,
             origin,
+            template: None,
             protocols: REMOTE_PROTOCOLS,
         }
     }
@@ -161,6 +163,14 @@ impl Git {
     pub fn without_origin(&self) -> Self {
         Self {
             origin: None,
+            ..self.clone()
+        }
+    }
+
+    /// Begins repositories, also those of submodules, with what is in a directory.
+    pub fn with_template(&self, dir: &Path) -> Self {
+        Self {
+            template: Some(dir.to_owned()),
             ..self.clone()
         }
     }
@@ -260,6 +270,9 @@ impl Git {
 
     fn environment(&self) -> Vec<(String, OsString)> {
         let mut env = self.access.env.clone();
+        // None at all, rather than the host's.
+        let template = self.template.as_deref().unwrap_or(Path::new(""));
+        env.push(("GIT_TEMPLATE_DIR".to_owned(), template.into()));
         let mut set = |name: &str, value: &str| env.push((name.to_owned(), value.into()));
         set("LC_ALL", "C");
         set("HOME", "/dev/null");
