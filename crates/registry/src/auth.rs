@@ -59,8 +59,10 @@ struct Issued {
 pub(crate) enum Verdict {
     /// Send the request again: there is something new to send.
     Retry,
-    /// The server says why and asking again would not change it.
+    /// The server says that the account may not do this, and asking again would not change it.
     Denied(String),
+    /// The server does not take the token that it asked for, for some other reason.
+    Refused(String),
     /// The answer stands.
     Unhandled,
 }
@@ -112,7 +114,11 @@ impl Auth {
         let key = (endpoint.authority.clone(), repository.to_owned());
         for challenge in challenge::parse(headers) {
             match challenge.scheme {
-                Scheme::Bearer => return Ok(self.learn_bearer(key, scopes, &challenge, repeated)),
+                Scheme::Bearer => {
+                    // Before anybody is asked for a token.
+                    realm_url(endpoint, challenge.param("realm"))?;
+                    return Ok(self.learn_bearer(key, scopes, &challenge, repeated));
+                }
                 Scheme::Basic if repeated => {}
                 Scheme::Basic => {
                     if let Some(account) = self.account(&endpoint.authority).await?
@@ -145,8 +151,14 @@ impl Auth {
         sent.merge(&known);
         if repeated && sent.contains(&asked) {
             let error = challenge.param("error");
+            let is_scope = error == "insufficient_scope";
             let error = if error.is_empty() { "unauthorized" } else { error };
-            return Verdict::Denied(format!("server message: {error}: authorization failed"));
+            let reason = format!("server message: {error}: authorization failed");
+            return if is_scope {
+                Verdict::Denied(reason)
+            } else {
+                Verdict::Refused(reason)
+            };
         }
         let mut extra = known;
         // Only what this request would not ask for itself: one challenge's scope must not follow into another's.

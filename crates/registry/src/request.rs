@@ -172,7 +172,8 @@ impl Repository<'_> {
                         match verdict {
                             Verdict::Retry if backoff.again() => challenged = true,
                             Verdict::Denied(reason) => return Err(self.denied(reason)),
-                            Verdict::Retry | Verdict::Unhandled => return Ok(response),
+                            Verdict::Refused(reason) if self.push => return Err(self.denied(reason)),
+                            Verdict::Retry | Verdict::Refused(_) | Verdict::Unhandled => return Ok(response),
                         }
                     }
                     StatusCode::METHOD_NOT_ALLOWED

@@ -225,7 +225,9 @@ impl Upload<'_> {
                 .await?;
             match verdict {
                 Verdict::Retry => challenged = true,
-                Verdict::Denied(reason) => return Err(self.repository.denied(reason)),
+                Verdict::Denied(reason) | Verdict::Refused(reason) => {
+                    return Err(self.repository.denied(reason));
+                }
                 Verdict::Unhandled => return Ok(response),
             }
         }

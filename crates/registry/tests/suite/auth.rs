@@ -237,12 +237,35 @@ async fn tokens_of_one_build_do_not_serve_another() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_taken_is_no_matter_of_rights() {
+    let server = server(accounts()).await;
+    let realm = format!("http://{}/token", server.reference("x").domain());
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"testkit\",error=\"invalid_token\"");
+    server.fault(
+        "HEAD",
+        "",
+        9,
+        Action::Status(401, vec![("WWW-Authenticate", challenge)], ""),
+    );
+    let error = client().resolve(&server.reference("public:t")).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        error.is_denied() && text.starts_with("unexpected status from HEAD request"),
+        "{text}"
+    );
+    assert_eq!(server.count("GET", "/token"), 1);
+}
+
+#[tokio::test]
 async fn hostile_challenges_are_errors() {
-    for challenge in [
-        "Bearer",
-        "Bearer realm=\"\"",
-        "Bearer realm=\"file:///etc/passwd\"",
-        "Bearer realm=\"::\"",
+    for (challenge, text) in [
+        ("Bearer", "no realm specified for token auth challenge"),
+        ("Bearer realm=\"\"", "no realm specified for token auth challenge"),
+        (
+            "Bearer realm=\"file:///etc/passwd\"",
+            "invalid token auth challenge realm",
+        ),
+        ("Bearer realm=\"::\"", "invalid token auth challenge realm"),
     ] {
         let server = Registry::start().await;
         server.fault(
@@ -251,10 +274,10 @@ async fn hostile_challenges_are_errors() {
             9,
             Action::Status(401, vec![("WWW-Authenticate", challenge.into())], ""),
         );
-        assert!(
-            client().resolve(&server.reference("x:t")).await.is_err(),
-            "{challenge}"
-        );
+        // Nobody is asked for a token from nowhere: the account's owner would fail the test.
+        let client = client().with_credentials(Arc::new(Account::new("user", "secret")));
+        let error = client.resolve(&server.reference("x:t")).await.unwrap_err();
+        assert!(error.to_string().contains(text), "{challenge}: {error}");
     }
     let server = Registry::start().await;
     server.fault(
