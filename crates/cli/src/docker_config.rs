@@ -109,6 +109,14 @@ struct HelperAnswer {
     secret: String,
 }
 
+/// Where Docker's clients keep what they know of a user: `$DOCKER_CONFIG` or `~/.docker`.
+pub fn directory() -> Option<PathBuf> {
+    std::env::var_os("DOCKER_CONFIG")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")))
+}
+
 /// The configuration.
 #[derive(Clone, Debug, Default)]
 pub struct DockerConfig {
@@ -121,11 +129,7 @@ impl DockerConfig {
     /// # Errors
     /// When the file exists and cannot be used.
     pub fn load() -> Result<Self, DockerConfigError> {
-        let dir = std::env::var_os("DOCKER_CONFIG")
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")));
-        let Some(dir) = dir else {
+        let Some(dir) = directory() else {
             return Ok(Self::default());
         };
         let path = dir.join("config.json");

@@ -26,8 +26,9 @@ use crate::services::directories::Directories;
 use crate::services::layouts::{self, Layouts};
 use crate::services::secrets::Secrets;
 use crate::services::targets::Targets;
+use crate::services::tokens::Tokens;
 use crate::services::uploads::Uploads;
-use crate::spec::{AgentSpec, CacheEntry, Destination, Output, SecretOrigin};
+use crate::spec::{AgentSpec, AuthTls, CacheEntry, Destination, Output, SecretOrigin};
 use crate::{explanation, local_cache, oci_index};
 
 /// How long the progress of a build that has ended may be silent before it is given up.
@@ -72,6 +73,8 @@ pub struct Build {
     pub shared_key: String,
     /// Streams that the frontend fetches by address.
     pub uploads: Option<Uploads>,
+    /// How to reach the token servers of registries, by the registry's host.
+    pub token_servers: BTreeMap<String, AuthTls>,
     /// Whether to ask why steps run.
     pub explain: bool,
 }
@@ -102,7 +105,7 @@ pub async fn run(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let caches = local_cache::prepare(&build.cache_exports, &build.cache_imports)?;
     let session_id = crate::ids::new_id();
-    let (host, layouts_to_index) = host(&build, &session_id, &caches).await?;
+    let (host, layouts_to_index) = host(&build, &session_id, &caches, &events).await?;
     let request = request(&build, &session_id, &caches);
 
     let explained = build.explain.then(|| {
@@ -311,10 +314,12 @@ async fn host(
     build: &Build,
     session_id: &str,
     caches: &local_cache::LocalCaches,
+    events: &mpsc::Sender<Status>,
 ) -> Result<(SessionHost, Vec<PathBuf>), Failure> {
     let mut services = Routes::builder();
     let mut offered: Vec<&'static str> = Vec::new();
-    let accounts = Accounts::new(DockerConfig::load()?);
+    let tokens = Tokens::new(build.token_servers.clone());
+    let accounts = Accounts::new(DockerConfig::load()?, tokens, events);
     services.add_service(api::pb::filesync::auth_server::AuthServer::new(accounts));
     offered.extend(methods::AUTH);
     let secrets = Secrets::new(build.secrets.clone());

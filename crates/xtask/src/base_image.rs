@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use oci::Platform;
 use tar::EntryType;
 use testkit::image::{Image, ImageBuilder, LayerBuilder};
-use testkit::registry::Registry;
+use testkit::registry::{Accounts, Options, Registry};
 use tokio::runtime::Runtime;
 
 use crate::setup;
@@ -29,12 +29,29 @@ pub struct BaseRegistry {
 impl BaseRegistry {
     /// Makes the images and starts serving.
     pub fn start() -> Result<Self> {
+        Self::start_with(Options::default())
+    }
+
+    /// The same for one account only, with a token server or with basic authentication.
+    pub fn start_private(username: &str, password: &str, basic: bool) -> Result<Self> {
+        let accounts = Accounts {
+            users: [(username.to_owned(), password.to_owned())].into(),
+            basic,
+            ..Accounts::default()
+        };
+        Self::start_with(Options {
+            accounts: Some(accounts),
+            ..Options::default()
+        })
+    }
+
+    fn start_with(options: Options) -> Result<Self> {
         let image = busybox_image()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let registry = runtime.block_on(Registry::start());
+        let registry = runtime.block_on(Registry::start_with(options));
         registry.add_image("library/busybox", "latest", &image);
         registry.add_image("library/alpine", "latest", &image);
         Ok(Self {

@@ -65,12 +65,6 @@ fn write_metrics(target: &str, report: &str) -> Result<(), Failure> {
 }
 
 fn read_args(args: &BuildArgs) -> Result<Build, Failure> {
-    if !args.registry_auth_tlscontext.is_empty() {
-        spec::auth_tls(&args.registry_auth_tlscontext)?;
-        let message = "--registry-auth-tlscontext is not supported: tokens are fetched by the daemon; configure the \
-                       registry there";
-        return Err(Failure::new(message));
-    }
     let env = |name: &str| std::env::var(name).ok();
     let agents = spec::agents(&args.ssh)?;
     let secrets = spec::secrets(&args.secret, |name| std::env::var_os(name).is_some())?;
@@ -121,6 +115,7 @@ fn read_args(args: &BuildArgs) -> Result<Build, Failure> {
         proxy_network: args.proxy_network,
         shared_key: String::new(),
         uploads: None,
+        token_servers: spec::auth_tls(&args.registry_auth_tlscontext)?,
         explain: false,
     })
 }
@@ -215,11 +210,11 @@ mod tests {
             error(with(|args| args.allow = vec!["root".to_owned()])),
             "unknown entitlement root"
         );
-        assert!(
+        assert_eq!(
             error(with(
-                |args| args.registry_auth_tlscontext = vec!["host=h,insecure=true".to_owned()]
-            ))
-            .contains("not supported")
+                |args| args.registry_auth_tlscontext = vec!["host=h".to_owned()]
+            )),
+            "--registry-auth-tlscontext requires ca=<ca> or cert=<cert>,key=<key> or insecure=true"
         );
         assert!(read_args(&frontend()).is_ok());
     }

@@ -66,6 +66,7 @@ pub(super) fn prepare(args: &BuildArgs) -> Result<Prepared, Failure> {
         proxy_network: false,
         shared_key: shared_key(&context.origin),
         uploads: context.uploads.clone(),
+        token_servers: BTreeMap::new(),
         explain: args.explain,
     };
     Ok(Prepared {

@@ -4,10 +4,13 @@
 
 pub mod accounts;
 pub mod agents;
+mod authority;
 pub mod directories;
 pub mod layouts;
 pub mod secrets;
 pub mod targets;
+mod token_tls;
+pub mod tokens;
 pub mod uploads;
 
 use std::pin::Pin;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::fixture::{Daemon, Lab, cached_steps, expect, fail, succeed};
 use super::{Need, Scenario};
-use crate::base_image::RealRegistry;
+use crate::base_image::{BaseRegistry, RealRegistry};
 use crate::setup;
 use crate::shell::root;
 
@@ -39,6 +39,11 @@ pub const SCENARIOS: &[Scenario] = &[
             Need::Program("runc"),
         ],
         run: push_and_consume,
+    },
+    Scenario {
+        name: "registry-accounts",
+        needs: &[Need::Root],
+        run: registry_accounts,
     },
     Scenario {
         name: "buildctl-of-the-machine",
@@ -245,4 +250,60 @@ fn foreign_buildctl(lab: &Lab) -> Result<()> {
         .arg(format!("--local=dockerfile={shown}"));
     succeed(build.arg(format!("--output=type=local,dest={}", out.display())))?;
     expect(&fs::read_to_string(out.join("hi"))?, "hi")
+}
+
+/// Passwords stay with our clients where a registry takes tokens, and only there; either use of them is told.
+fn registry_accounts(lab: &Lab) -> Result<()> {
+    let daemon = lab.daemon()?;
+    let config = lab.dir().join("docker");
+    fs::create_dir_all(&config)?;
+    for (basic, refused, told) in [
+        (false, "", "[auth] library/busybox:pull token for"),
+        (false, "1", "[auth] sharing credentials for"),
+        (true, "", "[auth] sharing credentials for"),
+    ] {
+        let private = BaseRegistry::start_private("user", "pass", basic)?;
+        let address = private.address();
+        // The account is `user:pass`.
+        let text = format!(r#"{{"auths":{{"{address}":{{"auth":"dXNlcjpwYXNz"}}}}}}"#);
+        fs::write(config.join("config.json"), text)?;
+        let dockerfile = format!("FROM {address}/library/busybox\nRUN true\n");
+        let context = lab.context("private", &[("Dockerfile", &dockerfile)])?;
+        let mut build = daemon.buildctl_build(&context);
+        build
+            .env("DOCKER_CONFIG", &config)
+            .env("BUILDKIT_NO_CLIENT_TOKEN", refused);
+        let shown = succeed(&mut build)?;
+        expect(&shown, &format!("{told} {address}"))?;
+        let fetched = private.registry().seen();
+        let by_client: Vec<bool> = fetched
+            .iter()
+            .filter(|seen| seen.target.starts_with("/token"))
+            .map(|seen| {
+                seen.headers
+                    .get("user-agent")
+                    .is_some_and(|agent| agent == "buildkit-client")
+            })
+            .collect();
+        ensure!(by_client.is_empty() == basic, "{fetched:?}");
+        ensure!(
+            by_client.iter().all(|by_client| *by_client == refused.is_empty()),
+            "{fetched:?}"
+        );
+        let mut stranger = daemon.buildctl_build(&context);
+        let (_, shown) = fail(
+            stranger
+                .arg("--no-cache")
+                .env("DOCKER_CONFIG", lab.dir().join("none")),
+        )?;
+        expect(
+            &shown,
+            if basic {
+                "401 Unauthorized"
+            } else {
+                "insufficient_scope"
+            },
+        )?;
+    }
+    Ok(())
 }
