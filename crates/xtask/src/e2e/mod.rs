@@ -6,6 +6,7 @@
 mod build;
 mod cache;
 mod clients;
+mod emulation;
 mod errors;
 mod explain;
 mod exporters;
@@ -56,6 +57,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         build::SCENARIOS,
         cache::SCENARIOS,
         clients::SCENARIOS,
+        emulation::SCENARIOS,
         errors::SCENARIOS,
         explain::SCENARIOS,
         exporters::SCENARIOS,
