@@ -16,6 +16,7 @@ mod hostile;
 mod networks;
 mod object_caches;
 mod offline;
+mod policies;
 mod steps;
 mod store;
 
@@ -66,6 +67,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         networks::SCENARIOS,
         object_caches::SCENARIOS,
         offline::SCENARIOS,
+        policies::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
     ]
