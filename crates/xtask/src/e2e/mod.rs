@@ -5,7 +5,10 @@
 
 mod build;
 mod cache;
+mod cache_mounts;
 mod clients;
+mod containers;
+mod definitions;
 mod emulation;
 mod errors;
 mod explain;
@@ -17,6 +20,7 @@ mod networks;
 mod object_caches;
 mod offline;
 mod policies;
+mod ssh;
 mod steps;
 mod store;
 
@@ -57,7 +61,10 @@ pub fn run(names: &[String]) -> Result<Counts> {
     let scenarios: Vec<&Scenario> = [
         build::SCENARIOS,
         cache::SCENARIOS,
+        cache_mounts::SCENARIOS,
         clients::SCENARIOS,
+        containers::SCENARIOS,
+        definitions::SCENARIOS,
         emulation::SCENARIOS,
         errors::SCENARIOS,
         explain::SCENARIOS,
@@ -68,6 +75,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         object_caches::SCENARIOS,
         offline::SCENARIOS,
         policies::SCENARIOS,
+        ssh::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
     ]
