@@ -40,12 +40,16 @@ pub const SCENARIOS: &[Scenario] = &[
 /// A definition, and parts of the error that it ends with; none: it is built.
 type Case = (&'static str, fn(&Lab) -> pb::Definition, &'static [&'static str]);
 
+/// Runs all, so that one run shows all that is wrong.
 fn run_cases(lab: &Lab, cases: &[Case]) -> Result<()> {
     let daemon = lab.daemon()?;
     let client = Client::connect(&daemon)?;
-    for (name, make, parts) in cases {
-        expect_answer(&client, request(make(lab)), parts).with_context(|| (*name).to_owned())?;
-    }
+    let outcomes = cases.iter().map(|(name, make, parts)| {
+        expect_answer(&client, request(make(lab)), parts).with_context(|| (*name).to_owned())
+    });
+    let failures = outcomes.filter_map(Result::err);
+    let complaints: Vec<String> = failures.map(|error| format!("{error:#}")).collect();
+    ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
     Ok(())
 }
 

@@ -34,9 +34,9 @@ fn policies(lab: &Lab) -> Result<()> {
     let dockerfile = "FROM @BASE@\nRUN echo \"number $(cat /etc/number 2>/dev/null || echo none).\"\n";
     let context = lab.context("c", &[("Dockerfile", dockerfile)])?;
     let denied = [
-        r#"{"action":"DENY","selector":{"identifier":"docker-image://@R@/library/busybox:latest","matchType":"EXACT"}}"#,
+        r#"{"action":"DENY","selector":{"identifier":"docker-image://@R@/library/busybox:latest","match_type":"EXACT"}}"#,
         r#"{"action":"DENY","selector":{"identifier":"docker-image://*/library/*"}}"#,
-        r#"{"action":"DENY","selector":{"identifier":"busybox:l[a-z]+st","matchType":"REGEX"}}"#,
+        r#"{"action":"DENY","selector":{"identifier":"busybox:l[a-z]+st","match_type":"REGEX"}}"#,
         r#"{"action":"ALLOW","selector":{"identifier":"docker-image://*"}},{"action":"DENY","selector":{"identifier":"*busybox*"}}"#,
         r#"{"action":"DENY","selector":{"identifier":"*","constraints":[{"key":"image.checksum","value":"x","condition":"NOTEQUAL"}]}}"#,
     ];
@@ -46,11 +46,11 @@ fn policies(lab: &Lab) -> Result<()> {
     }
     let built = [
         (
-            r#"{"action":"DENY","selector":{"identifier":"docker-image://@R@/library/*","matchType":"EXACT"}}"#,
+            r#"{"action":"DENY","selector":{"identifier":"docker-image://@R@/library/*","match_type":"EXACT"}}"#,
             "number none.",
         ),
         (
-            r#"{"action":"DENY","selector":{"identifier":"^busybox","matchType":"REGEX"}}"#,
+            r#"{"action":"DENY","selector":{"identifier":"^busybox","match_type":"REGEX"}}"#,
             "number none.",
         ),
         (
@@ -63,7 +63,7 @@ fn policies(lab: &Lab) -> Result<()> {
             "number none.",
         ),
         (
-            r#"{"action":"CONVERT","selector":{"identifier":"docker-image://@R@/library/busybox:latest","matchType":"EXACT"},
+            r#"{"action":"CONVERT","selector":{"identifier":"docker-image://@R@/library/busybox:latest","match_type":"EXACT"},
                 "updates":{"identifier":"docker-image://@R@/library/busybox:moving"}}"#,
             "number 7.",
         ),
@@ -74,7 +74,7 @@ fn policies(lab: &Lab) -> Result<()> {
         ),
         // Only what the expression matches is replaced.
         (
-            r#"{"action":"CONVERT","selector":{"identifier":":(la)test","matchType":"REGEX"},"updates":{"identifier":":moving"}}"#,
+            r#"{"action":"CONVERT","selector":{"identifier":":(la)test","match_type":"REGEX"},"updates":{"identifier":":moving"}}"#,
             "number 7.",
         ),
     ];
