@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::pb::trace::trace_service_server::TraceServiceServer;
 use cache::{DiskSpace, DiskStat, GcLimits, PruneOptions, default_policies};
 use engine::job::{Entitlement, ResolveCache};
+use engine::op::exec::Emulators;
 use engine::setup::{EngineConfig, Ready, SnapshotterChoice, setup};
 use engine::{BuildError, Engine};
 use executor::{
@@ -105,6 +106,7 @@ pub fn wire(file: &ConfigFile, root: PathBuf, lock_timeout: Option<Duration>) ->
         snapshotter: snapshotter(&oci.snapshotter),
         executor: executor_config(file, network.choice, &trace_socket),
         devices: devices.clone(),
+        emulators: Emulators::new(&worker::platforms(), std::env::var_os("PATH")),
         registries: registries(file),
         web_user_agent: worker::user_agent(),
         sessions: Arc::new(sessions.clone()),

@@ -137,7 +137,7 @@ pub(crate) enum ConvertError {
     SecretTarget,
     #[error("ssh does not support source")]
     SshSource,
-    #[error("RUN --device is not supported by this build server")]
+    #[error("device feature is only supported in Dockerfile frontend 1.14.0-labs or later")]
     Device,
     #[error("parsing produced an invalid run command: {0}")]
     HeredocCommand(String),

@@ -29,6 +29,7 @@ use crate::error::{BuildError, ErrorKind};
 use crate::frontend::dockerfile::{self, DockerfileFrontend};
 use crate::frontend::gateway::{self, Abilities, FrontendHost, GatewayFrontend, GatewayLimits};
 use crate::job::{Entitlement, ResolveCache};
+use crate::op::exec::Emulators;
 use crate::session::Sessions;
 use crate::solve::Exporter;
 use crate::unlazy::Unlazy;
@@ -59,6 +60,8 @@ pub struct EngineConfig {
     pub executor: ExecutorConfig,
     /// Where devices are described that steps may use.
     pub devices: DeviceRegistry,
+    /// Runs steps of platforms whose programs do not run here by themselves.
+    pub emulators: Emulators,
     /// How registries are reached.
     pub registries: HostsConfig,
     /// What web servers are told of who fetches from them.
@@ -132,6 +135,7 @@ pub fn setup(config: EngineConfig) -> Result<Ready, BuildError> {
         http: HttpFiles::new(files, store.clone()),
         unlazy: Arc::clone(&unlazy),
         devices: config.devices,
+        emulators: config.emulators,
         executor,
         dir: config.root.join("worker"),
     })?;

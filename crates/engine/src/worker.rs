@@ -21,7 +21,7 @@ use crate::bridge::{MetaContext, MetaRequest, SourceMeta, SourceResolver};
 use crate::error::{BuildError, ErrorKind};
 use crate::op::build::BuildOp;
 use crate::op::compose::{DiffOp, MergeOp, PassthroughOp};
-use crate::op::exec::{CacheDirs, ExecOp, ExecParts, Proxies};
+use crate::op::exec::{CacheDirs, Emulators, ExecOp, ExecParts, Proxies};
 use crate::op::file::FileOp;
 use crate::op::{Op, OpFactory, VertexSpec};
 use crate::unlazy::Unlazy;
@@ -39,6 +39,8 @@ pub struct WorkerParts {
     pub unlazy: Arc<dyn Unlazy>,
     /// Where devices are described.
     pub devices: DeviceRegistry,
+    /// Runs programs of other platforms.
+    pub emulators: Emulators,
     /// Runs containers; `None`: this process may not, and says so when a step needs one.
     pub executor: Option<Executor>,
     /// A directory of the worker's own; emptied and made anew.
@@ -88,6 +90,7 @@ impl Worker {
         Ok(ExecParts {
             executor,
             devices: self.parts.devices.clone(),
+            emulators: self.parts.emulators.clone(),
             store: self.parts.store.clone(),
             unlazy: Arc::clone(&self.parts.unlazy),
             cache_dirs: self.cache_dirs.clone(),

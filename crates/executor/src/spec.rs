@@ -599,8 +599,14 @@ fn resources(resources: &Resources) -> Result<ResourceSpec, RunError> {
             Err(invalid(format!("invalid {what} list {text:?}")))
         }
     };
-    if resources.memory_bytes < 0 || resources.memory_swap_bytes < -1 || resources.cpu_quota_us < -1 {
-        return Err(invalid("a negative limit"));
+    for (what, value, least) in [
+        ("memory", resources.memory_bytes, 0),
+        ("memory and swap", resources.memory_swap_bytes, -1),
+        ("CPU quota", resources.cpu_quota_us, -1),
+    ] {
+        if value < least {
+            return Err(invalid(format!("invalid {what} limit {value}")));
+        }
     }
     Ok(ResourceSpec {
         memory_bytes: resources.memory_bytes,

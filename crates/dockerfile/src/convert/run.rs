@@ -74,12 +74,9 @@ impl Converter<'_> {
         command = ssh.into_iter().fold(command, |command, ssh| command.ssh(ssh));
         command = command.with(|state| self.sandbox(state, run));
         let options = self.contexts.options;
-        if !run.devices.is_empty() && !options.supports(caps::EXEC_META_CDI) {
+        if run.wants_devices {
             return Err(ConvertError::Device.into());
         }
-        command = run.devices.iter().fold(command, |command, device| {
-            command.cdi_device(device.name.clone(), !device.required)
-        });
         if options.shm_size_bytes > 0 && options.supports(caps::EXEC_MOUNT_TMPFS_SIZE) {
             command = command.mount(Mount::tmpfs("/dev/shm", options.shm_size_bytes));
         }

@@ -26,14 +26,8 @@ pub(crate) struct Run {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) network: Network,
     pub(crate) insecure: bool,
-    pub(crate) devices: Vec<Device>,
-}
-
-/// A device a command asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Device {
-    pub(crate) name: String,
-    pub(crate) required: bool,
+    /// Whether it asks for devices.
+    pub(crate) wants_devices: bool,
 }
 
 pub(super) fn parse(node: &mut Node) -> Result<Run, InstructionError> {
@@ -44,11 +38,8 @@ pub(super) fn parse(node: &mut Node) -> Result<Run, InstructionError> {
         ("security", FlagKind::Text),
     ];
     let flags = Flags::parse(&node.flags, &known)?;
-    let devices = flags
-        .texts("device")
-        .iter()
-        .map(|flag| parse_device(flag))
-        .collect::<Result<_, _>>()?;
+    let devices = flags.texts("device");
+    devices.iter().try_for_each(|flag| check_device(flag))?;
     let mount_flags = flags.texts("mount");
     let mounts = mount_flags
         .iter()
@@ -71,32 +62,33 @@ pub(super) fn parse(node: &mut Node) -> Result<Run, InstructionError> {
         mounts,
         network,
         insecure,
-        devices,
+        wants_devices: !devices.is_empty(),
     })
 }
 
-fn parse_device(flag: &str) -> Result<Device, InstructionError> {
+/// Checks a device as far as it is written out; this version of the frontend has no use for it.
+fn check_device(flag: &str) -> Result<(), InstructionError> {
     let fields = csv::fields(flag).map_err(|error| InstructionError::Csv {
         what: "devices",
         error,
     })?;
-    let mut device = Device::default();
+    let mut name = String::new();
     for field in &fields {
         let (key, value) = field
             .split_once('=')
             .map_or((field.as_str(), None), |(key, value)| (key, Some(value)));
         let key = key.to_lowercase();
         match (key.as_str(), value) {
-            ("required", None) => device.required = true,
+            ("required", None) => {}
             ("required", Some(value)) => {
-                device.required = text::parse_bool(value).ok_or_else(|| InstructionError::MountValue {
+                text::parse_bool(value).ok_or_else(|| InstructionError::MountValue {
                     key: key.clone(),
                     value: value.to_owned(),
                 })?;
             }
-            ("name", Some(value)) if device.name.is_empty() => value.clone_into(&mut device.name),
-            ("name", Some(_)) => return Err(InstructionError::DeviceName(device.name)),
-            _ if device.name.is_empty() => field.clone_into(&mut device.name),
+            ("name", Some(value)) if name.is_empty() => value.clone_into(&mut name),
+            ("name", Some(_)) => return Err(InstructionError::DeviceName(name)),
+            _ if name.is_empty() => field.clone_into(&mut name),
             (_, None) => return Err(InstructionError::MountField(field.clone())),
             _ => {
                 let found = suggest::search(&key, ["name", "required"], false);
@@ -108,5 +100,5 @@ fn parse_device(flag: &str) -> Result<Device, InstructionError> {
             }
         }
     }
-    Ok(device)
+    Ok(())
 }

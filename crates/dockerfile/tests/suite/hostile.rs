@@ -23,19 +23,6 @@ pub fn convert(dockerfile: &str, options: BTreeMap<String, String>) -> Result<Ou
 }
 
 pub fn convert_bytes(dockerfile: &[u8], options: BTreeMap<String, String>) -> Result<Outcome, Box<Failure>> {
-    run(dockerfile, options, &[])
-}
-
-/// Converts for a server without some capabilities.
-pub fn convert_without(dockerfile: &str, missing: &[String]) -> Result<Outcome, Box<Failure>> {
-    run(dockerfile.as_bytes(), BTreeMap::new(), missing)
-}
-
-fn run(
-    dockerfile: &[u8],
-    options: BTreeMap<String, String>,
-    missing: &[String],
-) -> Result<Outcome, Box<Failure>> {
     let files = |name: &str| (name == "Dockerfile").then(|| dockerfile.to_vec());
     let images = images();
     let mut driver = Driver {
@@ -47,7 +34,7 @@ fn run(
         solved: Vec::new(),
         asked: Vec::new(),
     };
-    driver.run(request(options, &["linux/amd64".to_owned()], missing))
+    driver.run(request(options, &["linux/amd64".to_owned()], &[]))
 }
 
 /// Repeats a line with a number in it up to a size.

@@ -53,7 +53,8 @@ pub enum PolicyError {
 #[derive(Clone, Debug)]
 enum Matcher {
     Exact,
-    Pattern(Regex),
+    Wildcard(Regex),
+    Regex(Regex),
 }
 
 #[derive(Clone, Debug)]
@@ -105,8 +106,8 @@ impl Rule {
         let selector = rule.selector.as_ref().ok_or(PolicyError::NoSelector)?;
         let matcher = match MatchType::try_from(selector.match_type) {
             Ok(MatchType::Exact) => Matcher::Exact,
-            Ok(MatchType::Wildcard) => Matcher::Pattern(wildcard(&selector.identifier)?),
-            Ok(MatchType::Regex) => Matcher::Pattern(compile(&selector.identifier, &selector.identifier)?),
+            Ok(MatchType::Wildcard) => Matcher::Wildcard(wildcard(&selector.identifier)?),
+            Ok(MatchType::Regex) => Matcher::Regex(compile(&selector.identifier, &selector.identifier)?),
             Err(_) => {
                 return Err(PolicyError::Unknown {
                     what: "match type",
@@ -155,7 +156,7 @@ impl Rule {
         let matched = self.identifier == op.identifier
             || match &self.matcher {
                 Matcher::Exact => false,
-                Matcher::Pattern(pattern) => pattern.is_match(&op.identifier),
+                Matcher::Wildcard(pattern) | Matcher::Regex(pattern) => pattern.is_match(&op.identifier),
             };
         constrained && matched
     }
@@ -172,7 +173,7 @@ impl Rule {
         };
         let destination = match &self.matcher {
             Matcher::Exact => destination.clone(),
-            Matcher::Pattern(pattern) => match pattern.captures(&op.identifier) {
+            Matcher::Wildcard(pattern) => match pattern.captures(&op.identifier) {
                 Some(captures) => {
                     let mut text = String::new();
                     captures.expand(destination, &mut text);
@@ -180,6 +181,8 @@ impl Rule {
                 }
                 None => destination.clone(),
             },
+            // What the expression does not match stays.
+            Matcher::Regex(pattern) => pattern.replace_all(&op.identifier, destination).into_owned(),
         };
         let mut changed = false;
         if !destination.is_empty() && op.identifier != destination {
@@ -276,7 +279,7 @@ pub(super) fn policy_error(error: PolicyError) -> BuildError {
 
 #[cfg(test)]
 mod tests {
-    use llb::sourcepolicy::{Rule as PbRule, Selector, Update};
+    use llb::sourcepolicy::{AttrConstraint, Rule as PbRule, Selector, Update};
 
     use super::*;
 
@@ -347,6 +350,105 @@ mod tests {
             op.identifier,
             "docker-image://docker.io/library/golang:1.20-alpine"
         );
+    }
+
+    #[test]
+    fn expressions_replace_what_they_match() {
+        let by_regex = |pattern: &str, to: &str| {
+            let mut rule = rule(PolicyAction::Convert, pattern, Some(to));
+            rule.selector.as_mut().unwrap().match_type = MatchType::Regex as i32;
+            let mut op = source("docker-image://docker.io/library/golang:1.19-alpine3.19");
+            policies(vec![rule]).apply(&mut op).unwrap();
+            op.identifier
+        };
+        let image = |rest: &str| format!("docker-image://docker.io/library/{rest}");
+        assert_eq!(
+            by_regex(r"golang:1\.19-", "golang:1.20-"),
+            image("golang:1.20-alpine3.19")
+        );
+        assert_eq!(by_regex(r"(\d)\.19", "${1}.21"), image("golang:1.21-alpine3.21"));
+        assert_eq!(
+            by_regex("^.*/(go)lang:.*$", "docker-image://mine/$1:latest"),
+            "docker-image://mine/go:latest"
+        );
+        assert_eq!(by_regex("^golang", "x"), image("golang:1.19-alpine3.19"));
+    }
+
+    #[test]
+    fn rules_match_by_name_pattern_and_attributes() {
+        let denies = |match_type: MatchType, identifier: &str, constraints: &[(&str, &str, AttrMatch)]| {
+            let mut rule = rule(PolicyAction::Deny, identifier, None);
+            let selector = rule.selector.as_mut().unwrap();
+            selector.match_type = match_type as i32;
+            let constraint = |(key, value, condition): &(&str, &str, AttrMatch)| AttrConstraint {
+                key: (*key).to_owned(),
+                value: (*value).to_owned(),
+                condition: *condition as i32,
+            };
+            selector.constraints = constraints.iter().map(constraint).collect();
+            let mut op = source("https://host/a.txt");
+            op.attrs
+                .insert("http.checksum".to_owned(), "sha256:12".to_owned());
+            policies(vec![rule]).apply(&mut op).is_err()
+        };
+        for (match_type, identifier, expected) in [
+            (MatchType::Exact, "https://host/a.txt", true),
+            (MatchType::Exact, "https://host/*", false),
+            (MatchType::Exact, "https://host/a.tx", false),
+            (MatchType::Wildcard, "https://host/*.txt", true),
+            (MatchType::Wildcard, "https://*", true),
+            // A pattern is for the whole name, and a dot for itself.
+            (MatchType::Wildcard, "host/*", false),
+            (MatchType::Wildcard, "https://host/a?txt", false),
+            (MatchType::Wildcard, "https://host/*xtxt", false),
+            (MatchType::Regex, "host/a.tx", true),
+            (MatchType::Regex, "^host", false),
+            (MatchType::Regex, "a[.]t{1}xt$", true),
+        ] {
+            assert_eq!(
+                denies(match_type, identifier, &[]),
+                expected,
+                "{match_type:?} {identifier}"
+            );
+        }
+        let all = |constraints: &[(&str, &str, AttrMatch)]| denies(MatchType::Wildcard, "*", constraints);
+        let key = "http.checksum";
+        for (constraint, expected) in [
+            ((key, "sha256:12", AttrMatch::Equal), true),
+            ((key, "sha256:1", AttrMatch::Equal), false),
+            (("absent", "", AttrMatch::Equal), true),
+            ((key, "sha256:12", AttrMatch::Notequal), false),
+            (("absent", "x", AttrMatch::Notequal), true),
+            ((key, "^sha256:[0-9]+$", AttrMatch::Matches), true),
+            ((key, "^[0-9]+$", AttrMatch::Matches), false),
+        ] {
+            assert_eq!(all(&[constraint]), expected, "{constraint:?}");
+        }
+        // All have to hold.
+        let holds = (key, "sha256:12", AttrMatch::Equal);
+        assert!(!all(&[holds, ("absent", "x", AttrMatch::Equal)]));
+        // They have to hold of a name that is the same, too.
+        assert!(!denies(
+            MatchType::Exact,
+            "https://host/a.txt",
+            &[(key, "x", AttrMatch::Equal)]
+        ));
+    }
+
+    #[test]
+    fn conversions_set_attributes() {
+        let mut rule = rule(PolicyAction::Convert, "https://host/*", None);
+        rule.updates = Some(Update {
+            attrs: [("http.checksum".to_owned(), "sha256:34".to_owned())].into(),
+            ..Update::default()
+        });
+        let mut op = source("https://host/a");
+        let set = policies(vec![rule]);
+        assert!(set.apply(&mut op).unwrap());
+        // Without a new name the selector's is meant, as BuildKit has it.
+        assert_eq!(op.identifier, "https://host/*");
+        assert_eq!(op.attrs["http.checksum"], "sha256:34");
+        assert!(!set.apply(&mut op).unwrap(), "it is what it shall be");
     }
 
     #[test]

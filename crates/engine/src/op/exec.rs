@@ -2,6 +2,7 @@
 
 mod cache_dir;
 pub(crate) mod devices;
+mod emulation;
 mod key;
 pub(crate) mod mounts;
 pub(crate) mod proxied;
@@ -32,6 +33,8 @@ use crate::session::{SessionError, SessionGroup};
 use crate::unlazy::{FetchContext, Unlazy, unpack_all};
 
 pub use cache_dir::CacheDirs;
+pub use emulation::Emulators;
+use emulation::Means;
 use mounts::{MountContext, Mounts, Prepared};
 pub use proxied::Proxies;
 use proxied::Serving;
@@ -52,6 +55,8 @@ pub struct ExecParts {
     pub unlazy: Arc<dyn Unlazy>,
     /// Where devices are described.
     pub devices: DeviceRegistry,
+    /// Runs programs of other platforms.
+    pub emulators: Emulators,
     /// The cache mounts in use.
     pub cache_dirs: CacheDirs,
     /// Makes proxies that steps trust.
@@ -170,6 +175,7 @@ impl Op for ExecOp {
         let exec = self.exec_op()?;
         unpack_all(&*self.parts.unlazy, &FetchContext::from(ctx), inputs).await?;
         let devices = devices::edits(&self.parts.devices, &exec.cdi_devices).await?;
+        let means = self.means().await?;
         let env = environment(&ctx.sessions(), exec).await?;
         let args = exec
             .meta
@@ -186,6 +192,7 @@ impl Op for ExecOp {
             .await?;
         let mut request = self.request(exec, env, &prepared)?;
         request.devices = devices;
+        means.apply(&mut request);
         // Builds that share a step share its process: it belongs to the trace of one of them.
         request.trace_parent = ctx
             .jobs()
@@ -195,12 +202,14 @@ impl Op for ExecOp {
             true => Box::pin(self.run_proxied(ctx, request)).await?,
             false => run(&self.parts.executor, ctx, request).await,
         };
+        let ran = ran.map_err(|error| means.explain(error));
         if let Err(error @ RunError::Start { .. }) = &ran {
             ctx.progress().log(LogStream::Stderr, format!("{error}\n"));
         }
-        let outcome = ran
-            .map_err(|error| run_error(exec, error))
-            .and_then(|status| judge(exec, status));
+        let outcome = match ran {
+            Ok(status) => judge(exec, status).inspect_err(|_| means.tell(ctx.progress())),
+            Err(error) => Err(run_error(exec, error)),
+        };
         let failed = outcome.is_err();
         let finished = blocking(move || prepared.finish(failed)).await?;
         match outcome {
@@ -243,6 +252,12 @@ impl Op for ExecOp {
 }
 
 impl ExecOp {
+    /// Finds out how the programs of the op's platform are run.
+    async fn means(&self) -> Result<Means, BuildError> {
+        let (emulators, platform) = (self.parts.emulators.clone(), self.op.platform.clone());
+        blocking(move || emulators.means(platform.as_ref())).await
+    }
+
     /// Runs the container behind a proxy, and shows and keeps what it fetched.
     async fn run_proxied(
         &self,

@@ -234,6 +234,101 @@ async fn the_server_may_name_the_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_has_the_owner_that_is_asked_for() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let server = Server::start(|_| answer(200, &[("ETag", "\"e\"")], "1"));
+    let world = World::new();
+    for owner in [(11, 12), (0, 13)] {
+        let options = HttpOptions {
+            uid: owner.0,
+            gid: owner.1,
+            ..HttpOptions::default()
+        };
+        let tree = world
+            .build(&State::http(&server.url("/a"), options))
+            .await
+            .unwrap();
+        assert_eq!((tree["a"].owner, tree["a"].mode), (owner, 0o600));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_is_told_who_asks_and_what_for() {
+    // One file for each kind that is accepted.
+    let server = Server::start(|seen| answer(200, &[], &seen.headers["accept"]));
+    let world = World::new();
+    for kind in ["text/plain", "text/html"] {
+        let options = HttpOptions {
+            headers: Some((kind.to_owned(), "mine/1".to_owned())),
+            ..HttpOptions::default()
+        };
+        let tree = world
+            .build(&State::http(&server.url("/a"), options))
+            .await
+            .unwrap();
+        assert_eq!(tree["a"].content, kind);
+    }
+    let log = server.take_log();
+    assert!(
+        log.iter().all(|seen| seen.headers["user-agent"] == "mine/1"),
+        "{log:?}"
+    );
+    assert!(world.build(&http(&server, "/a")).await.is_ok());
+    let agent = &server.take_log()[0].headers["user-agent"];
+    assert!(agent.starts_with("buildkit/"), "{agent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_cut_short_is_none() {
+    let is_honest: &'static AtomicBool = Box::leak(Box::default());
+    let server = Server::start(|_| match is_honest.load(Ordering::SeqCst) {
+        true => answer(200, &[("ETag", "\"e\"")], "whole"),
+        false => answer(200, &[("ETag", "\"e\""), ("Content-Length", "1000000")], "who"),
+    });
+    let world = World::new();
+    let error = world.build(&http(&server, "/a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains(&server.url("/a")), "{error}");
+    server.take_log();
+    // Nothing of it is kept for the server to confirm.
+    is_honest.store(true, Ordering::SeqCst);
+    assert_eq!(
+        world.build(&http(&server, "/a")).await.unwrap()["a"].content,
+        "whole"
+    );
+    assert_eq!(methods(&server.take_log()), ["GET"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_waits_for_no_server() {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/a", listener.local_addr().unwrap());
+    let (begun, mut has_begun) = tokio::sync::mpsc::channel(1);
+    // A server that never comes to an end; it sees the end of its client.
+    let server = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read(&mut [0; 4096]).unwrap();
+        let head = "HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\nsome";
+        stream.write_all(head.as_bytes()).unwrap();
+        begun.blocking_send(()).unwrap();
+        while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {}
+    });
+    let world = World::new();
+    let source = State::http(&url, HttpOptions::default());
+    tokio::select! {
+        built = world.build(&source) => panic!("nothing was built: {built:?}"),
+        _ = has_begun.recv() => {}
+    }
+    tokio::time::timeout(std::time::Duration::from_secs(30), server)
+        .await
+        .expect("the connection ends")
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_have_their_kind() {
     let server = Server::start(|seen| answer(seen.target[1..].parse().unwrap(), &[], ""));
     let world = World::new();

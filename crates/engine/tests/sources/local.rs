@@ -372,6 +372,86 @@ async fn metadata_may_come_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_exceptions_from_metadata_may_change() {
+    let (world, mut files) = (World::new(), Files::default());
+    files.file("a", "1");
+    files.file("b", "2");
+    let only = |name: &str| LocalOptions {
+        metadata_only: Some(vec![name.to_owned()]),
+        ..LocalOptions::default()
+    };
+    for name in ["a", "b", "a"] {
+        let (tree, requested) = files.sync_with(&world, Fault::None, only(name)).await.unwrap();
+        assert!(requested.iter().all(|asked| asked == name), "{requested:?}");
+        assert_eq!(names(&tree), [".fsutil-metadata", name]);
+    }
+    // A whole transfer is not confused by it.
+    let (tree, requested) = files.good(&world).await;
+    assert_eq!(
+        (names(&tree), requested),
+        (vec!["a", "b"], vec!["a".to_owned(), "b".to_owned()])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_is_told_what_is_wanted() {
+    let (world, mut files) = (World::new(), Files::default());
+    files.file("a", "1");
+    let list = |text: &str| vec![text.to_owned(), format!("{text}/*")];
+    let options = LocalOptions {
+        include_patterns: list("in"),
+        exclude_patterns: list("ex"),
+        follow_paths: list("follow"),
+        ..LocalOptions::default()
+    };
+    files.sync_with(&world, Fault::None, options).await.unwrap();
+    let asked = world.client.asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].dir_name, "context");
+    assert_eq!(asked[0].include_patterns, list("in"));
+    assert_eq!(asked[0].exclude_patterns, list("ex"));
+    assert_eq!(asked[0].follow_paths, list("follow"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trees_with_other_hints_are_kept_apart() {
+    let (world, mut files) = (World::new(), Files::default());
+    files.file("a", "1");
+    let hint = |hint: &str| LocalOptions {
+        shared_key_hint: hint.to_owned(),
+        ..LocalOptions::default()
+    };
+    for (name, expected) in [("x", &["a"][..]), ("y", &["a"]), ("x", &[]), ("y", &[])] {
+        let (_, requested) = files.sync_with(&world, Fault::None, hint(name)).await.unwrap();
+        assert_eq!(requested, expected, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_are_trusted_where_the_client_says_so() {
+    let (world, mut files) = (World::new(), Files::default());
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let future = i64::try_from(since.as_nanos()).unwrap() + 3_600_000_000_000;
+    let options = || LocalOptions {
+        differ: "metadata".to_owned(),
+        ..LocalOptions::default()
+    };
+    files.put("now", 0o644, "1", future);
+    files.sync_with(&world, Fault::None, options()).await.unwrap();
+    files.put("now", 0o644, "2", future);
+    let (_, requested) = files.sync_with(&world, Fault::None, options()).await.unwrap();
+    assert_eq!(requested, Vec::<String>::new());
+    files.put("now", 0o600, "2", future);
+    let (tree, requested) = files.sync_with(&world, Fault::None, options()).await.unwrap();
+    assert_eq!(
+        (requested, tree["now"].content.as_str()),
+        (vec!["now".to_owned()], "2")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hostile_listings_are_refused() {
     let world = World::new();
     let entry = |path: &str, mode: u32, linkname: &str| {

@@ -83,10 +83,11 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) -> Option
     let is_head = seen.method == "HEAD";
     log.lock().unwrap().push(seen);
     let mut stream = stream;
-    let mut head = format!(
-        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n",
-        body.len()
-    );
+    let mut head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n");
+    // Who lies about the length says so.
+    if !headers.iter().any(|(name, _)| name == "Content-Length") {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
     headers
         .iter()
         .for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));

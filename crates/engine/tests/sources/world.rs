@@ -39,6 +39,8 @@ pub struct Found {
     pub mode: u32,
     pub inode: u64,
     pub mtime: i64,
+    /// User and group.
+    pub owner: (u32, u32),
     /// Its bytes, or the target of a link.
     pub content: String,
 }
@@ -69,6 +71,7 @@ impl World {
         let worker = Arc::new(
             Worker::new(WorkerParts {
                 devices: engine::executor::DeviceRegistry::default(),
+                emulators: engine::op::exec::Emulators::default(),
                 store: store.clone(),
                 images,
                 http: HttpFiles::new(
@@ -285,6 +288,7 @@ fn read(dir: &Path, prefix: &str, tree: &mut Tree) {
                 mode,
                 inode: stat.ino(),
                 mtime: stat.mtime(),
+                owner: (stat.uid(), stat.gid()),
                 content,
             },
         );
@@ -332,6 +336,8 @@ pub struct ClientState {
     pub secrets: Mutex<BTreeMap<String, String>>,
     pub uploads: Mutex<BTreeMap<String, &'static [u8]>>,
     pub dir: Mutex<Sender>,
+    /// What was asked for of directories.
+    pub asked: Mutex<Vec<SyncRequest>>,
 }
 
 impl Default for ClientState {
@@ -341,6 +347,7 @@ impl Default for ClientState {
             secrets: Mutex::default(),
             uploads: Mutex::default(),
             dir: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 }
@@ -394,7 +401,8 @@ impl Session for TestClient {
         CancellationToken::new()
     }
 
-    async fn sync_dir(&self, _: SyncRequest) -> Result<FileStream, SessionError> {
+    async fn sync_dir(&self, request: SyncRequest) -> Result<FileStream, SessionError> {
+        self.asked.lock().unwrap().push(request);
         Ok(self.dir.lock().unwrap().start())
     }
 

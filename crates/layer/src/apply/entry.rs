@@ -146,6 +146,14 @@ impl<'a> Unpacker<'a> {
             return Ok(parent);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        // Most names lead through no link; the others are looked at part by part.
+        if let Ok(fd) = at::open_beneath(self.root, dir, flags) {
+            return Ok(Parent {
+                named: dir.to_owned(),
+                resolved: dir.to_owned(),
+                fd,
+            });
+        }
         let resolved = self.resolve(dir).during("lstat", header)?;
         let fd = match at::open_beneath(self.root, &resolved, flags) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -229,10 +237,16 @@ impl<'a> Unpacker<'a> {
         data: &mut Reader<impl Read>,
     ) -> Result<(), ApplyError> {
         let (dir, path) = (&parent.fd, Path::new(name));
-        let existing = at::try_stat_at(dir, name).during("lstat", header)?;
+        // Most files are new: whether something is in the way shows when they are made.
+        let made = match header.kind {
+            EntryKind::Regular => create_new(header, dir, path)?,
+            _ => None,
+        };
         let mut opaque = false;
         let mut exists = false;
-        if let Some(stat) = existing {
+        if made.is_none()
+            && let Some(stat) = at::try_stat_at(dir, name).during("lstat", header)?
+        {
             if stat.is_dir() && header.kind == EntryKind::Directory {
                 exists = true;
             } else {
@@ -242,7 +256,13 @@ impl<'a> Unpacker<'a> {
             }
         }
         let file = match header.kind {
-            EntryKind::Regular => Some(self.write_file(header, dir, path, data)?),
+            EntryKind::Regular => {
+                let file = match made {
+                    Some(made) => made,
+                    None => create(header, dir, path).during("create", header)?,
+                };
+                Some(self.write_file(header, file, data)?)
+            }
             EntryKind::Directory if exists => None,
             EntryKind::Directory => {
                 let mode = header.mode & 0o777;
@@ -289,11 +309,9 @@ impl<'a> Unpacker<'a> {
     fn write_file(
         &mut self,
         header: &Header,
-        dir: &OwnedFd,
-        name: &Path,
+        mut file: File,
         data: &mut Reader<impl Read>,
     ) -> Result<File, ApplyError> {
-        let mut file = at::create_file(dir, name).during("create", header)?;
         let mut left = header.size_bytes;
         let mut ends_in_hole = false;
         let mut is_sized = false;
@@ -351,19 +369,28 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Sets owner, attributes, mode and times through the file's own descriptor.
+    /// Sets owner, attributes, mode and times of a new file through its own descriptor. Most have the right owner and mode
+    /// already, and setting them again is slow.
     fn describe_file(&mut self, header: &Header, file: &File) -> Result<(), ApplyError> {
+        let made = at::stat_fd(file).during("fstat", header)?;
+        // Attributes may be access lists, which have a part of the mode in them.
+        let mut keeps_mode = made.permissions() == header.mode & 0o7777 && header.xattrs.is_empty();
         if let Some((uid, gid)) = self.owner(header) {
             if uid == u32::MAX || gid == u32::MAX {
                 return Err(invalid(header, "owner"));
             }
-            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-            rustix::fs::fchown(file, Some(uid), Some(gid)).during("chown", header)?;
+            if (made.uid, made.gid) != (uid, gid) {
+                let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+                rustix::fs::fchown(file, Some(uid), Some(gid)).during("chown", header)?;
+                keeps_mode = false;
+            }
         }
         self.set_xattrs(header, |key, value| {
             Ok(rustix::fs::fsetxattr(file, key, value, XattrFlags::empty())?)
         })?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(header.mode & 0o7777)).during("chmod", header)?;
+        if !keeps_mode {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(header.mode & 0o7777)).during("chmod", header)?;
+        }
         let times = Timestamps {
             last_access: access_time(header).timespec(),
             last_modification: bounded(header.mtime).timespec(),
@@ -372,14 +399,16 @@ impl<'a> Unpacker<'a> {
     }
 
     fn describe(&mut self, header: &Header, dir: &OwnedFd, name: &Path) -> Result<(), ApplyError> {
-        if let Some((uid, gid)) = self.owner(header) {
+        let found = at::stat_at(dir, name).during("lstat", header)?;
+        let mut keeps_mode = found.permissions() == header.mode & 0o7777 && header.xattrs.is_empty();
+        if let Some((uid, gid)) = self.owner(header)
+            && (found.uid, found.gid) != (uid, gid)
+        {
             at::set_owner(dir, name, uid, gid).during("chown", header)?;
+            keeps_mode = false;
         }
         self.set_xattrs(header, |key, value| at::set_xattr(dir, name, key, value))?;
-        let is_symlink = header.kind == EntryKind::Symlink
-            || header.kind == EntryKind::Hardlink
-                && at::stat_at(dir, name).during("lstat", header)?.is_symlink();
-        if !is_symlink {
+        if !found.is_symlink() && !keeps_mode {
             at::set_mode(dir, name, header.mode).during("chmod", header)?;
         }
         let times = (Some(access_time(header)), Some(bounded(header.mtime)));
@@ -439,6 +468,19 @@ impl<'a> Unpacker<'a> {
             })?;
         }
         Ok((self.size_bytes, self.ignored))
+    }
+}
+
+/// Makes a file with the entry's permissions, as far as they can be given before its owner.
+fn create(header: &Header, dir: &OwnedFd, name: &Path) -> io::Result<File> {
+    at::create_file_as(dir, name, header.mode & 0o777)
+}
+
+/// Does what [`create`] does; `None` if something of that name is there.
+fn create_new(header: &Header, dir: &OwnedFd, name: &Path) -> Result<Option<File>, ApplyError> {
+    match create(header, dir, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        done => done.map(Some).during("create", header),
     }
 }
 

@@ -125,3 +125,51 @@ fn layer_limit(text: &str) -> Result<usize, BuildError> {
         _ => Err(BuildError::user(format!("invalid layer limit {text}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(attrs: &[(&str, &str)]) -> Result<ImageAttributes, String> {
+        let attrs = attrs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let op = pb::SourceOp {
+            identifier: "docker-image://docker.io/library/alpine:latest".to_owned(),
+            attrs,
+        };
+        ImageAttributes::read("docker-image://", &op, None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_or_refused_by_name() {
+        let digest = Digest::sha256(b"");
+        let text = digest.to_string();
+        let found = read(&[
+            ("image.resolvemode", "pull"),
+            ("image.recordtype", "frontend"),
+            ("image.layerlimit", "3"),
+            ("image.checksum", &text),
+        ])
+        .expect("is fine");
+        assert_eq!(found.reference.to_string(), "docker.io/library/alpine:latest");
+        assert_eq!(
+            (found.layer_limit, found.record_type, found.checksum),
+            (Some(3), RecordType::Frontend, Some(digest))
+        );
+        for mode in ["", "default", "pull", "local"] {
+            assert!(read(&[("image.resolvemode", mode)]).is_ok(), "{mode:?}");
+        }
+        for (key, value, expected) in [
+            ("image.resolvemode", "never", "invalid resolvemode: never"),
+            ("image.recordtype", "odd", "invalid record type odd"),
+            ("image.layerlimit", "0", "invalid layer limit 0"),
+            ("image.layerlimit", "-1", "invalid layer limit -1"),
+            ("image.checksum", "md5", "invalid image checksum md5"),
+        ] {
+            let error = read(&[(key, value)]).expect_err("is refused");
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

@@ -215,29 +215,55 @@ fn run_mounts(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Secrets as files and variables, in steps that succeed, fail and are asked again; none of it shows them.
+const SECRETIVE: &str = r#"FROM @BASE@
+RUN --mount=type=secret,id=k wc -c < /run/secrets/k > /size
+RUN --mount=type=secret,id=k,env=TOKEN --mount=type=secret,id=k,target=/given,uid=11,gid=12,mode=0440 \
+    [ "$TOKEN" = "$(cat /given)" ] && [ "$(stat -c '%u %g %a' /given)" = '11 12 440' ] && echo ${#TOKEN} > /length
+"#;
+const CANARY: &str = "canary-9d1f7c52";
+
 fn secret_leaves_no_trace(lab: &Lab) -> Result<()> {
-    let dockerfile = "FROM @BASE@\nRUN --mount=type=secret,id=k wc -c < /run/secrets/k > /size\n";
-    let context = lab.context("c", &[("Dockerfile", dockerfile)])?;
-    let daemon = lab.daemon_with(&["--debug"])?;
-    let mut build = daemon.cooper_build(&context);
-    build.env("KEY", "canary-9d1f7c52").arg("--secret=id=k,env=KEY");
-    let progress = succeed(&mut build)?;
-    expect_not(&progress, "canary-9d1f7c52")?;
+    let context = lab.context("c", &[("Dockerfile", SECRETIVE)])?;
+    let failing = format!("{SECRETIVE}RUN --mount=type=secret,id=k,env=TOKEN test -z $TOKEN\n");
+    let failing = lab.context("f", &[("Dockerfile", &failing)])?;
+    let (out, socket) = (lab.dir().join("out.tar"), lab.dir().join("otel.sock"));
+    let daemon = lab.daemon_with(&["--debug", &format!("--otel-socket-path={}", socket.display())])?;
+    let build = |context: &std::path::Path, value: &str| {
+        let mut build = daemon.cooper_build(context);
+        build
+            .env("KEY", value)
+            .args(["--secret=id=k,env=KEY", "--explain"]);
+        build
+    };
+    let mut first = build(&context, CANARY);
+    first
+        .arg("--provenance=mode=max")
+        .arg(format!("--output=type=oci,dest={}", out.display()));
+    let progress = succeed(&mut first)?;
+    // Another value is no reason to run a step again.
+    let again = succeed(&mut build(&context, &format!("{CANARY}-other")))?;
+    ensure!(cached_steps(&again) >= 2, "{again}");
+    let (_, failed) = fail(&mut build(&failing, CANARY))?;
+    let history = succeed(&mut daemon.buildctl(&["debug", "histories"]))?;
+    for shown in [&progress, &again, &failed, &history] {
+        expect_not(shown, CANARY)?;
+    }
     drop(daemon);
+    // The canary would be found.
+    fs::write(lab.dir().join("daemon/check"), CANARY)?;
     let found = lab
         .tool("grep")?
-        .args(["-rl", "canary-9d1f7c52"])
+        .args(["-rl", CANARY])
         .arg(lab.dir().join("daemon"))
+        .arg(&out)
         .output()?;
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
     ensure!(
-        found.stdout.is_empty(),
-        "the secret is in {}",
-        String::from_utf8_lossy(&found.stdout)
+        found.trim_end().ends_with("daemon/check") && found.lines().count() == 1,
+        "the secret is in {found}"
     );
-    expect_not(
-        &fs::read_to_string(lab.dir().join("daemon.log"))?,
-        "canary-9d1f7c52",
-    )
+    expect_not(&fs::read_to_string(lab.dir().join("daemon.log"))?, CANARY)
 }
 
 const SANDBOX: &str = r#"FROM @BASE@

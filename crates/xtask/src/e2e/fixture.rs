@@ -108,9 +108,19 @@ impl Lab {
         Ok(command)
     }
 
+    /// A directory for programs that stand for others of the same name.
+    pub fn programs(&self) -> Result<PathBuf> {
+        let dir = self.dir().join("programs");
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
     fn clean(&self, command: &mut Command) {
+        let others = setup::path_with_tools();
+        let dirs = std::iter::once(self.dir().join("programs")).chain(std::env::split_paths(&others));
+        let path = std::env::join_paths(dirs).unwrap_or_else(|_| others.clone());
         command
-            .env("PATH", setup::path_with_tools())
+            .env("PATH", path)
             .env("HOME", self.dir())
             .env("XDG_DATA_HOME", self.dir().join("data"))
             .env("COOPER_STATE", self.dir().join("state"))

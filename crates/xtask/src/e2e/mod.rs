@@ -5,7 +5,11 @@
 
 mod build;
 mod cache;
+mod cache_mounts;
 mod clients;
+mod containers;
+mod definitions;
+mod emulation;
 mod errors;
 mod explain;
 mod exporters;
@@ -15,6 +19,8 @@ mod hostile;
 mod networks;
 mod object_caches;
 mod offline;
+mod policies;
+mod ssh;
 mod steps;
 mod store;
 
@@ -55,7 +61,11 @@ pub fn run(names: &[String]) -> Result<Counts> {
     let scenarios: Vec<&Scenario> = [
         build::SCENARIOS,
         cache::SCENARIOS,
+        cache_mounts::SCENARIOS,
         clients::SCENARIOS,
+        containers::SCENARIOS,
+        definitions::SCENARIOS,
+        emulation::SCENARIOS,
         errors::SCENARIOS,
         explain::SCENARIOS,
         exporters::SCENARIOS,
@@ -64,6 +74,8 @@ pub fn run(names: &[String]) -> Result<Counts> {
         networks::SCENARIOS,
         object_caches::SCENARIOS,
         offline::SCENARIOS,
+        policies::SCENARIOS,
+        ssh::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
     ]

@@ -1,10 +1,13 @@
 //! What steps find in their containers: users, caches, devices.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
+use prost::Message as _;
 
 use super::fixture::{Lab, expect, fail, succeed};
+use super::hostile::ops::{definition, exec, image};
 use super::{Need, Scenario};
 
 /// This file's scenarios.
@@ -97,12 +100,34 @@ devices:
     deviceNodes: [{path: /dev/given/zero, hostPath: /dev/zero, permissions: rw}]
 ";
 
-const WITH_DEVICE: &str = "FROM @BASE@
-RUN --device=example.test/device=zero,required [ $GIVEN = zero ] && [ $(head -c 3 /dev/given/zero | wc -c) = 3 ]
-RUN --device=zeros,required [ $GIVEN = zero ]
-RUN [ -z $GIVEN ] && [ ! -e /dev/given ]
-RUN --device=other.test/device true
-";
+/// What a labs version of the Dockerfile frontend makes of `RUN --device`.
+fn with_devices(lab: &Lab) -> llb::pb::Definition {
+    let steps: [(&[(&str, bool)], &str); 4] = [
+        (
+            &[("example.test/device=zero", false)],
+            "[ $GIVEN = zero ] && [ $(head -c 3 /dev/given/zero | wc -c) = 3 ]",
+        ),
+        (&[("zeros", false)], "[ $GIVEN = zero ]"),
+        (&[], "[ -z $GIVEN ] && [ ! -e /dev/given ]"),
+        (&[("other.test/device", true)], "true"),
+    ];
+    let mut all = vec![image(&lab.busybox())];
+    for (devices, script) in steps {
+        let step = exec(
+            &all[all.len() - 1..].iter().collect::<Vec<_>>(),
+            script,
+            |exec, _| {
+                let device = |&(name, optional): &(&str, bool)| llb::pb::CdiDevice {
+                    name: name.to_owned(),
+                    optional,
+                };
+                exec.cdi_devices = devices.iter().map(device).collect();
+            },
+        );
+        all.push(step);
+    }
+    definition(&all)
+}
 
 fn devices(lab: &Lab) -> Result<()> {
     check_devices(lab, &[])
@@ -117,8 +142,14 @@ fn check_devices(lab: &Lab, flags: &[&str]) -> Result<()> {
     fs::create_dir(&specifications)?;
     let dir = format!("--cdi-spec-dir={}", specifications.display());
     let daemon = lab.daemon_with(&[&[dir.as_str()], flags].concat())?;
-    let context = lab.context("c", &[("Dockerfile", WITH_DEVICE)])?;
-    let (_, message) = fail(&mut daemon.cooper_build(&context))?;
+    let file = lab.dir().join("definition");
+    fs::write(&file, with_devices(lab).encode_to_vec())?;
+    let build = |flags: &[&str]| -> Result<Command> {
+        let mut build = daemon.buildctl(&["build", "--progress=plain"]);
+        build.args(flags).stdin(fs::File::open(&file)?);
+        Ok(build)
+    };
+    let (_, message) = fail(&mut build(&[])?)?;
     expect(
         &message,
         "required device \"example.test/device=zero\" is not registered",
@@ -126,7 +157,7 @@ fn check_devices(lab: &Lab, flags: &[&str]) -> Result<()> {
     // Found without a restart; a broken neighbour does not matter.
     fs::write(specifications.join("a.yaml"), "}{")?;
     fs::write(specifications.join("b.yaml"), SPECIFICATION)?;
-    succeed(&mut daemon.cooper_build(&context))?;
+    succeed(&mut build(&[])?)?;
     let workers = succeed(&mut daemon.buildctl(&["debug", "workers", "--verbose"]))?;
     expect(&workers, "example.test/device=zero")?;
     // Without the annotation it needs the right.
@@ -134,13 +165,19 @@ fn check_devices(lab: &Lab, flags: &[&str]) -> Result<()> {
         specifications.join("b.yaml"),
         SPECIFICATION.replace("autoallow: true", "autoallow: false"),
     )?;
-    let (_, message) = fail(daemon.cooper_build(&context).arg("--no-cache"))?;
+    let (_, message) = fail(&mut build(&["--no-cache"])?)?;
     expect(
         &message,
         "device example.test/device=zero is requested by the build but not allowed",
     )?;
-    let mut granted = daemon.cooper_build(&context);
-    succeed(granted.args(["--no-cache", "--allow=device=example.test/device"])).map(drop)
+    succeed(&mut build(&["--no-cache", "--allow=device=example.test/device"])?)?;
+    // The built-in frontend is no labs version.
+    let context = lab.context("c", &[("Dockerfile", "FROM @BASE@\nRUN --device=zeros true\n")])?;
+    let (_, message) = fail(&mut daemon.cooper_build(&context))?;
+    expect(
+        &message,
+        "device feature is only supported in Dockerfile frontend 1.14.0-labs or later",
+    )
 }
 
 const WITH_SOCKET: &str = "FROM @BASE@

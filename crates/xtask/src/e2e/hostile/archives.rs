@@ -286,6 +286,23 @@ pub const ATTACKS: &[Attack] = &[
         },
         &["map of a sparse file"],
     ),
+    confined(
+        "devices of the machine",
+        |_| {
+            let numbers = |header: &mut [u8; 512], major: &[u8; 7], minor: &[u8; 7]| {
+                header[329..336].copy_from_slice(major);
+                header[337..344].copy_from_slice(minor);
+            };
+            Tarball::new()
+                .header(b'3', "memory", 0, |header| {
+                    numbers(header, b"0000001", b"0000001")
+                })
+                .header(b'3', "log", 0, |header| numbers(header, b"0000001", b"0000013"))
+                .header(b'4', "disk", 0, |header| numbers(header, b"0000007", b"0000000"))
+                .end()
+        },
+        "[ -c /m/memory ] && [ -b /m/disk ] && for d in memory log disk; do ! head -c 1 /m/$d 2>/dev/null || exit 1; done",
+    ),
     refused(
         "an entry of unknown type",
         |_| Tarball::new().file("a", b"x").entry(b'Z', "b", "", b"").end(),

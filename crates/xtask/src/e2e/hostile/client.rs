@@ -9,6 +9,8 @@ use api::fsutil::{Message, Packet, Stat};
 use api::pb::control::control_client::ControlClient;
 use api::pb::control::{SolveRequest, SolveResponse};
 use api::pb::filesync::file_sync_server::{FileSync, FileSyncServer};
+use api::pb::gateway::ReturnRequest;
+use api::pb::gateway::llb_bridge_client::LlbBridgeClient;
 use api::session::{SessionHost, methods};
 use api::transport::MAX_MESSAGE_BYTES;
 use bytes::Bytes;
@@ -16,6 +18,9 @@ use llb::pb;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -97,6 +102,55 @@ impl Client {
                 ended = host.run(session) => Err(anyhow!("the session ended: {ended:?}")),
                 () = tokio::time::sleep(after) => Ok(None),
             }
+        })
+    }
+}
+
+/// Names the build that a call is for.
+#[derive(Clone)]
+pub struct BuildHeader(MetadataValue<Ascii>);
+
+impl Interceptor for BuildHeader {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        let name = "buildkit-controlapi-buildid";
+        request.metadata_mut().insert(name, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// A build's connection to its daemon.
+pub type Bridge = LlbBridgeClient<InterceptedService<Channel, BuildHeader>>;
+
+impl Client {
+    /// Runs a build whose frontend is this client: `drive` is given the build's bridge, and the build ends with it.
+    ///
+    /// # Errors
+    /// Those of `drive`, and of the build.
+    pub fn drive<F>(&self, drive: impl FnOnce(Bridge) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let request = SolveRequest {
+            r#ref: name("driven"),
+            ..SolveRequest::default()
+        };
+        let header = BuildHeader(request.r#ref.parse()?);
+        let bridge = LlbBridgeClient::with_interceptor(self.channel.clone(), header);
+        let mut ending = bridge.clone();
+        let mut control = self.control();
+        self.runtime.block_on(async {
+            let driving = async {
+                let outcome = tokio::time::timeout(LIMIT, drive(bridge)).await;
+                let result = Some(api::pb::gateway::Result::default());
+                ending
+                    .r#return(ReturnRequest { result, error: None })
+                    .await
+                    .context("the build cannot be ended")?;
+                outcome.context("the build did not come to an end")?
+            };
+            let (driven, built) = tokio::join!(driving, control.solve(request));
+            driven?;
+            built.map(drop).context("the build failed")
         })
     }
 }

@@ -4,11 +4,11 @@
 //! nothing outside of its state directory has changed; in the end it has left no mount.
 
 mod archives;
-mod client;
+pub mod client;
 mod contexts;
 mod definitions;
 mod images;
-mod ops;
+pub mod ops;
 mod requests;
 mod sizes;
 mod swaps;
