@@ -88,10 +88,10 @@ impl Store {
         let filters = Filters::parse(&step.filter)?;
         let is_limited = step.max_used_bytes != 0 || step.reserved_bytes != 0 || step.min_free_bytes != 0;
         let (mut total, mut disk) = (0u64, DiskStat::default());
-        if is_limited && self.is_far_below(step)? {
-            return Ok(ControlFlow::Continue(()));
-        }
         if is_limited {
+            if self.is_far_below(step)? {
+                return Ok(ControlFlow::Continue(()));
+            }
             let records = self.disk_usage(&UsageOptions::default())?;
             total = records
                 .iter()

@@ -1,7 +1,7 @@
 //! Listeners: unix sockets, TCP with or without mutual TLS, and sockets that systemd hands over.
 
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -211,16 +211,42 @@ fn tcp(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 
 /// Binds a unix socket where perhaps an old one is, for the owner and group only.
 fn listen_unix(path: &Path, owner: SocketOwner) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    let modes = SocketModes {
+        dir: 0o777,
+        socket: 0o660,
+    };
+    let listener = bind_unix(path, modes, |path| match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })?;
     chown(path, owner.uid, owner.gid)?;
+    Ok(listener)
+}
+
+/// Who may do what with a unix socket.
+#[derive(Clone, Copy)]
+pub(crate) struct SocketModes {
+    /// Of its directory, if that is made; the process' mask applies.
+    pub(crate) dir: u32,
+    /// Of the socket, whatever the process' mask.
+    pub(crate) socket: u32,
+}
+
+/// Binds a unix socket. Its directory is made; `clear` decides on what is in its place.
+pub(crate) fn bind_unix(
+    path: &Path,
+    modes: SocketModes,
+    clear: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(modes.dir)
+            .create(dir)?;
+    }
+    clear(path)?;
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(modes.socket))?;
     Ok(listener)
 }
 

@@ -3,7 +3,7 @@
 
 use std::future::ready;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 
 use crate::config::OtelTable;
-use crate::listen::{Listener, OpenConnections, SocketFile};
+use crate::listen::{Listener, OpenConnections, SocketFile, SocketModes, bind_unix};
 use crate::services::traces::Traces;
 use crate::wiring::StartError;
 
@@ -119,20 +119,15 @@ async fn run(listener: Listener, traces: Traces) {
 
 /// Makes the socket in place of one that nobody listens at any more. Every user of a container may write to it.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o770)
-            .create(dir)?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) => replace(path, &found)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
+    let modes = SocketModes {
+        dir: 0o770,
+        socket: 0o666,
+    };
+    bind_unix(path, modes, |path| match std::fs::symlink_metadata(path) {
+        Ok(found) => replace(path, &found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    })
 }
 
 /// Removes what a daemon left behind; a socket that is listened at, and anything else, stays.
@@ -151,13 +146,15 @@ fn replace(path: &Path, found: &std::fs::Metadata) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use api::pb::trace as pb;
     use api::pb::trace::trace_service_client::TraceServiceClient;
-    use prost::Message as _;
     use tonic::Code;
     use tonic::transport::{Channel, Endpoint};
 
     use super::*;
+    use crate::services::traces::tests::request;
 
     fn choice(path: PathBuf, is_asked_for: bool) -> TraceSocketChoice {
         TraceSocketChoice { path, is_asked_for }
@@ -169,23 +166,12 @@ mod tests {
     }
 
     fn export(name: &str) -> pb::ExportTraceServiceRequest {
-        let span = pb::Span {
+        request(&[pb::Span {
             trace_id: vec![7; 16].into(),
             span_id: vec![7; 8].into(),
             name: name.to_owned(),
             ..Default::default()
-        };
-        let scoped = pb::ScopeSpans {
-            spans: vec![span.encode_to_vec().into()],
-            ..Default::default()
-        };
-        let part = pb::ResourceSpans {
-            scope_spans: vec![scoped.encode_to_vec().into()],
-            ..Default::default()
-        };
-        pb::ExportTraceServiceRequest {
-            resource_spans: vec![part.encode_to_vec().into()],
-        }
+        }])
     }
 
     #[tokio::test]

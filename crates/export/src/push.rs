@@ -99,7 +99,7 @@ async fn push_blobs(
             ctx: FetchContext::from(ctx),
             layer: layer.clone(),
         };
-        let mount_from = mount_candidates(layer, target);
+        let mount_from = mount_candidates(push.layers, ctx, layer, target);
         let blob = PushBlob {
             descriptor: &layer.descriptor,
             source: &source,
@@ -150,12 +150,20 @@ async fn push_manifests(push: &Push<'_>, client: &Client, target: &Reference) ->
     Ok(())
 }
 
-/// Repositories of the target's registry that a layer came from; the one with the most path in common first.
-pub fn mount_candidates(layer: &ExportLayer, target: &Reference) -> Vec<String> {
+/// Repositories of the target's registry that a layer came from, but for those that turned out not to have it; the one with the
+/// most path in common first.
+pub fn mount_candidates(
+    layers: &LayerExporter,
+    ctx: &ExportContext,
+    layer: &ExportLayer,
+    target: &Reference,
+) -> Vec<String> {
+    let (fetcher, ctx) = (layers.fetcher(), FetchContext::from(ctx));
     let mut found: Vec<String> = layer
         .providers
         .iter()
         .filter(|provider| provider.scheme == REGISTRY_PROVIDER)
+        .filter(|provider| !fetcher.is_lost(&ctx, provider, &layer.descriptor.digest))
         .filter_map(|provider| Reference::parse(&provider.locator).ok())
         .filter(|source| source.domain() == target.domain() && source.path() != target.path())
         .map(|source| source.path().to_owned())

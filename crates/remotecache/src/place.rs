@@ -16,7 +16,7 @@ use export::push::{layer_source, mount_candidates};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, Reference};
 use registry::{BlobSource, BytesSource, Client, PushBlob, RegistryError};
-use source::image::fetch::{BlobBytes, BlobProvider, ProvenBlobs, is_in_registry};
+use source::image::fetch::{BlobBytes, BlobProvider, ProvenBlobs, blob_error, is_in_registry};
 use source::image::{Images, REGISTRY_PROVIDER, registry_error};
 
 use super::objects::{Connected, Connections, OBJECT_PROVIDER, ObjectError, ObjectProvider};
@@ -78,8 +78,8 @@ impl BlobProvider for InsecureProvider {
         let stream = client
             .fetch_unverified(&reference, descriptor, offset)
             .await
-            .map_err(registry_error)?;
-        Ok(stream.map_err(registry_error).boxed())
+            .map_err(blob_error)?;
+        Ok(stream.map_err(blob_error).boxed())
     }
 
     async fn proves(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
@@ -247,7 +247,7 @@ impl Place {
             Self::Registry {
                 client, reference, ..
             } => {
-                let mount_from = mount_candidates(layer, reference);
+                let mount_from = mount_candidates(layers, ctx, layer, reference);
                 let blob = PushBlob {
                     descriptor: &descriptor,
                     source: &*source,

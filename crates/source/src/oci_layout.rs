@@ -85,9 +85,27 @@ impl Place {
 struct LayoutReader {
     place: Place,
     sessions: SessionGroup,
+    /// Where the session was found, so that it is looked for once.
+    content: OnceCell<Arc<dyn ClientContent>>,
+    /// The document that a reference turned out to be: it had to be read to learn what it is.
+    root: OnceCell<(Digest, Bytes)>,
 }
 
 impl LayoutReader {
+    fn new(place: Place, sessions: SessionGroup) -> Self {
+        Self {
+            place,
+            sessions,
+            content: OnceCell::new(),
+            root: OnceCell::new(),
+        }
+    }
+
+    async fn content(&self) -> Result<&dyn ClientContent, BuildError> {
+        let finding = || self.place.content(&self.sessions);
+        Ok(&**self.content.get_or_try_init(finding).await?)
+    }
+
     async fn read(&self, descriptor: &Descriptor) -> Result<Bytes, BuildError> {
         let what = descriptor.digest;
         if descriptor.size > MAX_DOCUMENT_BYTES {
@@ -96,8 +114,7 @@ impl LayoutReader {
                 descriptor.size
             )));
         }
-        let content = self.place.content(&self.sessions).await?;
-        let mut chunks = content.read(&what, 0).await?;
+        let mut chunks = self.content().await?.read(&what, 0).await?;
         let mut bytes = BytesMut::new();
         while let Some(chunk) = chunks.recv().await {
             bytes.extend_from_slice(&chunk?);
@@ -127,8 +144,7 @@ impl DocumentReader for LayoutReader {
                 reference.to_string()
             )));
         };
-        let content = self.place.content(&self.sessions).await?;
-        let blob = content.info(digest).await.map_err(|error| {
+        let blob = self.content().await?.info(digest).await.map_err(|error| {
             let kind = match &error {
                 SessionError::NotFound { .. } => ErrorKind::NotFound,
                 _ => ErrorKind::User,
@@ -138,11 +154,16 @@ impl DocumentReader for LayoutReader {
         let mut descriptor = Descriptor::new("", *digest, blob.size_bytes);
         let bytes = self.read(&descriptor).await?;
         descriptor.media_type = kind_of(&descriptor, &bytes)?;
+        // A reader has one reference.
+        let _ = self.root.set((*digest, bytes));
         Ok(descriptor)
     }
 
     async fn manifest(&self, _: &Reference, descriptor: &Descriptor) -> Result<Bytes, BuildError> {
-        self.read(descriptor).await
+        match self.root.get() {
+            Some((digest, bytes)) if *digest == descriptor.digest => Ok(bytes.clone()),
+            _ => self.read(descriptor).await,
+        }
     }
 
     async fn config(&self, _: &Reference, descriptor: &Descriptor) -> Result<Bytes, BuildError> {
@@ -184,10 +205,7 @@ impl LayoutOp {
                 memo_key(&self.attributes.reference, &self.attributes.platform)
             );
             let resolving = async {
-                let reader = LayoutReader {
-                    place,
-                    sessions: ctx.sessions(),
-                };
+                let reader = LayoutReader::new(place, ctx.sessions());
                 self.images
                     .resolve(&reader, &self.attributes.reference, &self.attributes.platform)
                     .await
@@ -257,10 +275,7 @@ pub async fn resolve_meta(
         }
     }
     let _step = ctx.progress.step(format!("resolve {}", attributes.reference), "");
-    let reader = LayoutReader {
-        place: Place::of(&attributes),
-        sessions: ctx.sessions.clone(),
-    };
+    let reader = LayoutReader::new(Place::of(&attributes), ctx.sessions.clone());
     let image = tokio::select! {
         image = images.resolve(&reader, &attributes.reference, &attributes.platform) => image?,
         () = ctx.cancel.cancelled() => return Err(BuildError::canceled()),

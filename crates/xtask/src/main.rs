@@ -11,6 +11,7 @@ mod base_image;
 mod codegen;
 mod demo;
 mod e2e;
+mod export_bench;
 mod setup;
 mod shell;
 mod test;
@@ -25,7 +26,8 @@ usage: cargo xtask COMMAND
   tidy      check the rules that no compiler checks: imports, file sizes, markers of unfinished work
   test      everything: set-up, format, tidy, clippy, unit, contract and end-to-end tests
   e2e       end-to-end tests alone, with real containers, registries and clients; e2e NAME… runs some
-  bench     measure a part alone, optimised: bench caches, bench dockerfile, bench exec
+  bench     measure a part alone, optimised: bench caches, bench dockerfile, bench exec; or the export of the cache of 300
+            stages to a registry: bench exports, against another daemon with bench exports PROGRAM [FLAG…]
   fuzz      convert mutated Dockerfiles for some time; fuzz SECONDS
   demo      build and run the example with an embedded engine";
 
@@ -50,13 +52,14 @@ fn main() -> Result<()> {
 /// Runs the benchmark of a part.
 fn bench(parts: &[String]) -> Result<()> {
     let (package, bench) = match parts {
+        [part, peer @ ..] if part == "exports" => return export_bench::run(peer),
         [part] if part == "caches" => ("remotecache", "records"),
         [part] if part == "dockerfile" => ("dockerfile", "convert"),
         [part] if part == "exec" => {
             setup::runtimes()?;
             ("executor", "start")
         }
-        _ => bail!("bench wants the name of a part: caches, dockerfile, exec"),
+        _ => bail!("bench wants the name of a part: caches, dockerfile, exec, exports"),
     };
     shell::run(
         std::process::Command::new(env!("CARGO"))

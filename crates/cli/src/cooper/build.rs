@@ -42,6 +42,8 @@ pub(super) fn prepare(args: &BuildArgs) -> Result<Prepared, Failure> {
     let exports: Result<Vec<_>, _> = args
         .cache_to
         .iter()
+        .map(String::as_str)
+        .chain(inline_cache(&options))
         .map(|cache| spec::cache_export("--cache-to", cache, env))
         .collect();
     let imports: Result<Vec<_>, _> = args
@@ -74,6 +76,12 @@ pub(super) fn prepare(args: &BuildArgs) -> Result<Prepared, Failure> {
         mode,
         _context: context,
     })
+}
+
+/// The cache export that a build argument asks for, as other clients have it. A second one of its kind is ignored.
+fn inline_cache(options: &BTreeMap<String, String>) -> Option<&'static str> {
+    let asked = options.get("build-arg:BUILDKIT_INLINE_CACHE")?;
+    spec::go_bool(asked).unwrap_or(false).then_some("type=inline")
 }
 
 /// A host's network for every step is a right that has to be granted, too.
@@ -338,6 +346,28 @@ mod tests {
         ];
         for (name, value) in expected {
             assert_eq!(options.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_inline_cache_can_be_asked_for_by_a_build_argument() {
+        let context = tempfile::tempdir().unwrap();
+        std::fs::write(context.path().join("Dockerfile"), "FROM scratch").unwrap();
+        for (value, asked) in [
+            ("1", true),
+            ("true", true),
+            ("0", false),
+            ("", false),
+            ("yes", false),
+        ] {
+            let prepared = prepare(&args(|args| {
+                args.build_arg = vec![format!("BUILDKIT_INLINE_CACHE={value}")];
+                args.context = context.path().display().to_string();
+            }));
+            let kinds = prepared.unwrap().build.cache_exports;
+            let kinds: Vec<String> = kinds.into_iter().map(|export| export.kind).collect();
+            let expected: &[&str] = if asked { &["inline"] } else { &[] };
+            assert_eq!(kinds, expected, "{value:?}");
         }
     }
 

@@ -186,7 +186,7 @@ impl pb::trace_service_server::TraceService for Traces {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const TRACE: [u8; 16] = [7; 16];
@@ -200,7 +200,8 @@ mod tests {
         }
     }
 
-    fn request(spans: &[pb::Span]) -> pb::ExportTraceServiceRequest {
+    /// A request to keep spans.
+    pub(crate) fn request(spans: &[pb::Span]) -> pb::ExportTraceServiceRequest {
         let scoped = pb::ScopeSpans {
             spans: spans.iter().map(|span| span.encode_to_vec().into()).collect(),
             ..Default::default()

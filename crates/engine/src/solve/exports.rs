@@ -140,6 +140,12 @@ impl<'a> Exports<'a> {
         shown: Shown,
     ) -> Result<Begun<'a>, BuildError> {
         let mut rest = Some(rest);
+        let current = self.renewal.current().await;
+        if current.generation > begun.sources.generation {
+            // Another exporter found that layers are lost. Nothing of this one is sent yet: all are of the same result.
+            begun = Box::pin(self.export(begun.exporter, &shown, current)).await?;
+            rest = begun.exported.finalize.take();
+        }
         while let Some(finalize) = rest.take() {
             match finalize.finalize(&self.context(&shown, &begun.sources)).await {
                 Ok(response) => begun.exported.response.extend(response),

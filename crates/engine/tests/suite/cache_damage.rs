@@ -196,7 +196,13 @@ async fn a_step_is_made_anew_when_its_layer_proves_to_be_damaged() {
             "{place:?} {done:?}: {made:?}"
         );
         push(&World::new(), &more, &server, "fresh").await;
-        assert_eq!(layers(&server, "again"), layers(&server, "fresh"), "{place:?}");
+        let again = layers(&server, "again");
+        assert_eq!(again, layers(&server, "fresh"), "{place:?}");
+        // What is known to be damaged in the cache's repository is not taken from there.
+        for layer in again {
+            let blob = server.blob("again", &layer).unwrap();
+            assert_eq!(Digest::sha256(blob), layer, "{place:?} {done:?}");
+        }
     }
 }
 
@@ -296,6 +302,39 @@ async fn a_step_is_made_anew_when_an_exporter_finds_its_layer_damaged() {
             // Back to how it was.
             damage(&server, &objects, &world, &damaged, Damage::Other);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_is_what_other_exporters_made_anew() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (_, state) = steps(&server);
+    let import = places(&server, &objects).swap_remove(0);
+    let mut packed = import.clone();
+    for (key, value) in [("compression", "zstd"), ("force-compression", "true")] {
+        packed.attrs.insert(key.to_owned(), value.to_owned());
+    }
+    let world = World::new();
+    export(&world, &state, &packed).await;
+    let top = layers(&server, "cache");
+    damage(&server, &objects, &world, &top, Damage::Other);
+    // The registry says that it has these layers, and only who reads them knows better.
+    let name = server.reference("cache:again").to_string();
+    let attrs = [("name", name.as_str()), ("push", "true")];
+    let push = ExporterRequest {
+        kind: "image".to_owned(),
+        attrs: attrs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    };
+    let exporters = vec![push, readers(&server).pop().unwrap()];
+    let (made, warnings, _) = export_again(&World::new(), &state, exporters, Vec::new(), &import).await;
+    assert_eq!((made.len(), warnings > 0), (2, true), "{made:?}");
+    let (_, bytes) = server.manifest("cache", "again").unwrap();
+    let pushed: oci::Manifest = serde_json::from_slice(&bytes).unwrap();
+    for layer in pushed.layers {
+        let blob = server.blob("cache", &layer.digest).unwrap();
+        assert_eq!(Digest::sha256(blob), layer.digest, "{top:?}");
     }
 }
 

@@ -30,7 +30,7 @@ pub fn copy(from: &State, path: &str, onto: &State) -> State {
 }
 
 /// Two stages on different bases; the second takes a file of the first.
-fn two_stages(server: &Registry) -> State {
+pub fn two_stages(server: &Registry) -> State {
     for (name, size) in [("one", 30_000), ("two", 50_000)] {
         let base = ImageBuilder::new()
             .layer(Layer::bulky("bin", size))
@@ -92,8 +92,18 @@ async fn stages_on_lazy_bases_survive_two_exports() {
     // Both bases, and what each of the four steps changed.
     assert_eq!(layers(&server, "first").len(), 8);
     // All of it is found and stays where it is, and is exported from there.
-    let (again, ran) = rebuild(&World::new(), &state, &app, &[&first], &[&second]).await;
+    let pushed = name("other");
+    server.clear_log();
+    let (again, ran) = rebuild(&World::new(), &state, &pushed, &[&first], &[&second]).await;
     assert_eq!((again.as_str(), ran), (expected.as_str(), Vec::new()));
+    for layer in layers(&server, "first") {
+        assert_eq!(server.count("GET", &layer.to_string()), 0, "{:?}", server.log());
+    }
+    assert_eq!(
+        server.count("PUT", "/blobs/uploads/"),
+        2,
+        "the image's configuration and the cache's"
+    );
     let world = World::new();
     let (again, ran) = rebuild(&world, &state, &app, &[&second], &[]).await;
     assert_eq!((again.as_str(), ran), (expected.as_str(), Vec::new()));
@@ -261,6 +271,16 @@ async fn caches_in_the_forms_of_other_versions_are_restored_whole() {
         assert_eq!(ran, Vec::<String>::new(), "{tag}");
         // What made a layer, and when, is told by annotations alone.
         assert!(digest == expected || tag == "docker", "{tag}");
+    }
+    // None of them vouches for a layer that is gone.
+    let (_, bytes) = server.manifest("app", "t").unwrap();
+    let built: oci::Manifest = serde_json::from_slice(&bytes).unwrap();
+    server.remove_blob("first", &built.layers.last().unwrap().digest);
+    for tag in ["t", "index", "image", "docker"] {
+        let cache = name(&format!("first:{tag}"));
+        let (_, ran) = rebuild(&World::new(), &state, &app, &[&cache], &[]).await;
+        assert_eq!(ran.len(), 1, "{tag}: {ran:?}");
+        assert!(ran[0].contains("/last"), "{tag}: {ran:?}");
     }
 }
 

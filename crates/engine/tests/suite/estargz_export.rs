@@ -3,14 +3,17 @@
 use std::io::Read;
 
 use bytes::Bytes;
+use engine::solve::SolveRequest;
 use layer::compress::estargz::{TABLE_DIGEST, UNCOMPRESSED_SIZE, find};
 use llb::State;
 use oci::{Descriptor, Digest, ImageConfig, Manifest, media_type};
 use testkit::image::{Image, ImageBuilder, Layer};
+use testkit::objects::Objects;
 use testkit::registry::Registry;
 
+use super::object_cache::{kinds, max};
 use super::remote_cache::{Build, cached_files, option};
-use super::world::{World, image, with_file};
+use super::world::{World, image, request, with_file};
 
 const FORCED: [(&str, &str); 2] = [("compression", "estargz"), ("force-compression", "true")];
 
@@ -216,6 +219,50 @@ async fn caches_of_such_layers_serve_other_engines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn object_stores_hold_such_layers_too() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    server.add_image("base", "t", &base());
+    let state = image(server.reference("base:t"));
+    let state = with_file(&with_file(&state, "/one", "1"), "/two", "2");
+    let expected = push(&World::new(), &server, "app", &state, &FORCED).await;
+    let name = server.reference("again:t").to_string();
+    for kind in kinds(&objects) {
+        let mut place = max(&kind);
+        let forced = FORCED.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        place.attrs.extend(forced);
+        let build = |exports, imports| Build {
+            state: &state,
+            name: None,
+            exports,
+            imports,
+        };
+        build(vec![place.clone()], Vec::new()).run(&World::new()).await;
+        let world = World::new();
+        let (_, vertices) = build(Vec::new(), vec![kind.clone()]).run(&world).await;
+        assert_eq!(cached_files(&vertices), [true, true], "{vertices:?}");
+        // The configuration in a store does not tell; the layers themselves do.
+        let pushed = world.solve(SolveRequest {
+            definition: Some(state.marshal(&llb::MarshalOptions::default()).unwrap()),
+            cache_imports: vec![kind.clone()],
+            ..request(
+                "image",
+                &[&[("name", name.as_str()), ("push", "true")], &FORCED[..]].concat(),
+            )
+        });
+        pushed.await.unwrap();
+        let layers = manifest(&server, "again").layers;
+        assert_eq!(
+            all_estargz(&server, "again", &layers),
+            [true, true, true],
+            "{}",
+            kind.kind
+        );
+        let digests = |layers: &[Descriptor]| layers.iter().map(|layer| layer.digest).collect::<Vec<_>>();
+        assert_eq!(digests(&layers), digests(&expected), "{}", kind.kind);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn converted_images_hold_their_inline_cache() {
     let (world, server) = (World::new(), Registry::start().await);
     server.add_image("base", "t", &base());
@@ -224,7 +271,7 @@ async fn converted_images_hold_their_inline_cache() {
     push(&world, &server, "first", &state, &[]).await;
     let name = server.reference("app:t").to_string();
     let attrs = [("name", name.as_str()), ("push", "true"), FORCED[0], FORCED[1]];
-    let mut request = super::world::request("image", &attrs);
+    let mut request = request("image", &attrs);
     request.definition = Some(state.marshal(&llb::MarshalOptions::default()).unwrap());
     request.cache_exports = vec![option("inline", &[])];
     world.solve(request).await.unwrap();

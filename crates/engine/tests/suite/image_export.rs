@@ -376,7 +376,7 @@ async fn several_platforms_become_an_index() {
         ("containerimage.config/linux/arm64".to_owned(), config("arm64")),
     ]);
     let platforms = vec![("linux/amd64", state("/a")), ("linux/arm64", state("/b"))];
-    let frontend: Arc<dyn Frontend> = Arc::new(Platforms(platforms, metadata));
+    let frontend: Arc<dyn Frontend> = Arc::new(Platforms(platforms, metadata, Vec::new()));
     let world = World::with_frontend(BTreeMap::from([("test".to_owned(), frontend)]));
     let name = server.reference("app:t").to_string();
     let attrs = [

@@ -331,6 +331,11 @@ async fn a_layout_at_the_client_is_an_image() {
         .build(&with_file(&state, "/c", "4"), "docker", &[])
         .await
         .unwrap();
+    let mut reads = world.client.reads.lock().unwrap().clone();
+    reads.sort();
+    let mut blobs: Vec<_> = world.client.blobs.lock().unwrap().keys().copied().collect();
+    blobs.sort();
+    assert_eq!(reads, blobs, "each once");
     let missing = State::oci_layout(&format!("x@{}", oci::Digest::sha256("?")), options);
     let error = world.resolve(&missing).await.unwrap_err();
     assert!(

@@ -3,6 +3,7 @@
 
 mod builds;
 mod cache_damage;
+mod cache_forms;
 mod cache_shapes;
 mod decisions;
 mod estargz_export;

@@ -1,6 +1,7 @@
 //! Caches in object stores, exported by one engine and imported by another.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -214,6 +215,21 @@ async fn trouble_passes() {
             "{}: {vertices:?}",
             kind.kind
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_left_alone_for_as_long_as_it_asks() {
+    let server = Registry::start().await;
+    let state = steps(&server, 1000);
+    let objects = Objects::start().await;
+    for kind in kinds(&objects) {
+        // For longer than any first wait of its own.
+        let later = vec![("Retry-After", "1".to_owned())];
+        objects.fault("", "", 1, Action::Status(429, later, ""));
+        let start = Instant::now();
+        export(&World::new(), &state, &kind).await;
+        assert!(start.elapsed() >= Duration::from_secs(1), "{}", kind.kind);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::bridge::{
-    Bridge, BuildResult, Frontend, FrontendRequest, PolicyAnswer, PolicyQuestion, SourceResolver,
+    Bridge, BuildResult, CacheOption, Frontend, FrontendRequest, PolicyAnswer, PolicyQuestion, SourceResolver,
 };
 use engine::bridge::{MetaContext, MetaRequest, SourceMeta};
 use engine::engine::Services;
@@ -260,9 +260,13 @@ impl SourceResolver for Resolver {
     }
 }
 
-/// A frontend that is a closure over nothing but its result's parts: states by platform, and metadata.
+/// A frontend that is a closure over nothing but its result's parts: states by platform, metadata, and caches to import.
 #[derive(Debug)]
-pub struct Platforms(pub Vec<(&'static str, State)>, pub BTreeMap<String, Bytes>);
+pub struct Platforms(
+    pub Vec<(&'static str, State)>,
+    pub BTreeMap<String, Bytes>,
+    pub Vec<CacheOption>,
+);
 
 #[async_trait]
 impl Frontend for Platforms {
@@ -281,6 +285,7 @@ impl Frontend for Platforms {
             let definition = state.marshal(&options).unwrap();
             let request = engine::bridge::BridgeRequest {
                 definition: Some(definition),
+                cache_imports: self.2.clone(),
                 ..Default::default()
             };
             let built = bridge.solve(request).await?;
@@ -311,6 +316,8 @@ pub struct ClientState {
     pub file: Mutex<Vec<u8>>,
     /// Its content stores, all in one.
     pub blobs: Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>,
+    /// The blobs that were read there.
+    pub reads: Arc<Mutex<Vec<oci::Digest>>>,
     /// What it was asked about sources.
     pub questions: Mutex<Vec<PolicyQuestion>>,
     /// What it will answer; nothing is left: it fails.
@@ -338,6 +345,7 @@ impl TestClient {
             account: Mutex::default(),
             file: Mutex::default(),
             blobs: Arc::default(),
+            reads: Arc::default(),
             questions: Mutex::default(),
             answers: Mutex::default(),
             chosen: Mutex::default(),
@@ -438,7 +446,10 @@ impl Session for TestClient {
     }
 
     async fn content_store(&self, _: &str) -> Result<Arc<dyn ClientContent>, SessionError> {
-        Ok(Arc::new(TestContent(Arc::clone(&self.blobs))))
+        Ok(Arc::new(TestContent {
+            blobs: Arc::clone(&self.blobs),
+            reads: Arc::clone(&self.reads),
+        }))
     }
 
     async fn check_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, SessionError> {
@@ -466,11 +477,14 @@ impl Session for TestClient {
 }
 
 #[derive(Debug)]
-struct TestContent(Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>);
+struct TestContent {
+    blobs: Arc<Mutex<BTreeMap<oci::Digest, Bytes>>>,
+    reads: Arc<Mutex<Vec<oci::Digest>>>,
+}
 
 impl TestContent {
     fn find(&self, digest: &oci::Digest) -> Result<Bytes, SessionError> {
-        let found = self.0.lock().unwrap().get(digest).cloned();
+        let found = self.blobs.lock().unwrap().get(digest).cloned();
         found.ok_or_else(|| SessionError::NotFound {
             what: digest.to_string(),
         })
@@ -492,6 +506,7 @@ impl ClientContent for TestContent {
         digest: &oci::Digest,
         offset: u64,
     ) -> Result<mpsc::Receiver<Result<Bytes, SessionError>>, SessionError> {
+        self.reads.lock().unwrap().push(*digest);
         let bytes = self.find(digest)?.slice(usize::try_from(offset).unwrap()..);
         let (to, from) = mpsc::channel(1);
         to.try_send(Ok(bytes)).unwrap();
@@ -504,7 +519,7 @@ impl ClientContent for TestContent {
         expected: &oci::Descriptor,
     ) -> Result<Box<dyn ClientBlobWriter>, SessionError> {
         Ok(Box::new(TestWriter {
-            to: Arc::clone(&self.0),
+            to: Arc::clone(&self.blobs),
             expected: expected.clone(),
             bytes: Vec::new(),
         }))

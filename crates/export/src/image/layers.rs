@@ -216,10 +216,11 @@ impl LayerExporter {
                 return Ok(source.blob);
             }
             let blob = source.blob.digest;
+            let plain = Plain::open(&store, &source)?;
             let key = format!("convert-{}-{:?}", reference.id(), options.compression);
             let packing = Packing::start(&store, &key, options)?;
             let packed = packing.run(&store, options.media_type(), |out| {
-                let found = Plain::open(&store, blob)?.copy(out)?;
+                let found = plain.copy(out)?;
                 let expected = reference.diff_id_of(&blob);
                 if expected.is_some_and(|expected| expected != found) {
                     let text = format!("layer {blob} has diffID {found}, expected {expected:?}");
@@ -254,10 +255,10 @@ impl LayerExporter {
                 "rewrite-{}-{}-{:?}",
                 layer.descriptor.digest, epoch.seconds, options
             );
+            let plain = Plain::open(&store, &Form::of(&store, layer.descriptor.clone())?)?;
             let packing = Packing::start(&store, &key, options)?;
-            let blob = layer.descriptor.digest;
             let packed = packing.run(&store, options.media_type(), |out| {
-                let plain = Plain::open(&store, blob)?.layer()?;
+                let plain = plain.layer()?;
                 layer::rewrite::rewrite_timestamps(plain, out, epoch).map_err(internal)
             })?;
             pin.lock()

@@ -1,6 +1,7 @@
 //! A digest that a thread of its own works out, so that whoever writes need not wait for it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -18,8 +19,16 @@ pub(super) struct Aside {
     worker: Option<Worker>,
 }
 
+/// Bytes handed over.
+enum Block {
+    /// Filled again once they are digested.
+    Own(Vec<u8>),
+    /// Needed by others as well.
+    Shared(Arc<Vec<u8>>),
+}
+
 struct Worker {
-    blocks: SyncSender<Vec<u8>>,
+    blocks: SyncSender<Block>,
     /// Blocks to be filled again.
     emptied: Receiver<Vec<u8>>,
     thread: JoinHandle<Digest>,
@@ -27,15 +36,20 @@ struct Worker {
 
 impl Worker {
     fn start() -> Self {
-        let (blocks, queue) = sync_channel::<Vec<u8>>(QUEUED);
+        let (blocks, queue) = sync_channel::<Block>(QUEUED);
         let (back, emptied) = channel();
         let thread = thread::spawn(move || {
             let mut digester = Digester::sha256();
-            for mut block in queue {
-                digester.update(&block);
-                block.clear();
-                // Nobody takes blocks back at the end.
-                let _ = back.send(block);
+            for block in queue {
+                match block {
+                    Block::Own(mut block) => {
+                        digester.update(&block);
+                        block.clear();
+                        // Nobody takes blocks back at the end.
+                        let _ = back.send(block);
+                    }
+                    Block::Shared(block) => digester.update(&*block),
+                }
             }
             digester.finish()
         });
@@ -46,7 +60,7 @@ impl Worker {
         }
     }
 
-    fn send(&self, block: Vec<u8>) -> io::Result<()> {
+    fn send(&self, block: Block) -> io::Result<()> {
         self.blocks.send(block).map_err(|_| ended())
     }
 }
@@ -73,10 +87,22 @@ impl Aside {
                 let worker = self.worker.get_or_insert_with(Worker::start);
                 let next = worker.emptied.try_recv();
                 let next = next.unwrap_or_else(|_| Vec::with_capacity(BLOCK));
-                worker.send(std::mem::replace(&mut self.block, next))?;
+                worker.send(Block::Own(std::mem::replace(&mut self.block, next)))?;
             }
         }
         Ok(())
+    }
+
+    /// Adds a block that others need as well, without a copy unless it is small.
+    pub(super) fn share(&mut self, block: &Arc<Vec<u8>>) -> io::Result<()> {
+        if block.len() < BLOCK {
+            return self.update(block);
+        }
+        let worker = self.worker.get_or_insert_with(Worker::start);
+        if !self.block.is_empty() {
+            worker.send(Block::Own(std::mem::take(&mut self.block)))?;
+        }
+        worker.send(Block::Shared(Arc::clone(block)))
     }
 
     /// Returns the digest of everything added.
@@ -84,7 +110,7 @@ impl Aside {
         let Some(worker) = self.worker else {
             return Ok(Digest::sha256(&self.block));
         };
-        worker.send(self.block)?;
+        worker.send(Block::Own(self.block))?;
         let Worker { blocks, thread, .. } = worker;
         drop(blocks);
         thread.join().map_err(|_| ended())
@@ -93,6 +119,8 @@ impl Aside {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use oci::Digest;
 
     use super::{Aside, BLOCK, QUEUED};
@@ -111,6 +139,18 @@ mod tests {
                     aside.finish().unwrap(),
                     Digest::sha256(&bytes),
                     "{length} {piece}"
+                );
+                let mut aside = Aside::new();
+                for (at, part) in bytes.chunks(piece).enumerate() {
+                    match at % 2 {
+                        0 => aside.share(&Arc::new(part.to_vec())).unwrap(),
+                        _ => aside.update(part).unwrap(),
+                    }
+                }
+                assert_eq!(
+                    aside.finish().unwrap(),
+                    Digest::sha256(&bytes),
+                    "{length} {piece} shared"
                 );
             }
         }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::num::NonZero;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use libdeflater::{CompressionLvl, Compressor};
 
+use super::aside::Aside;
 use super::density::runs;
 
 /// Bytes compressed at once. Fixed, as it decides the output's bytes.
@@ -33,15 +33,27 @@ impl Effort {
     }
 }
 
-/// Writes gzip members of bounded input each, in order. The output depends on input, effort and cuts alone.
+/// Writes gzip members of bounded input each, in order, and digests the input. The output depends on input, effort and cuts
+/// alone.
 pub(super) struct GzipBlocks<W> {
     out: Counted<W>,
     effort: Effort,
     /// Most bytes of input in one block.
     limit: usize,
     block: Vec<u8>,
+    digester: Aside,
+    /// Threads that compress.
+    threads: usize,
     workers: Option<Workers>,
     is_empty: bool,
+}
+
+/// A stream that ended.
+pub(super) struct Ended<W> {
+    /// The output.
+    pub(super) out: Counted<W>,
+    /// What the input was added to.
+    pub(super) digester: Aside,
 }
 
 /// The output, with where in it each block begins.
@@ -63,7 +75,7 @@ impl<W: Write> Counted<W> {
 }
 
 struct Workers {
-    jobs: SyncSender<(u64, Vec<u8>)>,
+    jobs: SyncSender<(u64, Arc<Vec<u8>>)>,
     results: Receiver<(u64, io::Result<Vec<u8>>)>,
     threads: Vec<JoinHandle<()>>,
     sent: u64,
@@ -117,11 +129,8 @@ fn append_member(compressor: &mut Compressor, bytes: &[u8], mut members: Vec<u8>
 }
 
 impl Workers {
-    fn start(effort: Effort) -> Self {
-        let count = thread::available_parallelism()
-            .map_or(1, NonZero::get)
-            .min(THREADS_MAX);
-        let (jobs, queue) = sync_channel::<(u64, Vec<u8>)>(count);
+    fn start(effort: Effort, count: usize) -> Self {
+        let (jobs, queue) = sync_channel::<(u64, Arc<Vec<u8>>)>(count);
         let (done, results) = channel();
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..count)
@@ -147,6 +156,14 @@ impl Workers {
             written: 0,
             early: BTreeMap::new(),
         }
+    }
+
+    fn send(&mut self, block: Arc<Vec<u8>>) -> io::Result<()> {
+        self.jobs
+            .send((self.sent, block))
+            .map_err(|_| io::Error::other("the compressing threads ended"))?;
+        self.sent += 1;
+        Ok(())
     }
 
     /// Writes what is ready; with `all` waits for what is not.
@@ -180,12 +197,12 @@ impl Workers {
 
 impl<W: Write> GzipBlocks<W> {
     /// Starts with blocks of one MiB.
-    pub(super) fn new(out: W, effort: Effort) -> Self {
-        Self::with_limit(out, effort, BLOCK)
+    pub(super) fn new(out: W, effort: Effort, threads: usize) -> Self {
+        Self::with_limit(out, effort, threads, BLOCK)
     }
 
     /// Starts with blocks of at most `limit` bytes.
-    pub(super) fn with_limit(out: W, effort: Effort, limit: usize) -> Self {
+    pub(super) fn with_limit(out: W, effort: Effort, threads: usize, limit: usize) -> Self {
         let out = Counted {
             out,
             starts: Vec::new(),
@@ -196,6 +213,8 @@ impl<W: Write> GzipBlocks<W> {
             effort,
             limit,
             block: Vec::new(),
+            digester: Aside::new(),
+            threads: threads.clamp(1, THREADS_MAX),
             workers: None,
             is_empty: true,
         }
@@ -210,35 +229,29 @@ impl<W: Write> GzipBlocks<W> {
     }
 
     fn end_block(&mut self) -> io::Result<()> {
-        let effort = self.effort;
-        let workers = self.workers.get_or_insert_with(|| Workers::start(effort));
+        let (effort, threads) = (self.effort, self.threads);
+        let workers = self
+            .workers
+            .get_or_insert_with(|| Workers::start(effort, threads));
         // Where blocks are short there are many.
         let capacity = if self.block.len() == self.limit {
             self.limit
         } else {
             0
         };
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(capacity));
-        let index = workers.sent;
-        workers
-            .jobs
-            .send((index, block))
-            .map_err(|_| io::Error::other("the compressing threads ended"))?;
-        workers.sent += 1;
+        let block = Arc::new(std::mem::replace(&mut self.block, Vec::with_capacity(capacity)));
+        workers.send(Arc::clone(&block))?;
+        self.digester.share(&block)?;
         self.is_empty = false;
         workers.drain(&mut self.out, false)
     }
 
-    pub(super) fn finish(mut self) -> io::Result<Counted<W>> {
+    pub(super) fn finish(mut self) -> io::Result<Ended<W>> {
+        let block = Arc::new(std::mem::take(&mut self.block));
         if let Some(mut workers) = self.workers.take() {
-            if !self.block.is_empty() {
-                let block = std::mem::take(&mut self.block);
-                let index = workers.sent;
-                workers
-                    .jobs
-                    .send((index, block))
-                    .map_err(|_| io::Error::other("the compressing threads ended"))?;
-                workers.sent += 1;
+            if !block.is_empty() {
+                workers.send(Arc::clone(&block))?;
+                self.digester.share(&block)?;
             }
             workers.drain(&mut self.out, true)?;
             let Workers { jobs, threads, .. } = workers;
@@ -248,15 +261,19 @@ impl<W: Write> GzipBlocks<W> {
                     .join()
                     .map_err(|_| io::Error::other("a compressing thread panicked"))?;
             }
-        } else if !self.block.is_empty() {
+        } else if !block.is_empty() {
             // Too small to be worth threads.
-            let members = Members::new(self.effort).of(&self.block)?;
+            let members = Members::new(self.effort).of(&block)?;
             self.out.put(&members)?;
+            self.digester.share(&block)?;
         } else if self.is_empty {
             // An empty stream still is one member.
             self.out.put(&whole_member(self.effort, &[])?)?;
         }
-        Ok(self.out)
+        Ok(Ended {
+            out: self.out,
+            digester: self.digester,
+        })
     }
 }
 

@@ -15,6 +15,7 @@ pub use find::{Table, find};
 use oci::{Digest, Digester};
 
 use self::table::{Entry, Names};
+use super::aside::Aside;
 use super::blocks::{Effort, GzipBlocks, whole_member};
 use crate::tar::{BLOCK, EntryKind, Header, Reader, Writer, extension_bytes, padding};
 
@@ -98,6 +99,8 @@ pub(super) struct Ended<W> {
     pub(super) table: Vec<u8>,
     /// The digest of the JSON in it.
     pub(super) digest: Digest,
+    /// What the archive was added to, without the table.
+    pub(super) digester: Aside,
 }
 
 fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -105,10 +108,10 @@ fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::E
 }
 
 impl<W: Write> Estargz<W> {
-    pub(super) fn new(out: W, effort: Effort) -> Self {
+    pub(super) fn new(out: W, effort: Effort, threads: usize) -> Self {
         let limit = usize::try_from(PIECE).unwrap_or(usize::MAX) + BEHIND_PIECE;
         Self {
-            blocks: GzipBlocks::with_limit(out, effort, limit),
+            blocks: GzipBlocks::with_limit(out, effort, threads, limit),
             effort,
             at: At::Header,
             header: Vec::new(),
@@ -129,7 +132,8 @@ impl<W: Write> Estargz<W> {
         if !is_whole {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let written = self.blocks.finish()?;
+        let ended = self.blocks.finish()?;
+        let written = ended.out;
         let json = table::encode(self.entries, &written.starts)?;
         let mut header = Header::new(EntryKind::Regular, TABLE_NAME);
         header.size_bytes = json.len() as u64;
@@ -144,6 +148,7 @@ impl<W: Write> Estargz<W> {
             out,
             table,
             digest: Digest::sha256(&json),
+            digester: ended.digester,
         })
     }
 

@@ -1,15 +1,17 @@
 //! Blobs and manifests into a registry.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use oci::Descriptor;
-use registry::{BlobSource, ByteStream, Client, PushBlob, PushOutcome, RegistryError};
+use registry::{BlobSource, ByteStream, Client, ClientOptions, PushBlob, PushOutcome, RegistryError};
 use testkit::image::{ImageBuilder, LayerBuilder};
 use testkit::registry::{Accounts, Action, Options, Registry};
+use tokio::sync::Barrier;
 
 use super::auth::Account;
 use super::client;
@@ -303,4 +305,61 @@ async fn a_private_mount_source_does_not_hinder_the_push() {
         push(&client, &server, &source, &["other"]).await.unwrap(),
         PushOutcome::Uploaded
     );
+}
+
+/// A source that is read only once as many are open as may be.
+struct Together {
+    number: u8,
+    all: Arc<Barrier>,
+    open: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl BlobSource for Together {
+    fn open(&self, _: u64) -> ByteStream {
+        let (all, open, most) = (
+            Arc::clone(&self.all),
+            Arc::clone(&self.open),
+            Arc::clone(&self.most),
+        );
+        let number = self.number;
+        let reading = async move {
+            most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            all.wait().await;
+            open.fetch_sub(1, Ordering::SeqCst);
+            Ok(Bytes::from(vec![number]))
+        };
+        stream::once(reading).boxed()
+    }
+}
+
+#[tokio::test]
+async fn uploads_go_side_by_side_up_to_a_bound() {
+    let (server, bound) = (Registry::start().await, ClientOptions::default().max_transfers);
+    let (all, open, most) = (Arc::new(Barrier::new(bound)), Arc::default(), Arc::default());
+    let client = client();
+    let blobs = 0..u8::try_from(3 * bound).unwrap();
+    let pushes = blobs.map(|number| {
+        let source = Together {
+            number,
+            all: Arc::clone(&all),
+            open: Arc::clone(&open),
+            most: Arc::clone(&most),
+        };
+        let (client, reference) = (client.clone(), server.reference("x:t"));
+        async move {
+            let descriptor = Descriptor::of_bytes("application/octet-stream", &[number]);
+            let blob = PushBlob {
+                descriptor: &descriptor,
+                source: &source,
+                mount_from: &[],
+                progress: None,
+            };
+            client.push_blob(&reference, blob).await.unwrap()
+        }
+    });
+    let pushed = futures_util::future::join_all(pushes);
+    let pushed = tokio::time::timeout(Duration::from_secs(60), pushed).await;
+    assert_eq!(pushed.unwrap(), vec![PushOutcome::Uploaded; 3 * bound]);
+    assert_eq!(most.load(Ordering::SeqCst), bound);
 }

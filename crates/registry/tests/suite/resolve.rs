@@ -134,13 +134,15 @@ async fn trouble_is_retried_and_retry_after_is_heard() {
         "HEAD",
         "",
         1,
-        Action::Status(429, vec![("Retry-After", "0".into())], ""),
+        Action::Status(429, vec![("Retry-After", "1".into())], ""),
     );
     server.fault("HEAD", "", 1, Action::Status(503, vec![], ""));
     server.fault("HEAD", "", 1, Action::Reset);
+    let start = std::time::Instant::now();
     let found = client().resolve(&server.reference("x:t")).await.unwrap();
     assert_eq!(found.digest, stored.digest);
     assert_eq!(server.count("HEAD", ""), 4);
+    assert!(start.elapsed() >= std::time::Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -92,8 +92,8 @@ impl BlobProvider for RegistryProvider {
         let stream = client
             .fetch_unverified(&reference, descriptor, offset)
             .await
-            .map_err(registry_error)?;
-        Ok(stream.map_err(registry_error).boxed())
+            .map_err(blob_error)?;
+        Ok(stream.map_err(blob_error).boxed())
     }
 
     async fn proves(&self, ctx: &FetchContext, locator: &str, descriptor: &Descriptor) -> bool {
@@ -248,7 +248,7 @@ impl BlobFetcher {
         }
         let mut step = ctx.progress.step(descriptor.digest.to_string(), "");
         tokio::select! {
-            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched.map_err(missing_if_other),
+            fetched = self.download_verified(ctx, descriptor, providers, &mut step) => fetched,
             () = ctx.cancel.cancelled() => Err(BuildError::canceled()),
         }
     }
@@ -476,6 +476,11 @@ impl BlobFetcher {
         false
     }
 
+    /// Whether a place turned out not to have a blob when one of the sessions wanted it.
+    pub fn is_lost(&self, ctx: &FetchContext, place: &Provider, digest: &Digest) -> bool {
+        self.lost.contains(ctx, place, digest)
+    }
+
     async fn missing(&self, reference: &ImmutableRef) -> Result<Vec<MissingBlob>, BuildError> {
         let reference = reference.clone();
         blocking(move || reference.missing_blobs().map_err(unpack_error)).await
@@ -540,13 +545,13 @@ fn unpack_error(error: cache::StoreError) -> BuildError {
     BuildError::from_source(kind, error)
 }
 
-/// Who has other bytes than those of a blob does not have the blob. What somebody else said of it may be true.
-fn missing_if_other(error: BuildError) -> BuildError {
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<RegistryError>());
-    if cause.is_some_and(RegistryError::is_other_content) {
-        BuildError::new(ErrorKind::NotFound, error.to_string())
+/// What a registry's failure to give a blob means: who has other bytes than its own does not have it. What somebody else said of
+/// the blob may be true.
+pub fn blob_error(error: RegistryError) -> BuildError {
+    if error.is_other_content() {
+        BuildError::from_source(ErrorKind::NotFound, error)
     } else {
-        error
+        registry_error(error)
     }
 }
 

@@ -17,15 +17,25 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
 /// Builds the binary and links it under every name it answers to. Returns the directory of links.
 pub fn build_binaries() -> Result<PathBuf> {
+    build_with(&[], "debug")
+}
+
+/// The same as users have it.
+pub fn build_optimised() -> Result<PathBuf> {
+    build_with(&["--release"], "release")
+}
+
+fn build_with(flags: &[&str], profile: &str) -> Result<PathBuf> {
     crate::shell::run(
         Command::new(env!("CARGO"))
             .args(["build", "--locked", "--package", "cooper"])
+            .args(flags)
             .current_dir(root()),
     )?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let binary = target.join("debug/cooper");
+    let binary = target.join(profile).join("cooper");
     ensure!(binary.is_file(), "cargo left no {}", binary.display());
-    let links = target.join("e2e-bin");
+    let links = target.join(format!("{profile}-bin"));
     fs::create_dir_all(&links)?;
     for name in ["cooper", "cooperd", "buildkitd", "buildctl"] {
         let link = links.join(name);

@@ -1,12 +1,13 @@
-//! Caches in object stores that others wrote: s3rver for S3, Azurite for Azure.
+//! Caches in stores that others wrote: s3rver for S3, Azurite for Azure, Docker's own registry; and in directories.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::fixture::{Lab, cached_steps, eventually, expect_not, succeed};
+use super::fixture::{Lab, cached_steps, eventually, expect, expect_not, fail, succeed};
 use super::{Need, Scenario};
+use crate::base_image::RealRegistry;
 use crate::setup;
 
 /// This file's scenarios.
@@ -21,11 +22,24 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Root, Need::Node("azurite", "azurite-blob")],
         run: on_azurite,
     },
+    Scenario {
+        name: "cache-on-docker-registry",
+        needs: &[Need::Root, Need::Program("docker-registry")],
+        run: on_docker_registry,
+    },
+    Scenario {
+        name: "cache-in-a-directory",
+        needs: &[Need::Root],
+        run: in_a_directory,
+    },
 ];
 
 /// The key that Azurite documents for its account.
 const AZURITE_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// A layer larger than this is that of the step with much to do.
+const LARGE_BYTES: u64 = 10 << 20;
 
 /// A server of another project; it ends when dropped.
 struct Server {
@@ -112,8 +126,68 @@ fn on_azurite(lab: &Lab) -> Result<()> {
     round_trip(lab, &options, AZURITE_KEY)
 }
 
+fn on_docker_registry(lab: &Lab) -> Result<()> {
+    let registry = RealRegistry::start(&lab.dir().join("registry"))?;
+    for form in ["", ",image-manifest=false", ",oci-mediatypes=false"] {
+        let options = format!(
+            "type=registry,ref={}/form{}:cache{form}",
+            registry.address(),
+            form.len()
+        );
+        round_trip(lab, &options, "no secret is needed")?;
+    }
+    let name = format!("{}/form0:cache", registry.address());
+    inspect(lab, &["--insecure", &name])
+}
+
+fn in_a_directory(lab: &Lab) -> Result<()> {
+    let dir = lab.dir().join("cache").display().to_string();
+    for tag in ["one", "two"] {
+        let (export, import) = (
+            format!("type=local,dest={dir},tag={tag}"),
+            format!("type=local,src={dir},tag={tag}"),
+        );
+        between(lab, &export, &import, "no secret is needed")?;
+    }
+    for tag in ["one", "two"] {
+        inspect(lab, &["--tag", tag, &dir])?;
+    }
+    let (_, message) = fail(
+        lab.command("cooper")
+            .args(["cache", "inspect", "--tag=three", &dir]),
+    )?;
+    expect(&message, "has no cache with the tag")?;
+    // What is taken away is named.
+    let blobs = std::path::Path::new(&dir).join("blobs/sha256");
+    for entry in std::fs::read_dir(&blobs)? {
+        let entry = entry?;
+        if entry.metadata()?.len() > LARGE_BYTES {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    let told = succeed(
+        lab.command("cooper")
+            .args(["cache", "inspect", "--tag=two", &dir]),
+    )?;
+    let (_, lost) = told
+        .split_once("Cannot be restored:")
+        .context("nothing is missed")?;
+    expect(lost, " is missing")
+}
+
+/// Looks at a cache all of which is there.
+fn inspect(lab: &Lab, arguments: &[&str]) -> Result<()> {
+    let told = succeed(lab.command("cooper").args(["cache", "inspect"]).args(arguments))?;
+    expect(&told, " with a result; ")?;
+    expect_not(&told, "Cannot be restored")
+}
+
 /// Exports a cache, forgets everything, and builds from the cache.
 fn round_trip(lab: &Lab, options: &str, secret: &str) -> Result<()> {
+    between(lab, options, options, secret)
+}
+
+fn between(lab: &Lab, export: &str, import: &str, secret: &str) -> Result<()> {
     // Larger than what is uploaded at once, and not to be packed smaller.
     let dockerfile = "FROM @BASE@ AS one\nRUN head -c 40000000 /dev/urandom > /big && sha256sum /big > /sum\nFROM \
                       @BASE@\nCOPY --from=one /sum /\nRUN cat /sum > /again\n";
@@ -122,14 +196,14 @@ fn round_trip(lab: &Lab, options: &str, secret: &str) -> Result<()> {
     succeed(
         daemon
             .buildctl_build(&context)
-            .arg(format!("--export-cache={options},mode=max")),
+            .arg(format!("--export-cache={export},mode=max")),
     )?;
     succeed(&mut daemon.buildctl(&["prune", "--all"]))?;
     let out = lab.dir().join("out");
     let again = succeed(
         daemon
             .buildctl_build(&context)
-            .arg(format!("--import-cache={options}"))
+            .arg(format!("--import-cache={import}"))
             .arg(format!("--output=type=local,dest={}", out.display())),
     )?;
     ensure!(

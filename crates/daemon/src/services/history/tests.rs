@@ -153,7 +153,8 @@ async fn a_final_record_has_its_trace() {
 async fn a_trace_has_the_spans_of_steps() {
     use api::pb::trace as pb;
     use api::pb::trace::trace_service_server::TraceService as _;
-    use prost::Message as _;
+
+    use crate::services::traces::tests::request;
 
     let directory = tempfile::tempdir().unwrap();
     let history = kept_in(directory.path());
@@ -165,17 +166,7 @@ async fn a_trace_has_the_spans_of_steps() {
         name: "work of a step".to_owned(),
         ..Default::default()
     };
-    let scoped = pb::ScopeSpans {
-        spans: vec![span.encode_to_vec().into()],
-        ..Default::default()
-    };
-    let part = pb::ResourceSpans {
-        scope_spans: vec![scoped.encode_to_vec().into()],
-        ..Default::default()
-    };
-    let request = pb::ExportTraceServiceRequest {
-        resource_spans: vec![part.encode_to_vec().into()],
-    };
+    let request = request(&[span]);
     let export = || history.traces();
     export()
         .export(tonic::Request::new(request.clone()))

@@ -15,6 +15,8 @@ pub(super) struct Form {
     pub(super) blob: Descriptor,
     /// `None` where its media type says nothing.
     pub(super) compression: Option<Compression>,
+    /// The table of a blob that is here and has one.
+    table: Option<Table>,
 }
 
 impl Form {
@@ -22,11 +24,17 @@ impl Form {
     /// be is believed.
     pub(super) fn of(store: &Store, mut blob: Descriptor) -> Result<Self, BuildError> {
         let mut compression = compression_of(&blob);
+        let is_here = store.content().exists(&blob.digest).map_err(internal)?;
+        let table = if is_here {
+            table_of(store, &blob.digest)?
+        } else {
+            None
+        };
         if let Some(Compression::Gzip | Compression::Estargz) = compression
-            && store.content().exists(&blob.digest).map_err(internal)?
+            && is_here
         {
             compression = Some(Compression::Gzip);
-            if let Some(table) = table_of(store, &blob.digest)? {
+            if let Some(table) = table {
                 compression = Some(Compression::Estargz);
                 let digest = table.digest.to_string();
                 blob.annotations.insert(estargz::TABLE_DIGEST.to_owned(), digest);
@@ -37,7 +45,11 @@ impl Form {
         } else {
             blob.annotations.clear();
         }
-        Ok(Self { blob, compression })
+        Ok(Self {
+            blob,
+            compression,
+            table,
+        })
     }
 }
 
@@ -70,11 +82,12 @@ pub(super) struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    /// Checks that a blob is what it was when it was stored: what is made of damaged bytes would have a digest that vouches
-    /// for them.
-    pub(super) fn open(store: &'a Store, blob: Digest) -> Result<Self, BuildError> {
+    /// Checks that a blob that is here is what it was when it was stored: what is made of damaged bytes would have a digest
+    /// that vouches for them.
+    pub(super) fn open(store: &'a Store, form: &Form) -> Result<Self, BuildError> {
+        let blob = form.blob.digest;
         store.content().verify(&blob).map_err(internal)?;
-        let table = table_of(store, &blob)?;
+        let table = form.table;
         Ok(Self { store, blob, table })
     }
 
