@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use solver::VertexId;
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::bridge::{AskedBook, Bridge, Forwarder, Frontend, SourceResolver};
 use crate::driver::{self, Bridges, CacheImporter, Driver, LocalRecords};
 use crate::error::{BuildError, ErrorKind};
 use crate::job::{Entitlement, Job, JobId, JobSettings, ResolveCache};
+use crate::jobs::Jobs;
 use crate::op::{OpFactory, VertexBridge, VertexJobs};
 use crate::progress::Subscription;
 use crate::session::Sessions;
@@ -24,7 +25,7 @@ use crate::unlazy::Unlazy;
 const JOB_WAIT: Duration = Duration::from_secs(6);
 /// How long a client's own frontend waits for its build to be registered.
 const FORWARD_WAIT: Duration = Duration::from_secs(3);
-/// How long a build's progress can be asked for after its end.
+/// How long a build's progress can be asked for after its end: a client asks beside its build, which may be short.
 const JOB_LINGER: Duration = Duration::from_secs(10);
 
 /// The parts that the engine is made of. `main` builds them all.
@@ -58,18 +59,13 @@ pub struct Services {
     pub resolve_cache: ResolveCache,
 }
 
-#[derive(Debug)]
-struct KnownJob {
-    job: Arc<Job>,
-    closed_at: Option<Instant>,
-}
-
 /// What all handles of one engine share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) services: Services,
     driver: OnceLock<Driver>,
-    jobs: Mutex<BTreeMap<JobId, KnownJob>>,
+    jobs: Arc<Jobs>,
+    _forgetting: AbortOnDropHandle<()>,
     forwarders: Mutex<BTreeMap<JobId, Forwarder>>,
     /// What was asked for the definitions that frontends of open builds made.
     pub(crate) asked: Arc<AskedBook>,
@@ -102,10 +98,13 @@ impl Engine {
     /// Starts the engine on the current runtime.
     pub fn start(services: Services) -> Self {
         let (added, _) = watch::channel(0);
+        let jobs = Arc::new(Jobs::new(JOB_LINGER));
+        let forgetting = tokio::spawn(Arc::clone(&jobs).forget_in_time());
         let shared = Arc::new(Shared {
             services,
             driver: OnceLock::new(),
-            jobs: Mutex::default(),
+            jobs,
+            _forgetting: AbortOnDropHandle::new(forgetting),
             forwarders: Mutex::default(),
             asked: Arc::default(),
             added,
@@ -136,26 +135,19 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such build.
     pub async fn status(&self, id: &JobId) -> Result<Subscription, BuildError> {
-        let found = self.0.wait_for(JOB_WAIT, || {
-            lock(&self.0.jobs).get(id).map(|known| Arc::clone(&known.job))
-        });
+        let found = self.0.wait_for(JOB_WAIT, || self.0.jobs.get(id));
         let job = found.await.ok_or_else(|| no_such_job(id))?;
         Ok(job.progress().subscribe())
     }
 
     /// Finds a running build.
     pub fn job(&self, id: &JobId) -> Option<Arc<Job>> {
-        lock(&self.0.jobs)
-            .get(id)
-            .filter(|known| known.closed_at.is_none())
-            .map(|known| Arc::clone(&known.job))
+        self.0.jobs.running(id)
     }
 
     /// Returns the progress of a build that runs or ended not long ago.
     pub fn job_progress(&self, id: &JobId) -> Option<crate::progress::JobProgress> {
-        lock(&self.0.jobs)
-            .get(id)
-            .map(|known| known.job.progress().clone())
+        self.0.jobs.get(id).map(|job| job.progress().clone())
     }
 
     /// Finds the bridge of a build whose frontend is the client, waiting some seconds for its `Solve`.
@@ -210,23 +202,10 @@ impl Shared {
         settings: JobSettings,
     ) -> Result<OpenJob, BuildError> {
         let number = self.next_job.fetch_add(1, Ordering::Relaxed);
-        let job = Job::new(id.clone(), number, settings);
-        {
-            let mut jobs = lock(&self.jobs);
-            jobs.retain(|_, known| known.closed_at.is_none_or(|at| at.elapsed() < JOB_LINGER));
-            if jobs.contains_key(&id) {
-                return Err(BuildError::new(
-                    ErrorKind::Conflict,
-                    format!("job ID {id} exists"),
-                ));
-            }
-            jobs.insert(
-                id,
-                KnownJob {
-                    job: Arc::clone(&job),
-                    closed_at: None,
-                },
-            );
+        let job = Job::new(id, number, settings);
+        if !self.jobs.add(&job) {
+            let text = format!("job ID {} exists", job.id());
+            return Err(BuildError::new(ErrorKind::Conflict, text));
         }
         let open = OpenJob {
             shared: Arc::clone(self),
@@ -261,9 +240,7 @@ impl Drop for OpenJob {
     fn drop(&mut self) {
         self.job.progress().close();
         self.job.forget();
-        if let Some(known) = lock(&self.shared.jobs).get_mut(self.job.id()) {
-            known.closed_at = Some(Instant::now());
-        }
+        self.shared.jobs.close(self.job.id());
         if let Ok(driver) = self.shared.driver() {
             driver.close_job(self.job.number());
         }

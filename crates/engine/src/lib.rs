@@ -20,6 +20,7 @@ pub mod driver;
 pub mod engine;
 pub(crate) mod explain;
 pub mod frontend;
+mod jobs;
 pub mod op;
 pub mod setup;
 pub mod solve;
