@@ -118,14 +118,12 @@ fn compared(own: &Candidate, peer: &Candidate) -> String {
         own.name(),
         peer.name()
     );
-    let kinds: [(&str, fn(&Measured) -> f64); 2] = [
-        ("export, s", Measured::export_seconds),
-        ("peak, MiB", Measured::peak_mib),
-    ];
-    for (name, of) in kinds {
+    let mut line = |name: &str, of: fn(&Measured) -> f64| {
         let (own, peer) = (own.median(of), peer.median(of));
         let _ = writeln!(text, "{name:10} {own:9.2} {peer:9.2}  ratio {:.2}", own / peer);
-    }
+    };
+    line("export, s", Measured::export_seconds);
+    line("peak, MiB", Measured::peak_mib);
     text
 }
 

@@ -164,30 +164,43 @@ for command; do :; done
 exec sh -c "$command"
 "#;
 
-fn git_over_ssh(lab: &Lab) -> Result<()> {
+/// Puts the stand-in for ssh where the daemon finds it; returns the file in which it says how it was called.
+fn stand_in(lab: &Lab) -> Result<PathBuf> {
     let log = lab.dir().join("ssh.log");
     let ssh = lab.programs()?.join("ssh");
     fs::write(&ssh, SSH.replace("@LOG@", &log.to_string_lossy()))?;
     fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755))?;
-    let repository = lab.dir().join("repository");
-    fs::create_dir_all(&repository)?;
-    fs::write(repository.join("f"), "content")?;
-    for arguments in [
-        &["init", "-q", "-b", "main"][..],
-        &["add", "f"],
-        &[
-            "-c",
-            "user.name=n",
-            "-c",
-            "user.email=e",
-            "commit",
-            "-q",
-            "-m",
-            "m",
-        ],
-    ] {
-        succeed(lab.tool("git")?.current_dir(&repository).args(arguments))?;
+    Ok(log)
+}
+
+/// Commits a repository's only file.
+fn commit(lab: &Lab, repository: &Path, content: &str) -> Result<()> {
+    fs::create_dir_all(repository)?;
+    fs::write(repository.join("f"), content)?;
+    let script =
+        "test -d .git || git init -q -b main; git add f; git -c user.name=n -c user.email=e commit -q -m m";
+    succeed(lab.tool("sh")?.current_dir(repository).args(["-ec", script]))?;
+    Ok(())
+}
+
+fn expect_called(log: &Path, parts: &[&str], not: &str) -> Result<()> {
+    let called = fs::read_to_string(log)?;
+    for part in parts {
+        expect(&called, part)?;
     }
+    expect_not(&called, not)
+}
+
+fn expect_content(lab: &Lab, content: &str) -> Result<()> {
+    let found = fs::read_to_string(lab.dir().join("out/f"))?;
+    ensure!(found == content, "the file is another: {found:?}");
+    Ok(())
+}
+
+fn git_over_ssh(lab: &Lab) -> Result<()> {
+    let log = stand_in(lab)?;
+    let repository = lab.dir().join("repository");
+    commit(lab, &repository, "content")?;
     let agent = Agent::start(lab)?;
     let daemon = lab.daemon()?;
     let url = format!("ssh://git@host.test{}", repository.display());
@@ -207,35 +220,17 @@ fn git_over_ssh(lab: &Lab) -> Result<()> {
     };
     // Without lines for it, any host is trusted, as BuildKit has it.
     succeed(&mut build(&[], &[])?)?;
-    ensure!(
-        fs::read_to_string(lab.dir().join("out/f"))? == "content",
-        "the file is another"
-    );
-    let called = fs::read_to_string(&log)?;
-    for part in [
+    expect_content(lab, "content")?;
+    let parts = [
         "StrictHostKeyChecking=no",
         "BatchMode=yes",
         "git@host.test",
         "-F /dev/null",
-    ] {
-        expect(&called, part)?;
-    }
-    expect_not(&called, "with an agent")?;
+    ];
+    expect_called(&log, &parts, "with an agent")?;
     fs::remove_file(&log)?;
 
-    fs::write(repository.join("f"), "changed")?;
-    let commit = [
-        "-c",
-        "user.name=n",
-        "-c",
-        "user.email=e",
-        "commit",
-        "-q",
-        "-a",
-        "-m",
-        "m",
-    ];
-    succeed(lab.tool("git")?.current_dir(&repository).args(commit))?;
+    commit(lab, &repository, "changed")?;
     let attrs = [
         ("git.knownsshhosts", "host.test ssh-ed25519 AAAAC3Nza\n"),
         ("git.mountsshsock", "default"),
@@ -244,19 +239,13 @@ fn git_over_ssh(lab: &Lab) -> Result<()> {
     expect(&message, "no SSH key \"default\" forwarded from the client")?;
     ensure!(!log.exists(), "git was run without the agent");
     succeed(&mut build(&attrs, &["--ssh=default"])?)?;
-    ensure!(
-        fs::read_to_string(lab.dir().join("out/f"))? == "changed",
-        "the file is another"
-    );
-    let called = fs::read_to_string(&log)?;
-    for part in [
+    expect_content(lab, "changed")?;
+    let parts = [
         "with an agent",
         "host.test ssh-ed25519 AAAAC3Nza\n",
         "UserKnownHostsFile=",
-    ] {
-        expect(&called, part)?;
-    }
-    expect_not(&called, "StrictHostKeyChecking=no")?;
+    ];
+    expect_called(&log, &parts, "StrictHostKeyChecking=no")?;
     // The hosts' file and the agent's socket are gone with git.
     for dir in ["sockets", "git"] {
         let left = fs::read_dir(lab.dir().join("daemon/worker").join(dir))?.count();
