@@ -310,7 +310,7 @@ async fn a_cancelled_build_waits_for_no_server() {
     // A server that never comes to an end; it sees the end of its client.
     let server = tokio::task::spawn_blocking(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream.read(&mut [0; 4096]).unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
         let head = "HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\nsome";
         stream.write_all(head.as_bytes()).unwrap();
         begun.blocking_send(()).unwrap();
