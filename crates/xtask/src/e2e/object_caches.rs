@@ -193,6 +193,8 @@ fn between(lab: &Lab, export: &str, import: &str, secret: &str) -> Result<()> {
                       @BASE@\nCOPY --from=one /sum /\nRUN cat /sum > /again\n";
     let context = lab.context("c", &[("Dockerfile", dockerfile)])?;
     let daemon = lab.daemon_with(&["--debug"])?;
+    // What another cache gave may be no more than promised.
+    succeed(&mut daemon.buildctl(&["prune", "--all"]))?;
     succeed(
         daemon
             .buildctl_build(&context)
