@@ -518,17 +518,14 @@ impl Control for ControlService {
         let request = request.into_inner();
         let (history, id) = (self.history.clone(), request.r#ref.clone());
         let explanations = self.explanations.clone();
-        let is_found = if request.finalize && !request.delete {
+        let is_found = if request.delete {
+            let is_found = history.delete(&id).await;
+            blocking(move || explanations.forget(&id)).await?;
+            is_found
+        } else if request.finalize {
             history.finalize(&id).await
         } else {
-            blocking(move || match request.delete {
-                true => {
-                    explanations.forget(&id);
-                    history.delete(&id)
-                }
-                false => history.pin(&id, request.pinned),
-            })
-            .await?
+            blocking(move || history.pin(&id, request.pinned)).await?
         };
         if !is_found {
             let missing = BuildError::new(ErrorKind::NotFound, format!("no such ref {}", request.r#ref));

@@ -435,8 +435,16 @@ impl History {
         is_pinned.is_some()
     }
 
-    /// Forgets a build that has ended; returns whether there is one. Blocking.
-    pub fn delete(&self, id: &str) -> bool {
+    /// Forgets a build that has ended, once nothing more is added to its record: that would be left, for a moment at least.
+    /// Returns whether there is such a build.
+    pub async fn delete(&self, id: &str) -> bool {
+        self.finalize(id).await;
+        let (this, id) = (self.clone(), id.to_owned());
+        let deleting = tokio::task::spawn_blocking(move || this.delete_complete(&id));
+        deleting.await.unwrap_or(false)
+    }
+
+    fn delete_complete(&self, id: &str) -> bool {
         let mut state = self.lock();
         if state.entries.get(id).is_none_or(|entry| entry.ended.is_none()) {
             return false;
@@ -548,6 +556,7 @@ impl Running {
         }
         let (history, id) = (self.history.clone(), self.id.clone());
         if history.archive.is_none() {
+            let _complete = history.completes(&id);
             history.end(&id, outcome);
             return None;
         }

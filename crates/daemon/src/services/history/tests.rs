@@ -23,7 +23,7 @@ async fn builds_start_and_end() {
     let (_, mut events) = history.listen("", false);
     let running = history.start(record("a"), Trace::begin());
     assert_eq!(ids(&history, true), ["a"]);
-    assert!(!history.delete("a"));
+    assert!(!history.delete("a").await);
     running.finish(Ok(Finished::default())).await;
     assert!(ids(&history, true).is_empty());
     assert_eq!(
@@ -33,10 +33,29 @@ async fn builds_start_and_end() {
     let event = events.try_recv().unwrap();
     assert_eq!(event.r#type(), BuildHistoryEventType::Complete);
     assert!(event.record.unwrap().completed_at.is_some());
-    assert!(history.delete("a") && !history.finalize("a").await);
+    assert!(history.delete("a").await && !history.finalize("a").await);
     drop(history.start(record("b"), Trace::begin()));
     let (events, _) = history.listen("b", false);
     assert_eq!(events[0].record.as_ref().unwrap().error.as_ref().unwrap().code, 1);
+}
+
+#[tokio::test]
+async fn a_build_is_deleted_once_its_record_is_complete() {
+    use futures_util::FutureExt as _;
+
+    let history = History::new(HistoryLimits::default());
+    let _running = history.start(record("a"), Trace::begin());
+    let complete = history.completes("a");
+    let outcome = Outcome {
+        error: None,
+        finished: Finished::default(),
+    };
+    history.end("a", outcome);
+    let mut deleting = Box::pin(history.delete("a"));
+    assert!(deleting.as_mut().now_or_never().is_none());
+    assert_eq!(ids(&history, false), ["a"]);
+    drop(complete);
+    assert!(deleting.await && ids(&history, false).is_empty());
 }
 
 #[tokio::test]
