@@ -185,21 +185,13 @@ impl Op for DiffOp {
             }
             _ => {}
         }
+        unpack_all(&*self.unlazy, &FetchContext::from(ctx), inputs).await?;
         let options = RefOptions {
             description: self.description.clone(),
             ..RefOptions::default()
         };
         let store = self.store.clone();
-        let made = blocking(move || {
-            let diff = store.diff(lower.as_ref(), upper.as_ref(), options)?;
-            let layers = diff.layer_chain();
-            Ok((layers.iter().all(|layer| layer.id() != diff.id()), diff))
-        });
-        let (is_layers, diff) = made.await?;
-        // Layers of an input are one whether their files are here or not; others are found by comparing files.
-        if !is_layers {
-            unpack_all(&*self.unlazy, &FetchContext::from(ctx), inputs).await?;
-        }
+        let diff = blocking(move || store.diff(lower.as_ref(), upper.as_ref(), options)).await?;
         Ok(vec![Some(ResultRef::new(diff))])
     }
 

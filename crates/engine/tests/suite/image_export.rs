@@ -106,63 +106,6 @@ async fn a_lazy_image_is_copied_without_being_pulled() {
     assert!(server.blob("copy", &base().layers[0].descriptor.digest).is_some());
 }
 
-/// An image of bulky layers.
-fn of_layers(names: &[&str]) -> Image {
-    let layers = names.iter().map(|name| Layer::bulky(name, 100_000));
-    layers.fold(ImageBuilder::new(), ImageBuilder::layer).build()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn merges_and_differences_of_lazy_images_are_pushed_without_being_pulled() {
-    let (world, server) = (World::new(), Registry::start().await);
-    let (one, two) = (of_layers(&["a", "b"]), of_layers(&["c", "d"]));
-    server.add_image("one", "t", &one);
-    server.add_image("two", "t", &two);
-    let upper = State::image(
-        &server.reference("two:t").to_string(),
-        llb::ImageOptions {
-            layer_limit: Some(1),
-            ..llb::ImageOptions::default()
-        },
-    );
-    let (one_state, two_state) = (image(server.reference("one:t")), image(server.reference("two:t")));
-    let constraints = llb::Constraints::new();
-    let difference = llb::diff(&upper, &two_state, &constraints);
-    for (tag, merged, expected) in [
-        (
-            "merged",
-            llb::merge([&one_state, &two_state], &constraints),
-            [&one.layers[..], &two.layers[..]].concat(),
-        ),
-        (
-            "with-difference",
-            llb::merge([&one_state, &difference], &constraints),
-            [&one.layers[..], &two.layers[1..]].concat(),
-        ),
-    ] {
-        let name = server.reference(&format!("app:{tag}")).to_string();
-        world
-            .build(&merged, "image", &[("name", &name), ("push", "true")])
-            .await
-            .unwrap();
-        let pushed = manifest(&server, "app", tag);
-        let digests: Vec<_> = pushed.layers.iter().map(|layer| layer.digest).collect();
-        let expected: Vec<_> = expected.iter().map(|layer| layer.descriptor.digest).collect();
-        assert_eq!(digests, expected, "{tag}");
-        for layer in one.layers.iter().chain(&two.layers) {
-            let digest = layer.descriptor.digest.to_string();
-            assert_eq!(server.count("GET", &digest), 0, "{tag}: {digest}");
-        }
-    }
-    // The files are there for who looks for them.
-    world
-        .build(&llb::merge([&one_state, &difference], &constraints), "tar", &[])
-        .await
-        .unwrap();
-    let files = archive(&world.client.file.lock().unwrap());
-    assert_eq!(files.keys().collect::<Vec<_>>(), ["a", "b", "d"]);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lazy_image_is_copied_to_another_registry() {
     let (world, server, other) = (World::new(), Registry::start().await, Registry::start().await);
