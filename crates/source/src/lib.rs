@@ -19,6 +19,7 @@ pub mod image;
 pub mod image_blob;
 pub mod local;
 pub mod oci_layout;
+mod percent;
 mod resolution;
 mod signature;
 

@@ -7,6 +7,7 @@ use super::bundle;
 use super::remote::Resolved;
 use super::signed::Demand;
 use crate::image_blob::BlobLocation;
+use crate::percent;
 
 /// Stands for what is not shown.
 const MASK: &str = "xxxxx";
@@ -296,7 +297,7 @@ impl Attributes {
         self.http_host()?;
         let (user, _) = authority(&self.remote)?.rsplit_once('@')?;
         let (user, password) = user.split_once(':')?;
-        Some((percent_decoded(user), percent_decoded(password)))
+        Some((percent::decoded(user), percent::decoded(password)))
     }
 
     /// The remote as Git gets it: what it runs shows URLs in its arguments, so credentials go another way.
@@ -352,27 +353,6 @@ pub(super) fn is_commit(text: &str) -> bool {
 fn authority(url: &str) -> Option<&str> {
     let (_, rest) = url.split_once("://")?;
     rest.split('/').next()
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail
-            .get(..2)
-            .and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
-        match code.filter(|_| *first == b'%') {
-            Some(code) => {
-                bytes.push(code);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn without_user(url: &str) -> String {

@@ -3,6 +3,8 @@
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
+use crate::percent;
+
 /// How many servers are asked, one referring to the next.
 const MAX_REDIRECTS: usize = 10;
 
@@ -122,16 +124,16 @@ fn account(url: &Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }
-    let mut text = super::name::percent_decoded(url.username());
+    let mut text = percent::decoded(url.username());
     text.push(':');
-    text.push_str(&super::name::percent_decoded(url.password().unwrap_or_default()));
+    text.push_str(&percent::decoded(url.password().unwrap_or_default()));
     let encoded = base64::engine::general_purpose::STANDARD.encode(text);
     let mut value = HeaderValue::from_str(&format!("Basic {encoded}")).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-fn without_account(url: &Url) -> Url {
+pub(super) fn without_account(url: &Url) -> Url {
     let mut url = url.clone();
     // A URL that cannot have an account has none.
     let _ = url.set_password(None);

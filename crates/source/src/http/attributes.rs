@@ -7,8 +7,10 @@ use reqwest::Url;
 use serde::Serialize;
 
 use super::Resolved;
+use super::ask::without_account;
 use super::name::{format_http_date, from_disposition, parse_http_date, safe};
 use super::signed::Demand;
+use crate::percent;
 
 /// The vertex's URL and attributes, read.
 #[derive(Clone, Debug)]
@@ -102,11 +104,7 @@ impl Attributes {
 
     /// The URL without credentials, for people.
     pub fn shown_url(&self) -> String {
-        let mut url = self.url.clone();
-        // A URL that cannot have credentials has none to hide.
-        let _ = url.set_password(None);
-        let _ = url.set_username("");
-        url.to_string()
+        without_account(&self.url).into()
     }
 
     /// What a pinned checksum says without asking the server. Whether a file is signed cannot be told without it.
@@ -142,7 +140,7 @@ impl Attributes {
         if let Some(name) = disposition.and_then(from_disposition) {
             return safe(&name);
         }
-        let path = super::name::percent_decoded(self.url.path());
+        let path = percent::decoded(self.url.path());
         match oci::path::base(&path) {
             "." | "/" => safe(""),
             base => safe(base),

@@ -28,32 +28,6 @@ pub(super) fn from_disposition(value: &str) -> Option<String> {
     (!name.is_empty() && !name.ends_with('/')).then_some(name)
 }
 
-/// Decodes `%20` and the like; what is no UTF-8 afterwards is replaced.
-pub(super) fn percent_decoded(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        let hex = bytes
-            .get(at + 1..at + 3)
-            .and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex
-            .filter(|_| *byte == b'%')
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-        {
-            Some(value) => {
-                decoded.push(value);
-                at += 3;
-            }
-            None => {
-                decoded.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
@@ -161,10 +135,5 @@ mod tests {
         assert_eq!(from_disposition("inline; FileName=x"), Some("x".to_owned()));
         assert_eq!(from_disposition("attachment"), None);
         assert_eq!(from_disposition("attachment; filename=dir/"), None);
-    }
-
-    #[test]
-    fn decodes_escapes() {
-        assert_eq!(percent_decoded("/a%2Fb%zz%"), "/a/b%zz%");
     }
 }
