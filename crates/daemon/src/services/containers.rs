@@ -4,15 +4,17 @@
 //! wait for the exit of a process that they began.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use api::pb::gateway as pb;
 use api::pb::gateway::exec_message::Input;
 use bytes::Bytes;
-use engine::bridge::{BuildProcess, Forwarder, ProcessInput, ProcessOutput, ProcessRequest};
+use engine::bridge::{BuildProcess, Forwarder, ProcessOutput, ProcessRequest};
 use engine::{BuildError, ErrorKind};
-use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt as _};
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -284,7 +286,8 @@ async fn carry(
     controls: mpsc::Receiver<Control>,
 ) {
     let ended = CancellationToken::new();
-    let feeding = feed(process.stdin.take(), inputs, &ended);
+    let stdin = process.stdin.take();
+    let write = stdin.map(|mut stdin| async move |data: Bytes| stdin.write_all(&data).await);
     let writing = show(1, process.stdout.take(), stdout, outgoing, &ended);
     let complaining = show(2, process.stderr.take(), stderr, outgoing, &ended);
     let process = &process;
@@ -293,28 +296,54 @@ async fn carry(
         ended.cancel();
         outgoing.exit(outcome).await;
     };
-    tokio::join!(
-        feeding,
-        writing,
-        complaining,
-        waiting,
-        control(process, controls, &ended)
-    );
+    let inputs = ReceiverStream::new(inputs);
+    let steering = steer(write, inputs, controls, |control| apply(process, control));
+    let steering = ended.run_until_cancelled(steering);
+    tokio::join!(steering, writing, complaining, waiting);
 }
 
-/// Writes a process' input until it or the process ends.
-async fn feed(stdin: Option<ProcessInput>, mut inputs: mpsc::Receiver<Bytes>, ended: &CancellationToken) {
-    let Some(mut stdin) = stdin else { return };
-    let feeding = async {
-        while let Some(data) = inputs.recv().await {
-            if stdin.write_all(&data).await.is_err() {
-                return;
+/// Hands a process what its client sends, until the process or all of that ends. A change of the terminal's size or a signal
+/// comes before the input that the client sent after it, and waits for none.
+async fn steer(
+    mut write: Option<impl AsyncFnMut(Bytes) -> io::Result<()>>,
+    inputs: impl Stream<Item = Bytes>,
+    mut controls: mpsc::Receiver<Control>,
+    mut apply: impl FnMut(Control),
+) {
+    let mut inputs = pin!(inputs);
+    loop {
+        let data = tokio::select! {
+            biased;
+            Some(control) = controls.recv() => {
+                apply(control);
+                continue;
             }
+            data = inputs.next(), if write.is_some() => data,
+            else => return,
+        };
+        let written = match (data, &mut write) {
+            (Some(data), Some(write)) => apply_while(write(data), &mut controls, &mut apply).await,
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        if written.is_err() {
+            write = None;
         }
-    };
-    tokio::select! {
-        () = ended.cancelled() => {}
-        () = feeding => {}
+    }
+}
+
+/// Awaits a write and applies what has come by now, before, and what comes meanwhile.
+async fn apply_while(
+    writing: impl Future<Output = io::Result<()>>,
+    controls: &mut mpsc::Receiver<Control>,
+    apply: &mut impl FnMut(Control),
+) -> io::Result<()> {
+    let mut writing = pin!(writing);
+    loop {
+        tokio::select! {
+            biased;
+            Some(control) = controls.recv() => apply(control),
+            written = &mut writing => return written,
+        }
     }
 }
 
@@ -348,24 +377,17 @@ async fn show(
     }
 }
 
-async fn control(process: &BuildProcess, mut controls: mpsc::Receiver<Control>, ended: &CancellationToken) {
-    loop {
-        let next = tokio::select! {
-            () = ended.cancelled() => return,
-            next = controls.recv() => next,
-        };
-        let failed = match next {
-            None => return,
-            Some(Control::Signal(number)) => process.signal(number).err().map(|error| error.to_string()),
-            Some(Control::Resize(size)) => {
-                let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
-                let resized = process.resize(cells(size.rows), cells(size.cols));
-                resized.err().map(|error| error.to_string())
-            }
-        };
-        if let Some(error) = failed {
-            tracing::debug!(error, "a process of a container did not take a message");
+fn apply(process: &BuildProcess, control: Control) {
+    let failed = match control {
+        Control::Signal(number) => process.signal(number).err().map(|error| error.to_string()),
+        Control::Resize(size) => {
+            let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+            let resized = process.resize(cells(size.rows), cells(size.cols));
+            resized.err().map(|error| error.to_string())
         }
+    };
+    if let Some(error) = failed {
+        tracing::debug!(error, "a process of a container did not take a message");
     }
 }
 
@@ -410,6 +432,11 @@ fn signal_number(name: &str) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::{FutureExt as _, stream};
+    use tokio::sync::Notify;
+
     use super::*;
 
     #[test]
@@ -448,5 +475,66 @@ mod tests {
         assert!(pass_on(&mut channels, "p", signal("NONE")).await.is_err());
         assert!(pass_on(&mut channels, "p", signal("INT")).await.is_ok());
         assert!(matches!(controls.recv().await, Some(Control::Signal(2))));
+    }
+
+    #[tokio::test]
+    async fn controls_come_before_later_input() {
+        let seen = Mutex::new(Vec::new());
+        let note = |what: u32| seen.lock().unwrap().push(what);
+        let (control, controls) = mpsc::channel(4);
+        // Each control comes at the last moment before the input that is sent after it.
+        let inputs = stream::iter(1..=3_u8).map(move |number| {
+            let size = pb::ResizeMessage {
+                rows: number.into(),
+                cols: 0,
+            };
+            control.try_send(Control::Resize(size)).unwrap();
+            Bytes::copy_from_slice(&[10 * number])
+        });
+        let write = Some(async |data: Bytes| {
+            note(data[0].into());
+            Ok(())
+        });
+        let applied = |control| match control {
+            Control::Resize(size) => note(size.rows),
+            Control::Signal(_) => unreachable!(),
+        };
+        // It waits for more controls in the end.
+        assert_eq!(steer(write, inputs, controls, applied).now_or_never(), None);
+        assert_eq!(*seen.lock().unwrap(), [1, 10, 2, 20, 3, 30]);
+    }
+
+    #[tokio::test]
+    async fn controls_wait_for_no_input_that_is_not_read() {
+        let (control, controls) = mpsc::channel(4);
+        let inputs = stream::iter([Bytes::from_static(b"never read")]);
+        let blocked = Notify::new();
+        let write = Some(async |_| {
+            blocked.notify_one();
+            std::future::pending().await
+        });
+        let (applied, mut outcomes) = mpsc::unbounded_channel();
+        let steering = steer(write, inputs, controls, move |control| {
+            applied.send(control).unwrap();
+        });
+        tokio::select! {
+            () = steering => unreachable!("it writes for ever"),
+            () = async {
+                blocked.notified().await;
+                control.send(Control::Signal(9)).await.unwrap();
+                assert!(matches!(outcomes.recv().await, Some(Control::Signal(9))));
+            } => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn controls_go_on_after_the_input_ended() {
+        let (control, controls) = mpsc::channel(4);
+        control.send(Control::Signal(2)).await.unwrap();
+        control.send(Control::Signal(9)).await.unwrap();
+        drop(control);
+        let mut count = 0;
+        steer(Some(async |_| Ok(())), stream::empty(), controls, |_| count += 1).await;
+        assert_eq!(count, 2);
     }
 }
