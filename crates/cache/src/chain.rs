@@ -321,8 +321,8 @@ impl Store {
         let below = lower.zip(upper);
         let below = below.and_then(|(lower, upper)| state.equal_below(lower.id(), upper.id()));
         let parents = Parents::Diff {
-            lower: below.or_else(|| id_of(lower)),
-            upper: id_of(upper),
+            lower: below.or_else(|| id_of(lower)).map(Box::new),
+            upper: id_of(upper).map(Box::new),
         };
         self.insert_derived(&mut state, &id, parents, &options)
     }
@@ -348,8 +348,8 @@ impl Store {
                 continue;
             };
             let parents = Parents::Diff {
-                lower: Some(parent),
-                upper: Some(layer.clone()),
+                lower: Some(Box::new(parent)),
+                upper: Some(Box::new(layer.clone())),
             };
             let change = new_id();
             let row = Row::new(parents, options, state.epoch);

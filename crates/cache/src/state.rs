@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, Weak};
 
 use oci::{Descriptor, Digest};
+use slab::Slab;
 use snapshot::SnapshotKey;
 
 use crate::db::{After, Change, Everything, REFS, Transaction};
 use crate::row::Row;
-use crate::store::snapshot_key;
 use crate::types::{Parents, RefId};
 
 /// A ref in memory.
@@ -27,8 +27,9 @@ type Counts<K> = BTreeMap<K, u32>;
 /// Everything in memory. Changes go to the database in the order in which they are made under the lock around this.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Boxed, as the nodes of the map are a third empty.
-    refs: BTreeMap<RefId, Box<Entry>>,
+    /// Where in `entries` a ref is. Many live long: one allocation for all keeps less memory around them that is free.
+    refs: BTreeMap<RefId, usize>,
+    entries: Slab<Entry>,
     by_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_blob_chain: BTreeMap<Digest, BTreeSet<RefId>>,
     by_index: BTreeMap<String, BTreeSet<RefId>>,
@@ -36,7 +37,7 @@ pub(crate) struct State {
     chainless: BTreeSet<RefId>,
     /// How many refs name a blob.
     blobs: Counts<Digest>,
-    /// How many refs share a committed snapshot, by name.
+    /// How many refs use a snapshot that was made for another one, by key or name.
     snapshots: Counts<SnapshotKey>,
     /// How many refs have a description. Steps of many builds are the same, so each text is in memory once.
     descriptions: Counts<Arc<str>>,
@@ -92,11 +93,19 @@ impl State {
     }
 
     pub fn get(&self, id: &RefId) -> Option<&Entry> {
-        self.refs.get(id).map(|entry| &**entry)
+        self.entries.get(*self.refs.get(id)?)
     }
 
+    fn get_mut(&mut self, id: &RefId) -> Option<&mut Entry> {
+        self.entries.get_mut(*self.refs.get(id)?)
+    }
+
+    /// Lists all refs in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = (&RefId, &Entry)> {
-        self.refs.iter().map(|(id, entry)| (id, &**entry))
+        let entry = |at: &usize| self.entries.get(*at);
+        self.refs
+            .iter()
+            .filter_map(move |(id, at)| Some((id, entry(at)?)))
     }
 
     pub fn len(&self) -> usize {
@@ -105,41 +114,26 @@ impl State {
 
     /// Adds a ref nobody holds. Its parents have to be there.
     pub fn insert(&mut self, id: &RefId, mut row: Row, transaction: &mut Transaction) {
-        self.share(id, &mut row);
+        self.share(&mut row);
         for parent in row.parents.ids() {
-            if let Some(parent) = self.refs.get_mut(parent) {
+            if let Some(parent) = self.get_mut(parent) {
                 parent.children += 1;
             }
         }
         self.note(id, &row);
         transaction.put_json(REFS, id.as_str(), &row);
-        self.refs.insert(
-            id.clone(),
-            Box::new(Entry {
-                row,
-                holds: 0,
-                children: 0,
-            }),
-        );
+        let at = self.entries.insert(Entry {
+            row,
+            holds: 0,
+            children: 0,
+        });
+        self.refs.insert(id.clone(), at);
     }
 
-    /// Has a row's texts be the ones that are in memory already.
-    fn share(&self, id: &RefId, row: &mut Row) {
+    /// Has a row's description be the text that is in memory already.
+    fn share(&self, row: &mut Row) {
         if let Some((known, _)) = self.descriptions.get_key_value(&row.description) {
             row.description = Arc::clone(known);
-        }
-        if row
-            .snapshot
-            .as_ref()
-            .is_some_and(|key| key.as_str() == id.as_str())
-        {
-            row.snapshot = Some(snapshot_key(id));
-        }
-        let others = row.parents.ids_mut().into_iter().chain(&mut row.twin);
-        for other in others {
-            if let Some((known, _)) = self.refs.get_key_value(other) {
-                other.clone_from(known);
-            }
         }
     }
 
@@ -147,8 +141,8 @@ impl State {
         for blob in &row.layer().blobs {
             raise(&mut self.blobs, &blob.digest);
         }
-        if let Some(snapshot) = &row.snapshot {
-            raise(&mut self.snapshots, snapshot);
+        if let Some(key) = row.snapshot.as_ref().filter(|key| *key != id.snapshot_key()) {
+            raise(&mut self.snapshots, key);
         }
         raise(&mut self.descriptions, &row.description);
         self.enter(id, row);
@@ -171,11 +165,12 @@ impl State {
         }
     }
 
-    /// Undoes `note`; adds what nobody names any more to what is deleted once durable.
+    /// Undoes `note` of a row that is not the ref's any more; adds what nobody names now to what is deleted once durable.
     fn forget(&mut self, id: &RefId, row: &Row, after: &mut Vec<After>) {
-        if let Some(key) = &row.snapshot
-            && lower(&mut self.snapshots, key)
-        {
+        if let Some(key) = row.snapshot.as_ref().filter(|key| *key != id.snapshot_key()) {
+            lower(&mut self.snapshots, key);
+        }
+        if let Some(key) = row.snapshot.as_ref().filter(|key| !self.has_snapshot(key)) {
             // Of twins, the active snapshot is the mutable one's alone, and the name does not exist yet.
             if row.mutable || row.twin.is_none() {
                 after.push(After::DeleteSnapshot(key.clone()));
@@ -207,11 +202,11 @@ impl State {
         transaction: &mut Transaction,
         change: impl FnOnce(&mut Row) -> T,
     ) -> Option<T> {
-        let mut row = self.refs.get(id)?.row.clone();
+        let mut row = self.get(id)?.row.clone();
         let old = row.clone();
         let answer = change(&mut row);
         if row != old {
-            self.share(id, &mut row);
+            self.share(&mut row);
             // First the new, so that nothing both name is deleted in between.
             self.note(id, &row);
             let mut after = Vec::new();
@@ -222,20 +217,21 @@ impl State {
             after.retain(|after| !matches!(after, After::DeleteSnapshot(_)));
             transaction.after.extend(after);
             transaction.put_json(REFS, id.as_str(), &row);
-            self.refs.get_mut(id)?.row = row;
+            self.get_mut(id)?.row = row;
         }
         Some(answer)
     }
 
     /// Removes a ref without holds and children; `None` when it is not there or not removable.
     pub fn remove(&mut self, id: &RefId, transaction: &mut Transaction) -> Option<Row> {
-        let entry = self.refs.get(id)?;
+        let entry = self.get(id)?;
         if entry.holds > 0 || entry.children > 0 {
             return None;
         }
-        let Entry { row, .. } = *self.refs.remove(id)?;
+        let at = self.refs.remove(id)?;
+        let Entry { row, .. } = self.entries.remove(at);
         for parent in row.parents.ids() {
-            if let Some(parent) = self.refs.get_mut(parent) {
+            if let Some(parent) = self.get_mut(parent) {
                 parent.children = parent.children.saturating_sub(1);
             }
         }
@@ -270,7 +266,7 @@ impl State {
             .collect();
         if !left.is_empty() {
             let shares = |row: &Row| row.layer().blobs.iter().any(|blob| left.contains(&blob.digest));
-            let all = self.refs.iter().filter(|(_, entry)| shares(&entry.row));
+            let all = self.iter().filter(|(_, entry)| shares(&entry.row));
             sharers.extend(all.map(|(id, _)| id.clone()));
         }
         for id in sharers {
@@ -284,16 +280,14 @@ impl State {
             return true;
         }
         let names = |entry: &Entry| entry.row.layer().blobs.iter().any(|blob| blob.digest == *digest);
-        self.refs
-            .iter()
-            .find(|(_, entry)| names(entry))
-            .is_none_or(|(first, _)| first == id)
+        let first = self.iter().find(|(_, entry)| names(entry));
+        first.is_none_or(|(first, _)| first == id)
     }
 
     /// Encodes all refs and names.
     pub fn everything(&self) -> Everything {
         let mut all = Everything::default();
-        for (id, entry) in &self.refs {
+        for (id, entry) in self.iter() {
             let row = serde_json::to_vec(&entry.row).expect("a row serializes");
             all.refs.insert(id.as_str().as_bytes().to_vec(), row);
         }
@@ -306,8 +300,8 @@ impl State {
 
     /// Removes a ref together with its twin; `None` when either is held or has children.
     pub fn remove_with_twin(&mut self, id: &RefId, transaction: &mut Transaction) -> Option<Row> {
-        let twin = self.refs.get(id)?.row.twin.clone();
-        if let Some(twin) = twin.as_ref().and_then(|twin| self.refs.get(twin))
+        let twin = self.get(id)?.row.twin.clone();
+        if let Some(twin) = twin.as_ref().and_then(|twin| self.get(twin))
             && (twin.holds > 0 || twin.children > 0)
         {
             return None;
@@ -320,12 +314,12 @@ impl State {
     }
 
     pub fn hold(&mut self, id: &RefId) -> bool {
-        self.refs.get_mut(id).map(|entry| entry.holds += 1).is_some()
+        self.get_mut(id).map(|entry| entry.holds += 1).is_some()
     }
 
     /// Drops a hold; returns how many are left.
     pub fn unhold(&mut self, id: &RefId) -> u32 {
-        self.refs.get_mut(id).map_or(0, |entry| {
+        self.get_mut(id).map_or(0, |entry| {
             entry.holds = entry.holds.saturating_sub(1);
             entry.holds
         })
@@ -402,8 +396,11 @@ impl State {
         self.blobs.contains_key(digest) || self.pins.contains_key(digest) || self.named.contains_key(digest)
     }
 
-    pub fn has_snapshot(&self, name: &SnapshotKey) -> bool {
-        self.snapshots.contains_key(name)
+    /// Reports whether a ref uses the snapshot of that key or name.
+    pub fn has_snapshot(&self, key: &SnapshotKey) -> bool {
+        let maker = || self.get(&RefId::of_snapshot(key)?);
+        self.snapshots.contains_key(key)
+            || maker().is_some_and(|entry| entry.row.snapshot.as_ref() == Some(key))
     }
 
     /// Gives layers the identity of their stack that could not have it because a layer below had no blob yet: blobs are made
@@ -427,14 +424,14 @@ impl State {
 
     /// As [`chain_of`](Self::chain_of), from what is known of the layer below alone.
     fn chain_above(&self, id: &RefId) -> Option<(Digest, Digest)> {
-        let row = &self.refs.get(id)?.row;
+        let row = &self.get(id)?.row;
         let Parents::Layer { parent } = &row.parents else {
             return None;
         };
         let below = match parent {
             None => None,
             Some(parent) => {
-                let below = &self.refs.get(parent)?.row;
+                let below = &self.get(parent)?.row;
                 if !matches!(below.parents, Parents::Layer { .. }) {
                     return self.chain_of(id);
                 }
@@ -449,7 +446,7 @@ impl State {
     pub fn chain_of(&self, id: &RefId) -> Option<(Digest, Digest)> {
         let mut chain: Option<(Digest, Digest)> = None;
         for layer in self.layers(id) {
-            let layer = self.refs.get(&layer)?.row.layer();
+            let layer = self.get(&layer)?.row.layer();
             chain = Some(next_chain(chain, layer.diff_id?, layer.blobs.first()?.digest));
         }
         chain
@@ -458,12 +455,12 @@ impl State {
     /// The first blobs of the layers that make up `id`, where all have one.
     pub fn blob_chain(&self, id: &RefId) -> Option<Vec<Descriptor>> {
         // Layers without a blob are the rule, and the topmost then says it all.
-        let row = &self.refs.get(id)?.row;
+        let row = &self.get(id)?.row;
         if matches!(row.parents, Parents::Layer { .. }) && row.layer().blobs.is_empty() {
             return None;
         }
         let layers = self.layers(id);
-        let blob = |layer: &RefId| self.refs.get(layer)?.row.layer().blobs.first().cloned();
+        let blob = |layer: &RefId| self.get(layer)?.row.layer().blobs.first().cloned();
         layers.iter().map(blob).collect()
     }
 
@@ -472,7 +469,7 @@ impl State {
         let diff_ids: Option<Vec<Digest>> = self
             .layers(id)
             .iter()
-            .map(|layer| self.refs.get(layer)?.row.layer().diff_id)
+            .map(|layer| self.get(layer)?.row.layer().diff_id)
             .collect();
         oci::chain_id(&diff_ids?)
     }
@@ -488,7 +485,7 @@ impl State {
         // Down the chain without recursion, as chains are long; merges and diffs nest rarely.
         let (mut chain, mut at) = (Vec::new(), Some(id.clone()));
         while let Some(id) = at.take() {
-            let Some(entry) = self.refs.get(&id) else { break };
+            let Some(entry) = self.get(&id) else { break };
             match &entry.row.parents {
                 Parents::Layer { parent } => {
                     at.clone_from(parent);
@@ -515,10 +512,10 @@ impl State {
     /// Finds the layer that `upper` stands on and whose stack is the same as that of `lower`: the same image can be here twice,
     /// with other times of its files.
     pub fn equal_below(&self, lower: &RefId, upper: &RefId) -> Option<RefId> {
-        let chain_id = self.refs.get(lower)?.row.layer().chain_id?;
+        let chain_id = self.get(lower)?.row.layer().chain_id?;
         let mut at = Some(upper);
         while let Some(id) = at {
-            let row = &self.refs.get(id)?.row;
+            let row = &self.get(id)?.row;
             if row.layer().chain_id == Some(chain_id) {
                 return Some(id.clone());
             }
@@ -535,7 +532,7 @@ impl State {
         let mut between = Vec::new();
         let mut at = upper.clone();
         while at != *lower {
-            let Parents::Layer { parent } = &self.refs.get(&at)?.row.parents else {
+            let Parents::Layer { parent } = &self.get(&at)?.row.parents else {
                 return None;
             };
             let below = parent.clone()?;
@@ -565,7 +562,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Makes a row from its stored form, which shares nothing.
+    /// Makes a row that shares nothing.
     fn stored(parent: &str, own: &str, description: &str) -> Row {
         let options = RefOptions {
             description: description.to_owned(),
@@ -582,25 +579,18 @@ mod tests {
     #[test]
     fn a_ref_is_small() {
         // There is one of them, and one of its twin, for every step that is cached.
-        assert!(size_of::<Entry>() <= 184, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 200, "{}", size_of::<Entry>());
     }
 
     #[test]
-    fn texts_of_refs_are_in_memory_once() {
+    fn descriptions_are_in_memory_once() {
         let mut state = State::new(1);
         let mut transaction = Transaction::default();
         for name in ["base", "one", "two"] {
             state.insert(&id(name), stored("base", name, "RUN make"), &mut transaction);
         }
         let row = |name| &state.get(&id(name)).unwrap().row;
-        let of = |name| state.refs.get_key_value(&id(name)).unwrap().0;
         assert!(Arc::ptr_eq(&row("one").description, &row("two").description));
-        for name in ["one", "two"] {
-            let parents = row(name).parents.ids();
-            assert_eq!(parents[0].as_str().as_ptr(), of("base").as_str().as_ptr());
-            let snapshot = row(name).snapshot.as_ref().unwrap();
-            assert_eq!(snapshot.as_str().as_ptr(), of(name).as_str().as_ptr());
-        }
         assert_eq!(state.descriptions.values().copied().collect::<Vec<_>>(), [3]);
         state.update(&id("one"), &mut transaction, |row| {
             row.description = "RUN test".into()

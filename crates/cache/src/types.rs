@@ -3,27 +3,32 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use oci::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
+use snapshot::SnapshotKey;
 
 /// Identifies a ref: 1 to 128 letters, digits, `-`, `_` or `.`, not beginning with a dot. New ones have 25 random letters
 /// and digits, as BuildKit's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RefId(Arc<str>);
+pub struct RefId(SnapshotKey);
 
 impl RefId {
     /// Returns the text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
-    /// Returns the text, sharing it.
-    pub(crate) fn text(&self) -> Arc<str> {
-        Arc::clone(&self.0)
+    /// Returns the ref that a snapshot would have been made for.
+    pub(crate) fn of_snapshot(key: &SnapshotKey) -> Option<Self> {
+        key.as_str().parse().ok()
+    }
+
+    /// Returns the key or the name of the snapshot that is made for the ref.
+    pub(crate) fn snapshot_key(&self) -> &SnapshotKey {
+        &self.0
     }
 }
 
@@ -39,13 +44,14 @@ impl FromStr for RefId {
     type Err = RefIdError;
 
     fn from_str(text: &str) -> Result<Self, RefIdError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.bytes().all(allowed) {
-            return Err(RefIdError {
-                text: text.to_owned(),
-            });
+        let invalid = || RefIdError {
+            text: text.to_owned(),
+        };
+        let key = SnapshotKey::new(text).map_err(|_| invalid())?;
+        if text.len() > 128 {
+            return Err(invalid());
         }
-        Ok(Self(text.into()))
+        Ok(Self(key))
     }
 }
 
@@ -59,19 +65,19 @@ impl TryFrom<String> for RefId {
 
 impl From<RefId> for String {
     fn from(id: RefId) -> Self {
-        id.0.as_ref().to_owned()
+        id.as_str().to_owned()
     }
 }
 
 impl fmt::Display for RefId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl fmt::Debug for RefId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.0, f)
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 
@@ -171,12 +177,12 @@ pub enum Parents {
         /// The refs merged.
         inputs: Vec<RefId>,
     },
-    /// What turns `lower` into `upper`.
+    /// What turns `lower` into `upper`. Boxed, as layers, which are many, have one ref.
     Diff {
         /// The tree to compare with.
-        lower: Option<RefId>,
+        lower: Option<Box<RefId>>,
         /// The tree whose changes are taken.
-        upper: Option<RefId>,
+        upper: Option<Box<RefId>>,
     },
 }
 
@@ -186,16 +192,7 @@ impl Parents {
         match self {
             Self::Layer { parent } => parent.iter().collect(),
             Self::Merge { inputs } => inputs.iter().collect(),
-            Self::Diff { lower, upper } => lower.iter().chain(upper).collect(),
-        }
-    }
-
-    /// As [`ids`](Self::ids).
-    pub(crate) fn ids_mut(&mut self) -> Vec<&mut RefId> {
-        match self {
-            Self::Layer { parent } => parent.iter_mut().collect(),
-            Self::Merge { inputs } => inputs.iter_mut().collect(),
-            Self::Diff { lower, upper } => lower.iter_mut().chain(upper).collect(),
+            Self::Diff { lower, upper } => lower.iter().chain(upper).map(|id| &**id).collect(),
         }
     }
 }

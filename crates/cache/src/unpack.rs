@@ -295,7 +295,7 @@ fn diffs_of(store: &Store, id: &RefId, stop: &Stop) -> Result<Vec<Diff>, StoreEr
         let (lower, upper) = match parents {
             Parents::Layer { parent } => (parent, Some(id)),
             // Not a run of layers: it lists itself.
-            Parents::Diff { lower, upper } => (lower, upper),
+            Parents::Diff { lower, upper } => (lower.map(|id| *id), upper.map(|id| *id)),
             Parents::Merge { .. } => continue,
         };
         let lower = lower.map(|id| tree_of(store, &id, stop)).transpose()?;

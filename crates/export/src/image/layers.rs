@@ -290,8 +290,8 @@ impl Sides {
                 upper: Some(reference.clone()),
             }),
             Parents::Diff { lower, upper } => Ok(Self {
-                lower: get(lower)?,
-                upper: get(upper)?,
+                lower: get(lower.map(|id| *id))?,
+                upper: get(upper.map(|id| *id))?,
             }),
             // A merge consists of its inputs' layers and is none itself.
             Parents::Merge { .. } => Err(BuildError::internal(format!(
