@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use http::header::InvalidHeaderValue;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use serde::Deserialize;
+use registryauth::token::{self, DEFAULT_EXPIRY_S};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -19,10 +18,6 @@ use crate::error::RegistryError;
 use crate::request::{display_url, read_bounded, send_bounded, status_error};
 use crate::scope::Scopes;
 
-/// Validity of a token whose server does not say.
-const DEFAULT_EXPIRY_S: i64 = 60;
-/// A token response larger than this is refused.
-const MAX_TOKEN_BYTES: u64 = 1 << 20;
 /// Repositories remembered at most; beyond, all are forgotten and challenged again.
 const MAX_REMEMBERED: usize = 1024;
 
@@ -195,7 +190,7 @@ impl Auth {
                 return Err(RegistryError::Credentials { source });
             }
         };
-        let header = secret_header(&format!("Bearer {}", token.token))?;
+        let header = token::secret_header(&format!("Bearer {}", token.token)).map_err(unsendable)?;
         Ok(Issued {
             header,
             expires: expiry(&token),
@@ -253,20 +248,11 @@ impl Auth {
     async fn get_token(
         &self,
         endpoint: &Endpoint,
-        mut realm: reqwest::Url,
+        realm: reqwest::Url,
         request: &TokenRequest,
         account: Option<&BasicCredentials>,
     ) -> Result<Token, RegistryError> {
-        {
-            let mut query = realm.query_pairs_mut();
-            if !request.service.is_empty() {
-                query.append_pair("service", &request.service);
-            }
-            for scope in &request.scopes {
-                query.append_pair("scope", scope);
-            }
-        }
-        let mut sent = endpoint.http.get(realm);
+        let mut sent = endpoint.http.get(token_request(request).query(realm));
         if let Some(account) = account {
             sent = sent.header(http::header::AUTHORIZATION, basic_header(account)?);
         }
@@ -280,38 +266,11 @@ impl Auth {
         request: &TokenRequest,
         account: &BasicCredentials,
     ) -> Result<Token, RegistryError> {
-        let scope = request.scopes.join(" ");
-        let mut form = vec![
-            ("service", request.service.as_str()),
-            ("client_id", request.client_id.as_str()),
-        ];
-        if !scope.is_empty() {
-            form.push(("scope", &scope));
-        }
-        if account.username.is_empty() {
-            form.extend([
-                ("grant_type", "refresh_token"),
-                ("refresh_token", account.secret.as_str()),
-            ]);
-        } else {
-            form.extend([
-                ("grant_type", "password"),
-                ("username", account.username.as_str()),
-            ]);
-            form.push(("password", &account.secret));
-        }
-        // The query part of a URL is the same encoding as a form.
-        let mut encoded = realm.clone();
-        encoded.query_pairs_mut().clear().extend_pairs(form);
-        let body = encoded.query().unwrap_or("").to_owned();
         let sent = endpoint
             .http
             .post(realm)
-            .header(
-                http::header::CONTENT_TYPE,
-                "application/x-www-form-urlencoded; charset=utf-8",
-            )
-            .body(body);
+            .header(http::header::CONTENT_TYPE, token::FORM_TYPE)
+            .body(token_request(request).form(token_account(account)));
         self.token_response(sent, "POST").await
     }
 
@@ -321,40 +280,19 @@ impl Auth {
         request: reqwest::RequestBuilder,
         method: &'static str,
     ) -> Result<Token, RegistryError> {
-        #[derive(Deserialize)]
-        struct TokenResponse {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-            #[serde(default)]
-            expires_in: i64,
-        }
         let response = send_bounded(request, method, &self.options).await?;
         let url = display_url(response.url());
         if !response.status().is_success() {
             return Err(status_error(response, method, &self.options).await);
         }
-        let body = read_bounded(response, MAX_TOKEN_BYTES, method, &self.options).await?;
-        let invalid = |reason: String| RegistryError::InvalidResponse {
-            url: url.clone(),
-            reason,
-        };
-        let parsed: TokenResponse = serde_json::from_slice(&body)
-            .map_err(|error| invalid(format!("unable to decode token response: {error}")))?;
-        let token = if parsed.access_token.is_empty() {
-            parsed.token
-        } else {
-            parsed.access_token
-        };
-        if token.is_empty() {
-            return Err(invalid(
-                "authorization server did not include a token in the response".to_owned(),
-            ));
-        }
+        let body = read_bounded(response, token::MAX_ANSWER_BYTES as u64, method, &self.options).await?;
+        let issued = token::read_answer(&body).map_err(|error| RegistryError::InvalidResponse {
+            url,
+            reason: error.to_string(),
+        })?;
         Ok(Token {
-            token,
-            expires_in_s: parsed.expires_in,
+            token: issued.token,
+            expires_in_s: issued.expires_in_s,
             issued_at_s: 0,
         })
     }
@@ -412,20 +350,30 @@ fn realm_is_loopback(realm: &reqwest::Url) -> bool {
     realm.host_str().is_some_and(is_loopback)
 }
 
-fn basic_header(account: &BasicCredentials) -> Result<HeaderValue, RegistryError> {
-    secret_header(&format!(
-        "Basic {}",
-        STANDARD.encode(format!("{}:{}", account.username, account.secret))
-    ))
+fn token_request(request: &TokenRequest) -> token::Request<'_> {
+    token::Request {
+        client_id: &request.client_id,
+        service: &request.service,
+        scopes: &request.scopes,
+    }
 }
 
-fn secret_header(text: &str) -> Result<HeaderValue, RegistryError> {
-    let mut header = HeaderValue::from_str(text).map_err(|_| RegistryError::Authorize {
+fn token_account(account: &BasicCredentials) -> token::Account<'_> {
+    token::Account {
+        username: &account.username,
+        secret: &account.secret,
+    }
+}
+
+fn basic_header(account: &BasicCredentials) -> Result<HeaderValue, RegistryError> {
+    token_account(account).basic().map_err(unsendable)
+}
+
+fn unsendable(_: InvalidHeaderValue) -> RegistryError {
+    RegistryError::Authorize {
         reason: "credentials contain characters that cannot be sent".to_owned(),
         source: None,
-    })?;
-    header.set_sensitive(true);
-    Ok(header)
+    }
 }
 
 /// When to ask for the next token: after nine tenths of its validity.

@@ -239,6 +239,7 @@ impl HttpFiles {
         let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
         let filename = attributes.filename(header(CONTENT_DISPOSITION).as_deref());
         let is_gzip = header(CONTENT_ENCODING).is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"));
+        let of_url = |error: BuildError| error.context(attributes.shown_url());
         let mut body = Body::create(&self.store, attributes, filename.clone(), is_gzip).await?;
         loop {
             let chunk = response
@@ -246,11 +247,12 @@ impl HttpFiles {
                 .await
                 .map_err(|error| unreachable_server(attributes, error))?;
             let Some(chunk) = chunk else { break };
-            body.write(chunk).await?;
+            body.write(chunk).await.map_err(of_url)?;
         }
         let (reference, digest) = body
             .finish(etag.as_deref(), last_modified.as_deref(), attributes.index()?)
-            .await?;
+            .await
+            .map_err(of_url)?;
         attributes.check(digest)?;
         Ok(Resolved {
             digest,

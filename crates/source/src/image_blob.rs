@@ -190,8 +190,7 @@ impl BlobOp {
             let options = RefOptions {
                 description: format!("blob {}", self.location.reference),
                 record_type: self.record_type,
-                retain: true,
-                created_at: None,
+                ..RefOptions::default()
             };
             blocking(move || write(&store, options, &file, digest, queue))
         };
@@ -279,6 +278,8 @@ fn write(
     };
     rustix::fs::futimens(&out, &times).map_err(internal)?;
     drop((out, tree));
+    // Not before: a part of a blob is of no use to anybody.
+    reference.retain();
     reference.commit().map_err(internal)
 }
 

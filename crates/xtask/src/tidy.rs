@@ -15,7 +15,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("layer", &["oci"]),
     ("dockerfile", &["llb", "oci"]),
     ("content", &["oci"]),
-    ("registry", &["oci"]),
+    ("registryauth", &[]),
+    ("registry", &["oci", "registryauth"]),
     ("proxy", &["oci"]),
     ("snapshot", &["layer", "oci"]),
     ("cache", &["content", "snapshot", "layer", "oci"]),
@@ -64,7 +65,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "daemon",
         &["api", "cache", "engine", "executor", "llb", "oci", "registry"],
     ),
-    ("cli", &["api", "llb", "oci"]),
+    ("cli", &["api", "llb", "oci", "registryauth"]),
     ("cooper", &["cli", "daemon"]),
 ];
 

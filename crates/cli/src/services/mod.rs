@@ -9,7 +9,6 @@ pub mod directories;
 pub mod layouts;
 pub mod secrets;
 pub mod targets;
-mod token_tls;
 pub mod tokens;
 pub mod uploads;
 

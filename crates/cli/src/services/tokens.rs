@@ -1,25 +1,22 @@
 //! Fetching tokens of registries, so that passwords stay with this client.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::pb::filesync as pb;
-use base64::Engine as _;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use registryauth::tls::{ClientTls, TlsError};
+use registryauth::token::{self, DEFAULT_EXPIRY_S, MAX_ANSWER_BYTES};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 
-use super::token_tls;
 use crate::docker_config::Account;
 use crate::spec::AuthTls;
 
-/// Validity of a token whose server does not say.
-const DEFAULT_EXPIRY_S: i64 = 60;
 /// How long a server may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Largest answer that is read.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Most of a refusal's text that is shown.
 const MAX_SHOWN_CHARS: usize = 1000;
 
@@ -34,7 +31,7 @@ pub enum TokenError {
     },
     /// The TLS settings cannot be used.
     #[error(transparent)]
-    Tls(#[from] token_tls::TlsError),
+    Tls(#[from] TlsError),
     /// The server cannot be reached.
     #[error("failed to do request: {method} {url:?}: {}", cause(.source))]
     Request {
@@ -65,18 +62,12 @@ pub enum TokenError {
         /// What it says, after a colon, or nothing.
         body: String,
     },
-    /// The answer cannot be understood.
-    #[error("unable to decode token response: {source}")]
-    Decode {
-        /// Why.
-        source: serde_json::Error,
-    },
+    /// The answer has no token.
+    #[error(transparent)]
+    Answer(#[from] token::AnswerError),
     /// The answer is too large for one.
     #[error("the token server's answer is larger than {MAX_ANSWER_BYTES} bytes")]
     TooLarge,
-    /// There is none in the answer.
-    #[error("authorization server did not include a token in the response")]
-    Missing,
     /// It is not what a header can hold.
     #[error("credentials contain characters that cannot be sent")]
     Unsendable,
@@ -103,16 +94,6 @@ fn cause(error: &reqwest::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
-    #[serde(default)]
-    expires_in: i64,
 }
 
 #[derive(Deserialize)]
@@ -190,7 +171,7 @@ impl Tokens {
                 attempt.follow()
             }
         });
-        let tls = token_tls::client_config(self.contexts.get(key))?;
+        let tls = client_tls(self.contexts.get(key)).config()?;
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(redirects)
@@ -208,6 +189,19 @@ impl Tokens {
     }
 }
 
+/// The settings of a context; without one, the system's.
+fn client_tls(context: Option<&AuthTls>) -> ClientTls {
+    let Some(context) = context else {
+        return ClientTls::default();
+    };
+    let first = context.key_pairs.first();
+    ClientTls {
+        authorities: context.roots.iter().map(PathBuf::from).collect(),
+        key_pair: first.map(|(certificate, key)| (certificate.into(), key.into())),
+        is_insecure: context.insecure,
+    }
+}
+
 fn realm(realm: &str) -> Result<Url, TokenError> {
     Url::parse(realm)
         .ok()
@@ -219,25 +213,16 @@ fn realm(realm: &str) -> Result<Url, TokenError> {
 
 async fn get(
     client: &Client,
-    mut realm: Url,
+    realm: Url,
     request: &pb::FetchTokenRequest,
     account: Option<&Account>,
 ) -> Result<pb::FetchTokenResponse, TokenError> {
-    {
-        let mut query = realm.query_pairs_mut();
-        for scope in &request.scopes {
-            query.append_pair("scope", scope);
-        }
-        if !request.service.is_empty() {
-            query.append_pair("service", &request.service);
-        }
-    }
+    let realm = token_request(request).query(realm);
     let mut sent = client.get(realm.clone());
     if let Some(account) = account {
-        let both = format!("{}:{}", account.username, account.secret);
-        let text = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both));
-        let mut value = HeaderValue::from_str(&text).map_err(|_| TokenError::Unsendable)?;
-        value.set_sensitive(true);
+        let value = token_account(account)
+            .basic()
+            .map_err(|_| TokenError::Unsendable)?;
         sent = sent.header(AUTHORIZATION, value);
     }
     ask(sent, "GET", &realm).await
@@ -249,34 +234,26 @@ async fn post(
     request: &pb::FetchTokenRequest,
     account: &Account,
 ) -> Result<pb::FetchTokenResponse, TokenError> {
-    let scope = request.scopes.join(" ");
-    let mut form = vec![("client_id", request.client_id.as_str())];
-    if !request.service.is_empty() {
-        form.push(("service", &request.service));
-    }
-    if !scope.is_empty() {
-        form.push(("scope", &scope));
-    }
-    if account.username.is_empty() {
-        form.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", account.secret.as_str()),
-        ]);
-    } else {
-        form.extend([
-            ("grant_type", "password"),
-            ("username", account.username.as_str()),
-            ("password", account.secret.as_str()),
-        ]);
-    }
-    // The query part of a URL is the same encoding as a form.
-    let mut encoded = realm.clone();
-    encoded.query_pairs_mut().clear().extend_pairs(form);
     let sent = client
         .post(realm.clone())
-        .header(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
-        .body(encoded.query().unwrap_or_default().to_owned());
+        .header(CONTENT_TYPE, token::FORM_TYPE)
+        .body(token_request(request).form(token_account(account)));
     ask(sent, "POST", &realm).await
+}
+
+fn token_request(request: &pb::FetchTokenRequest) -> token::Request<'_> {
+    token::Request {
+        client_id: &request.client_id,
+        service: &request.service,
+        scopes: &request.scopes,
+    }
+}
+
+fn token_account(account: &Account) -> token::Account<'_> {
+    token::Account {
+        username: &account.username,
+        secret: &account.secret,
+    }
 }
 
 async fn ask(
@@ -302,16 +279,8 @@ async fn ask(
     if !status.is_success() {
         return Err(refused(status, method, shown, &body));
     }
-    let answer: Answer = serde_json::from_slice(&body).map_err(|source| TokenError::Decode { source })?;
-    let token = if answer.token.is_empty() {
-        answer.access_token
-    } else {
-        answer.token
-    };
-    if token.is_empty() {
-        return Err(TokenError::Missing);
-    }
-    Ok(response(token, answer.expires_in))
+    let issued = token::read_answer(&body)?;
+    Ok(response(issued.token, issued.expires_in_s))
 }
 
 fn refused(status: StatusCode, method: &'static str, url: String, body: &[u8]) -> TokenError {
@@ -369,3 +338,5 @@ fn response(token: String, expires_in_s: i64) -> pb::FetchTokenResponse {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -301,6 +301,90 @@ async fn a_file_that_is_cut_short_is_none() {
     assert_eq!(methods(&server.take_log()), ["GET"]);
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_off_inside_is_no_file() {
+    let server = Server::start(|seen| {
+        let chunks: &[u8] = b"3\r\nwho\r\n";
+        let header = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let whole = gzip("whole");
+        match seen.target.as_str() {
+            "/chunks" => Answer(200, header("Transfer-Encoding", "chunked"), chunks.to_vec()),
+            "/no-chunk" => Answer(200, header("Transfer-Encoding", "chunked"), b"who\r\n".to_vec()),
+            "/cut-gzip" => Answer(
+                200,
+                header("Content-Encoding", "gzip"),
+                whole[..whole.len() - 1].to_vec(),
+            ),
+            "/damaged-gzip" => {
+                let mut damaged = whole;
+                // Of the checksum.
+                let at = damaged.len() - 8;
+                damaged[at] ^= 1;
+                Answer(200, header("Content-Encoding", "gzip"), damaged)
+            }
+            "/gzip-and-more" => {
+                let more = [whole.as_slice(), b"more"].concat();
+                Answer(200, header("Content-Encoding", "gzip"), more)
+            }
+            _ => Answer(200, header("Content-Encoding", "gzip"), b"whole".to_vec()),
+        }
+    });
+    let world = World::new();
+    for path in [
+        "/chunks",
+        "/no-chunk",
+        "/cut-gzip",
+        "/damaged-gzip",
+        "/gzip-and-more",
+        "/no-gzip",
+    ] {
+        let error = world.build(&http(&server, path)).await.expect_err(path);
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{path}: {error}");
+        assert!(
+            error.to_string().contains(&format!("{}: ", server.url(path))),
+            "{error}"
+        );
+    }
+    let kept = world.store.disk_usage(&cache::UsageOptions::default()).unwrap();
+    assert!(kept.is_empty(), "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_may_have_several_parts() {
+    let server = Server::start(|_| {
+        let body = [gzip("one and "), gzip("two")].concat();
+        Answer(
+            200,
+            vec![("Content-Encoding".to_owned(), "gzip".to_owned())],
+            body,
+        )
+    });
+    let tree = World::new().build(&http(&server, "/a")).await.unwrap();
+    assert_eq!(tree["a"].content, "one and two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_no_longer_than_its_server_says() {
+    let server = Server::start(|_| answer(200, &[("Content-Length", "3")], "whole"));
+    let world = World::new();
+    let of = |content: &str| HttpOptions {
+        checksum: Some(oci::Digest::sha256(content)),
+        ..HttpOptions::default()
+    };
+    let build = async |options| world.build(&State::http(&server.url("/a"), options)).await;
+    assert_eq!(build(HttpOptions::default()).await.unwrap()["a"].content, "who");
+    assert_eq!(build(of("who")).await.unwrap()["a"].content, "who");
+    let error = build(of("whole")).await.unwrap_err();
+    assert!(error.to_string().contains("digest mismatch"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_waits_for_no_server() {
     use std::io::{Read as _, Write as _};

@@ -84,8 +84,9 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) -> Option
     log.lock().unwrap().push(seen);
     let mut stream = stream;
     let mut head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n");
-    // Who lies about the length says so.
-    if !headers.iter().any(|(name, _)| name == "Content-Length") {
+    // Who lies about the length says so, and whoever sends chunks makes them.
+    let is_framed = |name: &str| matches!(name, "Content-Length" | "Transfer-Encoding");
+    if !headers.iter().any(|(name, _)| is_framed(name)) {
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     headers

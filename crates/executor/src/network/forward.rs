@@ -1,12 +1,16 @@
 //! Other people's packet filters: what they do to packets that are forwarded for a bridge.
 //!
-//! A packet passes only if every filter lets it, so accepting it in a table of our own is no help where another one drops
+//! A packet passes only if every filter lets it, so accepting it in a table of our own is no help where another one refuses
 //! it. Docker, for one, makes iptables drop what nobody accepted. As Docker and the plugins of CNI do, we accept there what
-//! is ours. Filters that are not iptables' are left alone; that they drop packets is said, with what to do.
+//! is ours. Filters that are not iptables', such as firewalld's, are left alone: they are made anew by their owners, who may
+//! even keep others out. That they refuse packets is said, with what to do.
+
+mod listing;
 
 use std::process::Command;
 use std::time::Duration;
 
+use self::listing::{BaseChain, Rules, base_chains};
 use super::program;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -14,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 /// The chain of the newer iptables, as nftables calls it.
 const CHAIN: &str = "ip filter FORWARD";
+/// The name of firewalld's table.
+const FIREWALLD: &str = "firewalld";
 
 /// Lets packets from a bridge, and the answers to them, pass the filters of iptables, and warns of filters that they may
 /// not pass. Failures are no more than that: containers can do without connections to the outside. Blocking.
@@ -27,7 +33,7 @@ pub(super) fn accept(bridge: &str) {
     }
     let (chains, failures) = (blocking(bridge), failures.join("; "));
     if chains.is_empty() {
-        // Where nothing is dropped, nothing has to be accepted.
+        // Where nothing is refused, nothing has to be accepted.
         tracing::debug!(
             bridge,
             failures,
@@ -39,9 +45,26 @@ pub(super) fn accept(bridge: &str) {
         bridge,
         chains = chains.join(", "),
         failures,
-        "steps may have no connections to the outside: these chains drop forwarded packets; let them accept all packets with the \
-         bridge as input interface, and those of established connections with the bridge as output interface"
+        "steps may have no connections to the outside: these chains refuse forwarded packets that none of their rules accepts; {}",
+        advice(bridge, &chains)
     );
+}
+
+/// What an administrator can do about chains that refuse a bridge's packets.
+fn advice(bridge: &str, chains: &[String]) -> String {
+    let mut text = "let them accept all packets with the bridge as input interface, and those of established connections with the \
+                    bridge as output interface"
+        .to_owned();
+    if chains
+        .iter()
+        .any(|chain| chain.split(' ').nth(1) == Some(FIREWALLD))
+    {
+        let command = format!("firewall-cmd --permanent --zone=trusted --add-interface={bridge}");
+        text.push_str(&format!(
+            "; for firewalld, put the bridge into a zone that accepts packets: `{command}`, then `firewall-cmd --reload`"
+        ));
+    }
+    text
 }
 
 /// Takes back what [`accept`] did. Blocking.
@@ -122,17 +145,37 @@ fn nft(arguments: &[&str]) -> Option<String> {
     output.status.success().then(text)
 }
 
-/// The chains that drop a bridge's packets, as far as can be told.
+/// The chains that refuse a bridge's packets, as far as can be told.
 fn blocking(bridge: &str) -> Vec<String> {
-    let mut chains = dropping(&nft(&["list", "chains"]).unwrap_or_default());
-    // What iptables' own chain accepts, a program of the same kind tells.
-    if chains.iter().any(|chain| chain == CHAIN) && is_accepted(bridge, true) {
-        chains.retain(|chain| chain != CHAIN);
+    let listed = nft(&["list", "chains"]).unwrap_or_default();
+    let mut chains = Vec::new();
+    for chain in base_chains(&listed) {
+        let shown = format!("{} {}", chain.table, chain.name);
+        // What iptables' own chain accepts, a program of the same kind tells.
+        let is_passed = || shown == CHAIN && is_accepted(bridge, true);
+        if refuses(bridge, chain, shown == CHAIN) && !is_passed() {
+            chains.push(shown);
+        }
     }
     if is_legacy_in_use() && !is_accepted(bridge, false) {
         chains.push("FORWARD of iptables-legacy".to_owned());
     }
     chains
+}
+
+/// Whether a chain refuses what none of its rules accepts. Unless it is iptables', whose rules are another program's to
+/// tell, a table that names the bridge is taken to know what it does with its packets.
+fn refuses(bridge: &str, chain: BaseChain<'_>, is_iptables: bool) -> bool {
+    let Some((family, table)) = chain.table.split_once(' ') else {
+        return false;
+    };
+    let Some(shown) = nft(&["list", "table", family, table]) else {
+        return chain.drops;
+    };
+    if !is_iptables && shown.contains(&format!("\"{bridge}\"")) {
+        return false;
+    }
+    chain.drops || Rules::read(&shown).refuse(chain.name)
 }
 
 /// Whether the newer iptables, or the older one, has a bridge's rules.
@@ -149,39 +192,103 @@ fn is_accepted(bridge: &str, is_newer: bool) -> bool {
         })
 }
 
-/// Finds the chains for forwarded IPv4 packets whose policy is to drop them, in what `nft list chains` shows.
-fn dropping(shown: &str) -> Vec<String> {
-    let (mut table, mut chain) = ("", "");
-    let mut found = Vec::new();
-    for line in shown.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("table ") {
-            table = name.trim_end_matches(" {");
-        } else if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.trim_end_matches(" {");
-        } else if line.contains(" hook forward ")
-            && line.contains("policy drop;")
-            && (table.starts_with("ip ") || table.starts_with("inet "))
-        {
-            found.push(format!("{table} {chain}"));
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// As firewalld 1.2 makes them, in short.
+    const OF_FIREWALLD: &str = "table inet firewalld {
+        chain policies { jump zones; }
+        chain zones { iifname \"eth0\" goto public; goto public; }
+        chain public { oifname \"eth0\" accept; }
+        chain filter_FORWARD {
+            type filter hook forward priority filter + 10; policy accept;
+            ct state { established, related } accept
+            iifname \"lo\" accept
+            ct state invalid drop
+            jump policies
+            log prefix \"FINAL_REJECT: \"
+            reject with icmpx type admin-prohibited
+        }
+    }";
+    /// One that passes what it does not know, and one that has no rules but drops.
+    const OF_OTHERS: &str = "table inet polite {
+        chain forward { type filter hook forward priority 0; policy accept; iifname \"eth0\" drop; }
+    }
+    table ip strict {
+        chain forward { type filter hook forward priority 0; policy drop; }
+    }
+    table ip6 other {
+        chain forward { type filter hook forward priority 0; policy accept; drop; }
+    }";
+
+    /// Does something in a new network namespace; `None`: there cannot be one.
+    fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+        use std::io::Read as _;
+        use std::process::Stdio;
+        // It holds the namespace until its input ends.
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; read line"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let ready = holder.stdout.as_mut()?.read_exact(&mut [0; 6]);
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", holder.id()));
+        let done = ready.ok().map(|()| {
+            std::thread::scope(|scope| {
+                let inside = scope.spawn(|| {
+                    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                    let namespace = namespace.unwrap();
+                    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
+                        .unwrap();
+                    work()
+                });
+                inside.join().unwrap()
+            })
+        });
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        done
+    }
+
     #[test]
-    fn chains_that_drop_are_found_in_a_listing() {
-        let shown = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n\
-            \tchain DOCKER {\n\t}\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n\
-            table inet mine {\n\tchain a {\n\t\ttype filter hook forward priority filter; policy accept;\n\t}\n\
-            \tchain b {\n\t\ttype filter hook forward priority 5; policy drop;\n\t}\n}\n\
-            table ip6 filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n\
-            table bridge filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
-        assert_eq!(dropping(shown), ["ip filter FORWARD", "inet mine b"]);
-        assert_eq!(dropping(""), [""; 0]);
+    fn chains_that_refuse_are_told_of() {
+        if nft(&["--version"]).is_none() {
+            return eprintln!("skipped: nft is not installed");
+        }
+        let told = in_namespace(|| {
+            let set = |script: &str| {
+                let output = program::run(Command::new("nft").args(["-f", "-"]), script.as_bytes(), LIMIT);
+                let output = output.unwrap();
+                assert!(output.status.success(), "{}", output.stderr);
+                blocking("b-0")
+            };
+            let nothing = set("");
+            let firewalld = set(OF_FIREWALLD);
+            let others = set(OF_OTHERS);
+            // The administrator does something about it; a bridge of a similar name is another.
+            set("insert rule inet firewalld zones iifname \"b-01\" accept\n");
+            let still = set("insert rule ip strict forward iifname \"b-0\" accept\n");
+            let none = set("insert rule inet firewalld zones iifname \"b-0\" accept\n");
+            (nothing, firewalld, others, still, none)
+        });
+        let Some((nothing, firewalld, others, still, none)) = told else {
+            return eprintln!("skipped: no network namespace could be made");
+        };
+        let chain = "inet firewalld filter_FORWARD";
+        assert_eq!((nothing, firewalld), (vec![], vec![chain.to_owned()]));
+        assert_eq!(others, [chain, "ip strict forward"]);
+        assert_eq!((still, none), (vec![chain.to_owned()], vec![]));
+    }
+
+    #[test]
+    fn firewalld_is_told_by_its_own_program() {
+        let of = |chain: &str| advice("b0", &[chain.to_owned()]);
+        let command = "firewall-cmd --permanent --zone=trusted --add-interface=b0";
+        assert!(of("inet firewalld filter_FORWARD").contains(command));
+        assert!(!of("inet mine firewalld").contains("firewall-cmd"));
     }
 
     #[test]

@@ -12,4 +12,5 @@ mod hostile;
 mod layers;
 mod model;
 mod rooted;
+mod sharing;
 mod support;

@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use build::error::{BuildError, ErrorKind};
 use bytes::Bytes;
 use cache::{ImmutableRef, MutableRef, RefOptions, Store};
-use flate2::write::GzDecoder;
+use flate2::write::MultiGzDecoder;
 use oci::{Algorithm, Digest, Digester};
 use reqwest::Response;
 use reqwest::header::CONTENT_DISPOSITION;
@@ -153,7 +153,7 @@ impl Write for Digested {
 #[derive(Debug)]
 enum Sink {
     Plain(Box<Digested>),
-    Gzip(Box<GzDecoder<Digested>>),
+    Gzip(Box<MultiGzDecoder<Digested>>),
 }
 
 impl Sink {
@@ -195,7 +195,6 @@ impl Body {
         blocking(move || {
             let options = RefOptions {
                 description,
-                retain: true,
                 ..RefOptions::default()
             };
             let reference = store.create_mutable(None, options).map_err(internal)?;
@@ -213,7 +212,7 @@ impl Body {
                 digester: Digester::sha256(),
             };
             let sink = if is_gzip {
-                Sink::Gzip(Box::new(GzDecoder::new(file)))
+                Sink::Gzip(Box::new(MultiGzDecoder::new(file)))
             } else {
                 Sink::Plain(Box::new(file))
             };
@@ -277,6 +276,8 @@ impl Body {
             };
             rustix::fs::futimens(&file, &times).map_err(internal)?;
             drop(file);
+            // Not before: a part of a file is of no use to anybody.
+            reference.retain();
             let reference = reference.commit().map_err(internal)?;
             if !etag.is_empty() {
                 let record = format!("{digest}\n{etag}\n{last_modified}\n");

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use prost::Message as _;
 
 use crate::base_image::BaseRegistry;
 use crate::setup;
@@ -275,6 +276,15 @@ impl<'lab> Daemon<'lab> {
             .arg(format!("--local=context={shown}"))
             .arg(format!("--local=dockerfile={shown}"));
         command
+    }
+
+    /// `buildctl build` of a definition, which is kept under a name, with plain progress.
+    pub fn buildctl_definition(&self, name: &str, definition: &llb::pb::Definition) -> Result<Command> {
+        let path = self.lab.dir().join(format!("{name}.llb"));
+        fs::write(&path, definition.encode_to_vec())?;
+        let mut command = self.buildctl(&["build", "--progress=plain"]);
+        command.stdin(fs::File::open(path)?);
+        Ok(command)
     }
 
     /// `cooper build` against this daemon.

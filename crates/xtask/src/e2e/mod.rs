@@ -6,6 +6,7 @@
 mod build;
 mod cache;
 mod cache_mounts;
+mod cancelled_mounts;
 mod clients;
 mod containers;
 mod definitions;
@@ -23,6 +24,7 @@ mod policies;
 mod ssh;
 mod steps;
 mod store;
+mod web_files;
 
 use std::time::Instant;
 
@@ -62,6 +64,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         build::SCENARIOS,
         cache::SCENARIOS,
         cache_mounts::SCENARIOS,
+        cancelled_mounts::SCENARIOS,
         clients::SCENARIOS,
         containers::SCENARIOS,
         definitions::SCENARIOS,
@@ -78,6 +81,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         ssh::SCENARIOS,
         steps::SCENARIOS,
         store::SCENARIOS,
+        web_files::SCENARIOS,
     ]
     .into_iter()
     .flatten()

@@ -63,7 +63,7 @@ const KILLS_LIMIT: Duration = Duration::from_secs(45);
 const LINES: usize = 6;
 
 /// The number in a variable of the environment.
-fn number(name: &str) -> Result<Option<usize>> {
+pub(super) fn number(name: &str) -> Result<Option<usize>> {
     let Ok(value) = std::env::var(name) else {
         return Ok(None);
     };
@@ -71,10 +71,10 @@ fn number(name: &str) -> Result<Option<usize>> {
 }
 
 /// Numbers that look random; the same for the same seed.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let seed = match number("COOPER_SEED")? {
             Some(seed) => u64::try_from(seed)?,
             None => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() % 1_000_000)?,
@@ -83,7 +83,7 @@ impl Random {
         Ok(Self(seed))
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         // Knuth's constants for a linear congruence.
         self.0 = self
             .0
@@ -287,10 +287,10 @@ fn damage(lab: &Lab) -> Result<()> {
 }
 
 /// A small file system below a directory, unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub(super) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf, megabytes: usize) -> Result<Self> {
+    pub(super) fn mount(at: PathBuf, megabytes: usize) -> Result<Self> {
         fs::create_dir_all(&at)?;
         let size = format!("size={megabytes}m");
         succeed(

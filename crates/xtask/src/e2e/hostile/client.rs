@@ -87,11 +87,16 @@ impl Client {
     }
 
     /// Sends a request whose call is given up after a time. Returns what was answered before, if anything.
-    pub fn give_up(
+    pub fn give_up(&self, files: Files, request: SolveRequest, after: Duration) -> Result<Option<Answer>> {
+        self.give_up_when(files, request, async { tokio::time::sleep(after).await })
+    }
+
+    /// The same at the moment that a future comes to its end.
+    pub fn give_up_when(
         &self,
         files: Files,
         mut request: SolveRequest,
-        after: Duration,
+        moment: impl Future<Output = ()>,
     ) -> Result<Option<Answer>> {
         let host = files.host()?;
         request.session.clone_from(&host.id);
@@ -100,7 +105,7 @@ impl Client {
             tokio::select! {
                 answer = control.solve(request) => Ok(Some(answer.map(Response::into_inner))),
                 ended = host.run(session) => Err(anyhow!("the session ended: {ended:?}")),
-                () = tokio::time::sleep(after) => Ok(None),
+                () = moment => Ok(None),
             }
         })
     }
