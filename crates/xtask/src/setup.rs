@@ -57,6 +57,26 @@ const RUNTIMES: &[Tool] = &[
     },
 ];
 
+/// What tests of file systems and packet filters make theirs with, as root.
+const KERNEL_TOOLS: &[Tool] = &[
+    Tool {
+        program: "mkfs.btrfs",
+        package: "btrfs-progs",
+    },
+    Tool {
+        program: "mkfs.xfs",
+        package: "xfsprogs",
+    },
+    Tool {
+        program: "iptables-nft",
+        package: "iptables",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+    },
+];
+
 /// Packages unpacked from Debian's unstable suite where the machine's release lacks them.
 const UNSTABLE: &[Tool] = &[
     Tool {
@@ -92,6 +112,13 @@ pub fn clients() {
         if let Err(error) = unpack_from_unstable(tool.package) {
             eprintln!("setup: {} is not available: {error:#}", tool.program);
         }
+    }
+}
+
+/// Provides what tests that only root can run need, as far as it can be had.
+pub fn kernel_tools() {
+    if is_root() {
+        provide(KERNEL_TOOLS);
     }
 }
 

@@ -33,6 +33,7 @@ pub fn run() -> Result<()> {
         eprintln!("setup: {error:#}");
     }
     setup::clients();
+    setup::kernel_tools();
     total.add(step("format", || cargo(&["fmt", "--all", "--check"])));
     total.add(step("tidy", tidy::run));
     total.add(step("clippy", || {
