@@ -54,6 +54,12 @@ pub trait InlineCache: Send + Sync + fmt::Debug {
         key: &str,
         layers: &[Descriptor],
     ) -> Result<Option<Bytes>, BuildError>;
+
+    /// What the build's response says of the records that were made: what was left out, as cache exporters list it.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    fn responses(&self) -> Result<Vec<BTreeMap<String, String>>, BuildError>;
 }
 
 /// Makes instances of one kind of exporter.

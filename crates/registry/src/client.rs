@@ -10,7 +10,7 @@ use oci::{Descriptor, Digest, Reference, media_type};
 use crate::auth::Auth;
 use crate::config::{ClientOptions, HostConfig, HostsConfig};
 use crate::credentials::{Anonymous, Credentials};
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::endpoint::{Direction, Endpoint, Endpoints};
 use crate::error::RegistryError;
 use crate::request::{Call, Method, Repository, display_url, read_bounded, status_error};
 use crate::scope::Scopes;
@@ -61,6 +61,16 @@ impl Client {
             endpoints: Arc::new(self.endpoints.with_host(domain, host)),
             ..self.clone()
         }
+    }
+
+    /// Returns how many blobs may be fetched from a domain at once for now.
+    pub fn allowed_fetches(&self, domain: &str) -> usize {
+        self.endpoints.allowed(domain, Direction::Pull)
+    }
+
+    /// Returns how many blobs may be pushed to a domain at once for now.
+    pub fn allowed_pushes(&self, domain: &str) -> usize {
+        self.endpoints.allowed(domain, Direction::Push)
     }
 
     /// Resolves a reference to the descriptor of its manifest or index, by HEAD where the registry allows.
@@ -280,6 +290,7 @@ impl Client {
             path: reference.path(),
             scopes: Scopes::repository(reference.path(), push),
             push,
+            slot: None,
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct ClientOptions {
     pub user_agent: String,
     /// `client_id` told to token servers.
     pub client_id: String,
-    /// Concurrent blob transfers per domain in each direction.
+    /// Concurrent blob transfers per domain in each direction; a registry that says it is too much has fewer for a while.
     pub max_transfers: usize,
     /// Largest accepted manifest or index, in bytes.
     pub max_manifest_bytes: u64,

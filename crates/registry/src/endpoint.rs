@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::config::{ClientOptions, HostConfig, HostsConfig};
 use crate::error::{ConfigError, RegistryError};
+use crate::pace::{Lane, Slot};
 use crate::{resolve, tls};
 
 /// One host that can answer for a domain.
@@ -64,10 +63,10 @@ pub(crate) struct Endpoints {
     options: Arc<ClientOptions>,
     default_http: Arc<Mutex<Option<reqwest::Client>>>,
     configured: Mutex<BTreeMap<String, Arc<[Endpoint]>>>,
-    slots: Arc<Mutex<Slots>>,
+    lanes: Arc<Mutex<Lanes>>,
 }
 
-type Slots = BTreeMap<(String, Direction), Arc<Semaphore>>;
+type Lanes = BTreeMap<(String, Direction), Arc<Lane>>;
 
 /// Which way bytes go. Pulls and pushes have slots of their own: a push may feed from a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +82,7 @@ impl Endpoints {
             options,
             default_http: Arc::default(),
             configured: Mutex::default(),
-            slots: Arc::default(),
+            lanes: Arc::default(),
         }
     }
 
@@ -96,22 +95,28 @@ impl Endpoints {
             options: Arc::clone(&self.options),
             default_http: Arc::clone(&self.default_http),
             configured: Mutex::default(),
-            slots: Arc::clone(&self.slots),
+            lanes: Arc::clone(&self.lanes),
         }
     }
 
     /// Waits for the right to move a blob from or to a domain.
-    pub async fn slot(&self, domain: &str, direction: Direction) -> OwnedSemaphorePermit {
-        let semaphore = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
-            let slot = slots.entry((domain.to_owned(), direction));
-            Arc::clone(slot.or_insert_with(|| Arc::new(Semaphore::new(self.options.max_transfers))))
+    pub async fn slot(&self, domain: &str, direction: Direction) -> Slot {
+        let lane = {
+            let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            // What was learnt of a domain is kept for as long as there are transfers.
+            lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+            let lane = lanes.entry((domain.to_owned(), direction));
+            Arc::clone(lane.or_insert_with(|| Arc::new(Lane::new(self.options.max_transfers))))
         };
-        semaphore
-            .acquire_owned()
-            .await
-            .expect("a slot semaphore is never closed")
+        lane.slot().await
+    }
+
+    /// Transfers from or to a domain that may be under way.
+    pub fn allowed(&self, domain: &str, direction: Direction) -> usize {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = lanes.get(&(domain.to_owned(), direction));
+        let lane = lane.filter(|lane| Arc::strong_count(lane) > 1);
+        lane.map_or(self.options.max_transfers, |lane| lane.allowed())
     }
 
     /// The hosts for a domain in the order in which to try them; the registry itself is last.

@@ -10,11 +10,11 @@ use futures_util::stream::{BoxStream, StreamExt, try_unfold};
 use http::StatusCode;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use oci::{Descriptor, Digester, Reference};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::{Client, FirstError, mismatch, verify};
 use crate::endpoint::Direction;
 use crate::error::RegistryError;
+use crate::pace::Slot;
 use crate::request::{Backoff, Call, Method, display_url, next_chunk, send_once};
 
 /// A blob's bytes in order. Dropping it closes the request.
@@ -46,7 +46,7 @@ struct Fetching {
     opened: Option<Opened>,
     backoff: Backoff,
     done: bool,
-    _slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 /// A response and how much of it precedes the wanted offset.
@@ -110,7 +110,7 @@ impl Client {
             opened: None,
             backoff: Backoff::new(&self.options),
             done: false,
-            _slot: slot,
+            slot,
         };
         if offset < descriptor.size {
             fetching.opened = Some(fetching.open().await?);
@@ -232,13 +232,14 @@ impl Fetching {
                 return Err(mismatch(&expected.to_string(), expected, actual));
             }
         }
+        self.slot.succeeded();
         Ok(None)
     }
 
     /// Opens the blob at the current offset at the first host that has it.
     async fn open(&self) -> Result<Opened, RegistryError> {
         let endpoints = self.client.endpoints.of(self.reference.domain())?;
-        let repository = self.client.repository(&self.reference, false);
+        let repository = self.client.repository(&self.reference, false).within(&self.slot);
         let digest = self.descriptor.digest;
         let kind = if oci::media_type::is_manifest(&self.descriptor.media_type)
             || oci::media_type::is_index(&self.descriptor.media_type)

@@ -21,6 +21,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod fetch;
+mod pace;
 mod push;
 mod referrers;
 mod request;

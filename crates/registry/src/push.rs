@@ -11,6 +11,7 @@ use oci::{Descriptor, Reference};
 use crate::client::{Client, header_digest, mismatch};
 use crate::endpoint::{Direction, Endpoint};
 use crate::error::RegistryError;
+use crate::pace::Slot;
 use crate::request::{Call, Method, Repository, status_error};
 use crate::scope::Scopes;
 use crate::upload::Upload;
@@ -69,17 +70,28 @@ impl Client {
         reference: &Reference,
         blob: PushBlob<'_>,
     ) -> Result<PushOutcome, RegistryError> {
-        let _slot = self.endpoints.slot(reference.domain(), Direction::Push).await;
+        let slot = self.endpoints.slot(reference.domain(), Direction::Push).await;
+        let outcome = self.push_within(&slot, reference, &blob).await?;
+        slot.succeeded();
+        Ok(outcome)
+    }
+
+    async fn push_within(
+        &self,
+        slot: &Slot,
+        reference: &Reference,
+        blob: &PushBlob<'_>,
+    ) -> Result<PushOutcome, RegistryError> {
         let endpoints = self.endpoints.of(reference.domain())?;
         let endpoint = origin(&endpoints, reference)?;
-        let repository = self.repository(reference, true);
+        let repository = self.repository(reference, true).within(slot);
         let digest = blob.descriptor.digest;
         let head = Call::new(Method::Head, format!("blobs/{digest}")).header(ACCEPT, "*/*");
         if self.exists(&repository, endpoint, &head).await?.is_some() {
             return Ok(PushOutcome::Existed);
         }
         for from in blob.mount_from.iter().filter(|from| *from != reference.path()) {
-            if let Some(outcome) = self.mount(reference, endpoint, &blob, from).await? {
+            if let Some(outcome) = self.mount(slot, reference, endpoint, blob, from).await? {
                 return Ok(outcome);
             }
         }
@@ -87,7 +99,7 @@ impl Client {
             client: self,
             repository: &repository,
             endpoint,
-            blob: &blob,
+            blob,
         }
         .run()
         .await?;
@@ -168,12 +180,13 @@ impl Client {
     /// given back.
     async fn mount(
         &self,
+        slot: &Slot,
         reference: &Reference,
         endpoint: &Endpoint,
         blob: &PushBlob<'_>,
         from: &str,
     ) -> Result<Option<PushOutcome>, RegistryError> {
-        let mut repository = self.repository(reference, true);
+        let mut repository = self.repository(reference, true).within(slot);
         repository.scopes.merge(&Scopes::repository(from, false));
         let call = Call::new(Method::Post, "blobs/uploads/")
             .query("mount", blob.descriptor.digest.to_string())

@@ -10,6 +10,7 @@ use crate::auth::{Auth, Verdict};
 use crate::config::ClientOptions;
 use crate::endpoint::Endpoint;
 use crate::error::{RegistryError, ServerMessage};
+use crate::pace::Slot;
 use crate::scope::Scopes;
 
 /// Error bodies are read up to this size.
@@ -97,9 +98,26 @@ pub(crate) struct Repository<'a> {
     pub scopes: Scopes,
     /// For errors.
     pub push: bool,
+    /// The transfer that the requests belong to, if it is one.
+    pub slot: Option<&'a Slot>,
 }
 
-impl Repository<'_> {
+impl<'a> Repository<'a> {
+    /// The same for the requests of a transfer.
+    pub fn within(self, slot: &'a Slot) -> Self {
+        Self {
+            slot: Some(slot),
+            ..self
+        }
+    }
+
+    /// Learns from an answer whether the registry is asked for too much.
+    pub fn note(&self, response: &reqwest::Response) {
+        if let Some(slot) = self.slot.filter(|_| is_too_much(response)) {
+            slot.throttled();
+        }
+    }
+
     /// The URL of a call.
     pub fn url(&self, endpoint: &Endpoint, call: &Call) -> Result<reqwest::Url, RegistryError> {
         let base = format!(
@@ -182,6 +200,7 @@ impl Repository<'_> {
                         call.method = Method::Get;
                     }
                     status if should_retry(status, last) => {
+                        self.note(&response);
                         if !backoff.wait(retry_after(response.headers())).await {
                             return Ok(response);
                         }
@@ -252,6 +271,14 @@ fn should_retry(status: StatusCode, last: bool) -> bool {
         status,
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
     ) || last && status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
+/// Whether a server sends requests away because there are too many.
+fn is_too_much(response: &reqwest::Response) -> bool {
+    match response.status() {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => true,
+        status => status.is_server_error() && response.headers().contains_key(http::header::RETRY_AFTER),
+    }
 }
 
 /// Seconds of a `Retry-After` header; a date is not worth a parser: the backoff applies.

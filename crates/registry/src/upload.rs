@@ -276,7 +276,10 @@ impl Upload<'_> {
                             digest: self.blob.descriptor.digest,
                             source,
                         }),
-                        (None, Ok(response)) => Ok(response),
+                        (None, Ok(response)) => {
+                            self.repository.note(&response);
+                            Ok(response)
+                        }
                         (None, Err(source)) => Err(RegistryError::Transport {
                             method: method.name(),
                             url: shown,

@@ -81,6 +81,11 @@ pub fn takes_result(entry: &CacheEntry) -> bool {
     !entry.inputs.is_empty() && entry.export != Some(false)
 }
 
+/// Whether a step's result is not exported although there may be one, because the client does not want it.
+pub fn is_unwanted(entry: &CacheEntry) -> bool {
+    !entry.inputs.is_empty() && entry.export == Some(false)
+}
+
 /// A step's results that can be had, best first, each with its time. Loading is cheap: refs may be lazy.
 pub async fn candidate(
     source: &CacheExportSource,
@@ -171,10 +176,16 @@ pub fn add_known<R>(
     for cache in imported {
         cache.extend(chains);
     }
-    let mut local = Local {
-        records,
-        items: BTreeMap::new(),
-    };
+    add_local(chains, graph, visited, Local::new(records, MAX_LOCAL_RECORDS))
+}
+
+/// Adds in which other ways earlier builds here came to the same steps.
+fn add_local<R>(
+    chains: &mut Chains<R>,
+    graph: &CacheGraph,
+    visited: &[bool],
+    mut local: Local<'_>,
+) -> Result<Option<String>, BuildError> {
     let entries = graph
         .entries
         .iter()
@@ -183,7 +194,8 @@ pub fn add_known<R>(
     for id in entries.flat_map(|(entry, _)| &entry.records) {
         if !local.add(chains, *id)? {
             let text = format!(
-                "more than {MAX_LOCAL_RECORDS} records lead to the build's steps: further ways to them are not exported"
+                "more than {} records lead to the build's steps: further ways to them are not exported",
+                local.limit
             );
             return Ok(Some(text));
         }
@@ -195,12 +207,22 @@ pub fn add_known<R>(
 struct Local<'a> {
     records: &'a Records,
     items: BTreeMap<RecordId, Option<Vec<ItemId>>>,
+    /// How many are looked at.
+    limit: usize,
 }
 
 /// A local record being added: per step, its inputs.
 type Steps = BTreeMap<Digest, Vec<Vec<(RecordId, Option<Digest>)>>>;
 
-impl Local<'_> {
+impl<'a> Local<'a> {
+    fn new(records: &'a Records, limit: usize) -> Self {
+        Self {
+            records,
+            items: BTreeMap::new(),
+            limit,
+        }
+    }
+
     /// Adds a record and those behind it; `false` when they are too many.
     fn add<R>(&mut self, chains: &mut Chains<R>, id: RecordId) -> Result<bool, BuildError> {
         // A step has inputs: without links to it the record tells nothing.
@@ -216,7 +238,7 @@ impl Local<'_> {
                 }
                 None if self.items.contains_key(&id) => {}
                 None => {
-                    if self.items.len() >= MAX_LOCAL_RECORDS {
+                    if self.items.len() >= self.limit {
                         return Ok(false);
                     }
                     self.items.insert(id, None);
@@ -281,5 +303,79 @@ impl Local<'_> {
             found.extend(items.map(|item| (*item, *selector)));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cache::{Batch, Store, StoreOptions};
+    use snapshot::Native;
+
+    use super::*;
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256(name)
+    }
+
+    fn id(name: &str) -> RecordId {
+        RecordId::root(&digest(name), 0)
+    }
+
+    /// A chain of so many steps, as builds left it: the record of each leads to that of the next.
+    fn chain(dir: &std::path::Path, steps: usize) -> Records {
+        let content = content::Store::open(&dir.join("content")).unwrap();
+        let snapshots = Native::open(&dir.join("snapshots")).unwrap();
+        let store = Store::open(
+            dir,
+            content,
+            std::sync::Arc::new(snapshots),
+            StoreOptions::default(),
+        );
+        let records = store.unwrap().records();
+        let mut batch = Batch::new();
+        for step in 0..steps {
+            let link = cache::Link {
+                input: 0,
+                output: 0,
+                digest: digest(&format!("op {step}")),
+                selector: None,
+            };
+            let (from, to) = (id(&step.to_string()), id(&(step + 1).to_string()));
+            batch.link(from.to_string(), link, to.to_string());
+        }
+        records.apply(batch).unwrap();
+        records
+    }
+
+    #[test]
+    fn records_that_are_too_many_are_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = chain(dir.path(), 9);
+        let entry = CacheEntry {
+            vertex: digest("vertex"),
+            output: 0,
+            digests: vec![digest("op 8")],
+            inputs: vec![Vec::new()],
+            result: None,
+            stored: Vec::new(),
+            records: vec![id("9")],
+            created_at: std::time::UNIX_EPOCH,
+            export: None,
+        };
+        let graph = CacheGraph {
+            entries: vec![entry],
+            roots: vec![0],
+        };
+        // Ten records, the first of which no step leads to.
+        for (limit, written) in [(10, 10), (9, 0)] {
+            let mut chains = Chains::<()>::default();
+            let local = Local::new(&records, limit);
+            let told = add_local(&mut chains, &graph, &[true], local).unwrap();
+            assert_eq!(chains.records().len(), written, "{limit}");
+            match told {
+                None => assert_eq!(written, 10),
+                Some(told) => assert!(told.starts_with("more than 9 records lead to"), "{told}"),
+            }
+        }
     }
 }

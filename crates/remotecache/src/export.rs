@@ -22,7 +22,7 @@ use oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
 use source::image::Images;
 
 use super::chains::{Chains, ItemResult};
-use super::collect::{Visit, Walk, add_graph, add_known, candidate, takes_result};
+use super::collect::{Visit, Walk, add_graph, add_known, candidate, is_unwanted, takes_result};
 use super::config::{CacheConfig, ConfigLayer, ConfigResult, LayerAnnotations, wire_index};
 use super::inline::UNCOMPRESSED;
 use super::objects::{Connected, ObjectKind, Variable};
@@ -327,6 +327,10 @@ impl Run<'_> {
         pin: &Arc<Mutex<cache::Pin>>,
     ) -> Result<Option<ItemResult<Layers>>, BuildError> {
         if !takes_result(entry) {
+            // What has layers already is taken along on the way to nothing that was asked for.
+            if is_unwanted(entry) && visit.mode != CacheMode::RemoteOnly {
+                self.omissions.unwanted(entry.vertex);
+            }
             return Ok(None);
         }
         let options = self.exporter.options.layers;

@@ -357,3 +357,6 @@ fn parse<'a, T: Deserialize<'a>>(descriptor: &Descriptor, bytes: &'a [u8]) -> Re
     serde_json::from_slice(bytes)
         .map_err(|error| BuildError::user(format!("failed to parse {}: {error}", descriptor.digest)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The inline cache: records within an image's configuration, whose layers are the image's own.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use build::blocking::{blocking, internal};
@@ -9,7 +9,7 @@ use build::cache_export::{CacheExportSource, CacheExported, CacheExporter, Cache
 use build::error::BuildError;
 use build::export::{ExportContext, InlineCache};
 use build::op::ResultRef;
-use build::progress::{VertexProgress, VertexWarning};
+use build::progress::VertexProgress;
 use build::session::SessionGroup;
 use bytes::Bytes;
 use cache::Store;
@@ -18,6 +18,7 @@ use oci::{Descriptor, Digest};
 use super::chains::{Chains, ItemResult};
 use super::collect::{Walk, add_graph, add_known, candidate, takes_result};
 use super::config::{ConfigChain, ConfigRecord, ConfigResult, wire_index};
+use super::omissions::Omissions;
 use super::options;
 use super::records::Imports;
 
@@ -49,6 +50,7 @@ impl CacheExporterFactory for InlineFactory {
         Ok(Some(Arc::new(InlineExporter {
             parts: self.clone(),
             ignore_error: options.ignore_error,
+            complete: options.complete,
         })))
     }
 }
@@ -57,12 +59,13 @@ impl CacheExporterFactory for InlineFactory {
 struct InlineExporter {
     parts: InlineFactory,
     ignore_error: bool,
+    complete: bool,
 }
 
 #[async_trait]
 impl CacheExporter for InlineExporter {
     fn name(&self) -> &str {
-        "exporting inline cache"
+        EXPORTER
     }
 
     fn ignores_errors(&self) -> bool {
@@ -73,6 +76,8 @@ impl CacheExporter for InlineExporter {
         Some(Arc::new(InlineRecords {
             parts: self.parts.clone(),
             source: source.clone(),
+            complete: self.complete,
+            omissions: Mutex::default(),
         }))
     }
 
@@ -86,7 +91,13 @@ impl CacheExporter for InlineExporter {
 struct InlineRecords {
     parts: InlineFactory,
     source: CacheExportSource,
+    /// What is left out makes the export fail.
+    complete: bool,
+    /// What was left out, by platform.
+    omissions: Mutex<BTreeMap<String, Omissions>>,
 }
+
+const EXPORTER: &str = "exporting inline cache";
 
 #[async_trait]
 impl InlineCache for InlineRecords {
@@ -96,16 +107,40 @@ impl InlineCache for InlineRecords {
         key: &str,
         layers: &[Descriptor],
     ) -> Result<Option<Bytes>, BuildError> {
-        let warn = |text: &str| {
-            tracing::warn!("{text}");
-            progress.warn(VertexWarning::short(progress.digest(), text));
-        };
+        let omissions = Omissions::default();
+        let records = self.made(key, layers, &omissions).await?;
+        omissions.tell(EXPORTER, progress);
+        if self.complete {
+            omissions.check_complete()?;
+        }
+        let mut all = self.omissions.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(key.to_owned(), omissions);
+        Ok(records)
+    }
+
+    fn responses(&self) -> Result<Vec<BTreeMap<String, String>>, BuildError> {
+        let all = self.omissions.lock().unwrap_or_else(PoisonError::into_inner);
+        let responses = all.values().map(Omissions::response);
+        responses.map(|entry| Ok(entry?.into_iter().collect())).collect()
+    }
+}
+
+impl InlineRecords {
+    /// Makes the records; notes what cannot be among them.
+    async fn made(
+        &self,
+        key: &str,
+        layers: &[Descriptor],
+        omissions: &Omissions,
+    ) -> Result<Option<Bytes>, BuildError> {
         let Some((_, root)) = self.source.results.get(key) else {
-            warn("the image has no inline cache: no step made it");
+            omissions.nothing("the image has no inline cache: no step made it");
             return Ok(None);
         };
         let Some(image) = diff_ids(layers) else {
-            warn("the image has no inline cache: it has layers whose uncompressed digest is not known");
+            let reason =
+                "the image has no inline cache: it has layers whose uncompressed digest is not known";
+            omissions.omit(None, reason.to_owned());
             return Ok(None);
         };
         let graph = &self.source.graph;
@@ -114,21 +149,19 @@ impl InlineCache for InlineRecords {
         let mut walk = Walk::new(graph, [*root], CacheMode::RemoteOnly);
         while let Some((visit, entry)) = walk.step() {
             visited[visit.entry] = true;
-            if takes_result(entry) {
+            if !entry.inputs.is_empty() {
                 let found = candidate(&self.source, entry, |result| {
                     packed_layers(result, &image).is_some()
-                })
-                .await?;
-                if let Some(found) = found
+                });
+                if let Some(found) = found.await?
                     && let Some(layers) = packed_layers(&found.value, &image)
                 {
-                    results.insert(
-                        visit.entry,
-                        ItemResult {
-                            created_at: found.created_at,
-                            value: layers,
-                        },
-                    );
+                    let (created_at, value) = (found.created_at, layers);
+                    if takes_result(entry) {
+                        results.insert(visit.entry, ItemResult { created_at, value });
+                    } else if value.iter().all(|layer| image.contains(layer)) {
+                        omissions.unwanted(entry.vertex);
+                    }
                 }
             }
             walk.found(visit, false);
@@ -143,10 +176,10 @@ impl InlineCache for InlineRecords {
         });
         let (records, omitted) = written.await?;
         if let Some(omitted) = omitted {
-            warn(&omitted);
+            omissions.omit(None, omitted);
         }
         let Some(records) = records else {
-            warn("the image has no inline cache: no step's result consists of its layers");
+            omissions.nothing("the image has no inline cache: no step's result consists of its layers");
             return Ok(None);
         };
         Ok(Some(serde_json::to_vec(&records).map_err(internal)?.into()))

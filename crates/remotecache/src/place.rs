@@ -220,10 +220,12 @@ impl Place {
                 .map_err(registry_error),
             Self::Registry {
                 client, reference, ..
-            } => client
-                .fetch_bytes(reference, descriptor)
-                .await
-                .map_err(registry_error),
+            } => {
+                // Larger than what registries call a manifest may be: it grows with the records.
+                let chunks = client.fetch(reference, descriptor, 0).await;
+                let chunks = chunks.map_err(registry_error)?.map_err(registry_error);
+                read_verified(chunks.boxed(), &descriptor.digest).await
+            }
             Self::Client { content, .. } => read_client(&**content, &descriptor.digest).await,
             Self::Objects(connected) => {
                 let chunks = connected.cache.open(descriptor, 0).await?;

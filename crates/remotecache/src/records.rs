@@ -262,6 +262,35 @@ impl ImportedRecords {
     }
 }
 
+#[cfg(test)]
+impl ImportedRecords {
+    /// Ids of the records that answer a query.
+    pub(super) fn ids(&self, query: &Query) -> Vec<RecordId> {
+        let found = self.found(query).into_iter();
+        found.map(|index| self.records[index].id).collect()
+    }
+
+    /// The results of the records that answer a query: digests of their layers, bottom first.
+    pub(super) fn layers_of(&self, query: &Query) -> Vec<Vec<Digest>> {
+        let found = self.found(query).into_iter();
+        let results = found.flat_map(|index| &self.records[index].results);
+        let layers = results.filter_map(|result| self.blobs(&result.layers));
+        let digests = |layers: Vec<LayerBlob>| layers.iter().map(|layer| layer.descriptor.digest).collect();
+        layers.map(digests).collect()
+    }
+
+    /// All layers that something is known of.
+    pub(super) fn known_blobs(&self) -> impl Iterator<Item = &LayerBlob> {
+        self.layers.iter().filter_map(|layer| layer.blob.as_ref())
+    }
+
+    /// When the results were made, in the order of the records.
+    pub(super) fn times(&self) -> Vec<SystemTime> {
+        let results = self.records.iter().flat_map(|record| &record.results);
+        results.map(|result| result.created_at).collect()
+    }
+}
+
 /// The inputs of a record as far as they are known; `None` if one is not known at all.
 fn known_inputs(record: &ImportedRecord, items: &[Option<ItemId>]) -> Option<Vec<Vec<ItemLink>>> {
     let inputs = record.inputs.iter().map(|links| {

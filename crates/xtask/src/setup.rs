@@ -139,6 +139,25 @@ pub fn find(program: &str) -> Option<PathBuf> {
     })
 }
 
+/// A `buildkitd` of this machine that is another's: ours answers to that name as well.
+pub fn foreign_daemon() -> Option<PathBuf> {
+    let dirs = std::env::split_paths(&std::env::var_os("PATH")?).collect::<Vec<_>>();
+    let mut programs = dirs.into_iter().map(|dir| dir.join("buildkitd"));
+    programs.find(|program| is_foreign(program))
+}
+
+/// Whether a program tells a version, and not one of ours.
+fn is_foreign(program: &Path) -> bool {
+    let answer = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    answer.is_ok_and(|answer| {
+        let version = String::from_utf8_lossy(&answer.stdout);
+        answer.status.success() && version.starts_with("buildkitd ") && !version.contains("cooper")
+    })
+}
+
 /// A program of a package from npm's registry, installed below `target/tools` when it is first asked for.
 ///
 /// # Errors

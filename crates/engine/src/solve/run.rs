@@ -264,7 +264,9 @@ impl Engine {
             descriptors.push(export.exported.descriptor);
             held.extend(export.exported.held);
         }
-        for told in cached {
+        let inline = exports.renewal.current().await.inline.clone();
+        let inline = inline.map_or_else(|| Ok(Vec::new()), |inline| inline.responses())?;
+        for told in inline.into_iter().chain(cached) {
             extend_response(&mut response, told);
         }
         let metadata = exports.renewal.current().await.export.metadata.clone();

@@ -532,6 +532,102 @@ fn omitted(response: &SolveResponse) -> Vec<serde_json::Value> {
     told.map_or(Vec::new(), |told| serde_json::from_str(told).unwrap())
 }
 
+/// A step on a state that its definition wants left out of caches.
+fn kept_out(state: &State, path: &str) -> State {
+    let made = llb::MkfileOptions {
+        created_ns: Some(1_000_000_000_000),
+        ..llb::MkfileOptions::default()
+    };
+    let file = llb::FileActions::new().mkfile(path, 0o644, "kept out", made);
+    state.file(file, &llb::Constraints::new().export_cache(false))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_out_of_caches_on_purpose_is_listed_and_no_failure() {
+    let (server, objects) = (Registry::start().await, Objects::start().await);
+    let (_, below) = steps(&server);
+    let state = with_file(&kept_out(&below, "/secret"), "/above", "4");
+    for place in places(&server, &objects) {
+        let world = World::new();
+        let mut large = max(&place);
+        large.attrs.insert("ignore-error".to_owned(), "false".to_owned());
+        let build = Build {
+            state: &state,
+            name: None,
+            exports: vec![large],
+            imports: Vec::new(),
+        };
+        let (response, _) = build.run(&world).await;
+        let [told] = &omitted(&response)[..] else {
+            panic!("{place:?}: {response:?}");
+        };
+        assert!(told["record"].as_str().unwrap().starts_with("sha256:"), "{told}");
+        assert_eq!(
+            told["reason"],
+            "the build's definition wants it left out of caches"
+        );
+        let progress = world.engine.job_progress(&JobId("build-0".to_owned())).unwrap();
+        assert_eq!(progress.warnings(), 1, "{place:?}");
+        let is_kept_out = |vertex: &&Vertex| vertex.digest.to_string() == told["record"].as_str().unwrap();
+        let vertices = progress.vertices();
+        let vertex = vertices.iter().find(is_kept_out).unwrap();
+        assert!(vertex.name.contains("/secret"), "{vertex:?}");
+    }
+    // It alone is made anew where its result is asked for.
+    let place = option("registry", &[("ref", &server.reference("cache:t").to_string())]);
+    let name = server.reference("app:t").to_string();
+    let more = with_file(&kept_out(&below, "/secret"), "/other", "5");
+    let made = rebuild(&World::new(), &more, &name, &place).await;
+    assert_eq!(made.len(), 2, "{made:?}");
+    assert!(!made.iter().any(|step| step.contains("/two")), "{made:?}");
+    assert_eq!(
+        rebuild(&World::new(), &state, &name, &place).await,
+        Vec::<String>::new()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_among_the_records_of_an_image_is_listed() {
+    let server = Registry::start().await;
+    let (_, below) = steps(&server);
+    let base = image(server.reference("base:t"));
+    let name = server.reference("app:t").to_string();
+    for (state, kept_out, reason) in [
+        (&below, false, None),
+        (
+            &kept_out(&below, "/secret"),
+            true,
+            Some("the build's definition wants it left out of caches"),
+        ),
+        (
+            &base,
+            false,
+            Some("the image has no inline cache: no step's result consists of its layers"),
+        ),
+    ] {
+        let world = World::new();
+        let build = Build {
+            state,
+            name: Some(&name),
+            exports: vec![option("inline", &[("ignore-error", "false")])],
+            imports: Vec::new(),
+        };
+        let (response, _) = build.run(&world).await;
+        let told = omitted(&response);
+        let reasons: Vec<_> = told
+            .iter()
+            .map(|entry| entry["reason"].as_str().unwrap())
+            .collect();
+        assert_eq!(reasons, Vec::from_iter(reason));
+        assert!(
+            told.iter().all(|entry| entry["record"].is_string() == kept_out),
+            "{told:?}"
+        );
+        let progress = world.engine.job_progress(&JobId("build-0".to_owned())).unwrap();
+        assert_eq!(progress.warnings(), told.len());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_smaller_cache_never_had_is_no_failure_of_a_larger_one() {
     let server = Registry::start().await;

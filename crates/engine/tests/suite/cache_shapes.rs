@@ -73,7 +73,7 @@ async fn rebuild(
 }
 
 /// The layers of a cache in a registry.
-fn layers(server: &Registry, repository: &str) -> Vec<oci::Digest> {
+pub fn layers(server: &Registry, repository: &str) -> Vec<oci::Digest> {
     let (_, bytes) = server.manifest(repository, "t").unwrap();
     let manifest: oci::Manifest = serde_json::from_slice(&bytes).unwrap();
     let mut layers: Vec<_> = manifest.layers.iter().map(|layer| layer.digest).collect();

@@ -4,6 +4,7 @@
 mod builds;
 mod cache_damage;
 mod cache_forms;
+mod cache_merges;
 mod cache_shapes;
 mod decisions;
 mod estargz_export;

@@ -8,6 +8,7 @@
 mod auth;
 mod fetch;
 mod hosts;
+mod pace;
 mod push;
 mod real;
 mod resolve;

@@ -119,6 +119,14 @@ impl Lab {
         Ok(command)
     }
 
+    /// A `buildkitd` of the machine that is not ours.
+    pub fn foreign_daemon(&self) -> Result<Command> {
+        let program = setup::foreign_daemon().context("no buildkitd but ours is on PATH")?;
+        let mut command = Command::new(program);
+        self.clean(&mut command);
+        Ok(command)
+    }
+
     /// A directory for programs that stand for others of the same name.
     pub fn programs(&self) -> Result<PathBuf> {
         let dir = self.dir().join("programs");

@@ -17,6 +17,7 @@ mod exporters;
 pub mod fixture;
 mod frontends;
 mod hostile;
+mod interchange;
 mod networks;
 mod object_caches;
 mod offline;
@@ -45,6 +46,8 @@ pub enum Need {
     Node(&'static str, &'static str),
     /// The docker client together with its buildx plugin.
     Buildx,
+    /// A `buildkitd` on `PATH` that is not ours, together with `runc`, which it runs containers with.
+    ForeignDaemon,
 }
 
 /// One end-to-end test.
@@ -74,6 +77,7 @@ pub fn run(names: &[String]) -> Result<Counts> {
         exporters::SCENARIOS,
         frontends::SCENARIOS,
         hostile::SCENARIOS,
+        interchange::SCENARIOS,
         networks::SCENARIOS,
         object_caches::SCENARIOS,
         offline::SCENARIOS,
@@ -150,6 +154,10 @@ fn missing(need: Need) -> Option<String> {
         Need::Node(package, program) => setup::node_program(package, program).err(),
         Need::Buildx if setup::find("docker").is_none() => Some("docker is not installed".to_owned()),
         Need::Buildx if setup::buildx().is_none() => Some("docker-buildx is not installed".to_owned()),
+        Need::ForeignDaemon if setup::foreign_daemon().is_none() => {
+            Some("no buildkitd but ours is on PATH".to_owned())
+        }
+        Need::ForeignDaemon if setup::find("runc").is_none() => Some("runc is not installed".to_owned()),
         _ => None,
     }
 }
