@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::StatusCode;
 use oci::Digest;
@@ -128,6 +129,8 @@ pub enum RegistryError {
         status: StatusCode,
         /// What the body said.
         messages: Vec<ServerMessage>,
+        /// How long the server asked to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The connection failed.
     #[error("failed to do request: {method} {url:?}: {}", RootCause(.source))]
@@ -233,6 +236,14 @@ impl RegistryError {
             Self::AccessDenied { .. } | Self::Authorize { .. } | Self::Credentials { .. }
         ) || matches!(self, Self::Status { status, .. }
                 if *status == StatusCode::UNAUTHORIZED || *status == StatusCode::FORBIDDEN)
+    }
+
+    /// How long the server asked to be left alone before another attempt.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// Whether the same request may succeed a little later: connection trouble, 408, 429, 5xx.

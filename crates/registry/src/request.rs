@@ -414,6 +414,7 @@ pub(crate) async fn status_error(
         message: String,
     }
     let (url, status) = (display_url(response.url()), response.status());
+    let retry_after = retry_after(response.headers());
     let messages = match read_bounded(response, MAX_ERROR_BYTES, method, options).await {
         Ok(body) => serde_json::from_slice::<Envelope>(&body).map_or_else(
             |_| Vec::new(),
@@ -434,6 +435,7 @@ pub(crate) async fn status_error(
         url,
         status,
         messages,
+        retry_after,
     }
 }
 

@@ -81,7 +81,7 @@ impl Upload<'_> {
             if position.offset > before {
                 backoff = Backoff::new(&self.client.options);
             }
-            if !backoff.wait(None).await {
+            if !backoff.wait(error.retry_after()).await {
                 return Err(error);
             }
             tracing::debug!(digest = %self.blob.descriptor.digest, %error, "upload interrupted");

@@ -176,6 +176,17 @@ async fn a_lost_upload_starts_over() {
 }
 
 #[tokio::test]
+async fn a_server_that_wants_an_hour_before_the_upload_goes_on_is_an_error() {
+    let server = Registry::start().await;
+    let source = Chunks::new(1000);
+    let later = Action::Status(429, vec![("Retry-After", "3600".into())], "");
+    server.fault("PUT", "/blobs/uploads/", 1, later);
+    let error = push(&client(), &server, &source, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("429 Too Many Requests"), "{error}");
+    assert_eq!(server.count("PUT", "/blobs/uploads/"), 1);
+}
+
+#[tokio::test]
 async fn a_body_limit_leads_to_pieces() {
     let server = Registry::start_with(Options {
         max_put_bytes: Some(1 << 20),
