@@ -5,20 +5,21 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
 use futures_util::{Stream, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard, PollSender, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use crate::bounds::bound_statuses;
-use crate::pb::control::BytesMessage;
+
+mod message_io;
+
+pub use message_io::{Carrier, MessageIo, gathered};
 
 /// Most bytes of one message, both ways. Stubs must be told: `client.max_decoding_message_size(MAX_MESSAGE_BYTES)`.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -27,8 +28,6 @@ pub const MAX_HEADER_BYTES: u32 = 16 << 20;
 
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Most bytes put into one message of a byte stream.
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// Why a connection could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,108 +132,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// A message that carries bytes and nothing else.
-pub trait Carrier: Send + 'static {
-    /// Wraps bytes.
-    fn wrap(bytes: Bytes) -> Self;
-}
-
-macro_rules! carriers {
-    ($($message:ty),* $(,)?) => {$(
-        impl Carrier for $message {
-            fn wrap(data: Bytes) -> Self {
-                Self { data }
-            }
-        }
-
-        impl From<$message> for Bytes {
-            fn from(message: $message) -> Self {
-                message.data
-            }
-        }
-    )*};
-}
-
-carriers!(
-    BytesMessage,
-    crate::pb::filesync::BytesMessage,
-    crate::pb::ssh::BytesMessage,
-    crate::pb::upload::BytesMessage,
-);
-
-/// Servers answer with results.
-impl<M: Carrier> Carrier for Result<M, Status> {
-    fn wrap(bytes: Bytes) -> Self {
-        Ok(M::wrap(bytes))
-    }
-}
-
-/// A byte stream made of a stream of messages and a channel of messages back.
-#[derive(Debug)]
-pub struct MessageIo<S, T> {
-    incoming: S,
-    unread: Bytes,
-    outgoing: PollSender<T>,
-}
-
-impl<S, T: Carrier> MessageIo<S, T> {
-    /// Makes a byte stream. The channel should be short: it is what holds a writer back.
-    pub fn new(incoming: S, outgoing: mpsc::Sender<T>) -> Self {
-        Self {
-            incoming,
-            unread: Bytes::new(),
-            outgoing: PollSender::new(outgoing),
-        }
-    }
-}
-
-impl<S, T, M> AsyncRead for MessageIo<S, T>
-where
-    S: Stream<Item = Result<M, Status>> + Unpin,
-    T: Carrier,
-    M: Into<Bytes>,
-{
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.unread.is_empty() {
-            match ready!(self.incoming.poll_next_unpin(cx)) {
-                Some(Ok(message)) => self.unread = message.into(),
-                Some(Err(status)) if status.code() == Code::Cancelled => return Poll::Ready(Ok(())),
-                Some(Err(status)) => return Poll::Ready(Err(io::Error::other(status))),
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        let count = self.unread.len().min(buf.remaining());
-        buf.put_slice(&self.unread[..count]);
-        self.unread.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: Unpin, T: Carrier> AsyncWrite for MessageIo<S, T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        ready!(self.outgoing.poll_reserve(cx)).map_err(gone)?;
-        let count = buf.len().min(CHUNK_BYTES);
-        self.outgoing
-            .send_item(T::wrap(Bytes::copy_from_slice(&buf[..count])))
-            .map_err(gone)?;
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.outgoing.close();
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The client's side of a session.
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Channel;
@@ -9,7 +8,7 @@ use tonic::{Request, Status};
 
 use super::{HEADER_ID, HEADER_METHOD, HEADER_NAME, HEADER_SHARED_KEY, methods};
 use crate::pb::control::control_client::ControlClient;
-use crate::transport::{MessageIo, TransportError, serve_over};
+use crate::transport::{MessageIo, TransportError, gathered, serve_over};
 
 /// Messages on their way to the daemon.
 const OUTGOING: usize = 32;
@@ -60,7 +59,7 @@ impl SessionHost {
             mut services,
         } = self;
         let (outgoing, messages) = mpsc::channel(OUTGOING);
-        let mut request = Request::new(ReceiverStream::new(messages));
+        let mut request = Request::new(gathered(messages));
         let headers = [
             (HEADER_ID, &id),
             (HEADER_NAME, &name),

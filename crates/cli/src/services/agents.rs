@@ -324,6 +324,7 @@ async fn filter(
     while let Some(request) = read_message(&mut step).await? {
         if !request.get(4).is_some_and(|kind| ALLOWED_REQUESTS.contains(kind)) {
             step.write_all(&FAILURE).await?;
+            step.flush().await?;
             continue;
         }
         socket.write_all(&request).await?;
@@ -331,6 +332,7 @@ async fn filter(
             return Ok(());
         };
         step.write_all(&answer).await?;
+        step.flush().await?;
     }
     Ok(())
 }

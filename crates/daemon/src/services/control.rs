@@ -9,7 +9,7 @@ use api::pb::control as pb;
 use api::pb::control::control_server::{Control, ControlServer};
 use api::pb::worker;
 use api::session::SessionConn;
-use api::transport::MAX_MESSAGE_BYTES;
+use api::transport::{MAX_MESSAGE_BYTES, gathered};
 use cache::{PruneOptions, Store, StoreError, UsageOptions, UsageRecord};
 use engine::bridge::CacheOption;
 use engine::job::JobId;
@@ -437,7 +437,7 @@ impl Control for ControlService {
             }
         });
         let task = AbortOnDropHandle::new(task);
-        let answers = ReceiverStream::new(messages).map(move |message| {
+        let answers = gathered(messages).map(move |message| {
             // The task lives as long as the stream that it serves.
             let _owned = &task;
             message
