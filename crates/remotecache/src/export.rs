@@ -11,6 +11,7 @@ use build::cache_export::{
 use build::error::{BuildError, ErrorKind};
 use build::export::ExportContext;
 use build::op::ResultRef;
+use build::progress::VertexWarning;
 use build::session::SessionGroup;
 use build::unlazy::FetchContext;
 use bytes::Bytes;
@@ -28,7 +29,7 @@ use super::inline::UNCOMPRESSED;
 use super::objects::{Connected, ObjectKind, Variable};
 use super::omissions::Omissions;
 use super::options::{ExportOptions, ManifestForm, read_export};
-use super::place::Place;
+use super::place::{MAX_DOCUMENT_BYTES, Place};
 use super::records::Imports;
 
 /// The response: the manifest's descriptor.
@@ -227,6 +228,7 @@ impl Run<'_> {
         }
         if let Place::Objects(_) = &place {
             let bytes = oci::json::to_vec(&described(config, layers)).map_err(internal)?;
+            self.warn_of_size(bytes.len());
             let descriptor = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, &bytes);
             let name = format!("writing cache manifest {}", descriptor.digest);
             let _step = self.ctx.progress.step(name, "");
@@ -412,6 +414,15 @@ impl Run<'_> {
         Ok(missing.into_iter().flatten().collect())
     }
 
+    /// Warns of a configuration that is larger than what we read ourselves; others may.
+    fn warn_of_size(&self, size_bytes: usize) {
+        if let Some(text) = too_large(size_bytes) {
+            tracing::warn!(exporter = self.exporter.name(), "{text}");
+            let progress = &self.ctx.progress;
+            progress.warn(VertexWarning::short(progress.digest(), text));
+        }
+    }
+
     async fn send_manifest(
         &self,
         place: &Place,
@@ -419,6 +430,7 @@ impl Run<'_> {
         layers: Vec<ExportLayer>,
     ) -> Result<Descriptor, BuildError> {
         let bytes = Bytes::from(oci::json::to_vec(config).map_err(internal)?);
+        self.warn_of_size(bytes.len());
         let config = Descriptor::of_bytes(media_type::BUILDKIT_CACHE_CONFIG, &bytes);
         {
             let _step = self
@@ -438,6 +450,17 @@ impl Run<'_> {
         place.put_manifest(&descriptor, bytes).await?;
         Ok(descriptor)
     }
+}
+
+/// Says that a configuration is too large to be imported, if it is.
+fn too_large(size_bytes: usize) -> Option<String> {
+    let is_readable = u64::try_from(size_bytes).is_ok_and(|size| size <= MAX_DOCUMENT_BYTES);
+    (!is_readable).then(|| {
+        format!(
+            "the cache's configuration takes {size_bytes} bytes, and imports read {MAX_DOCUMENT_BYTES} at most: \
+             export fewer steps at once, or with mode=min"
+        )
+    })
 }
 
 /// Whether a step without a result had one here: only those of results are described, and a description stays as long as
@@ -763,6 +786,13 @@ mod tests {
         let read = ImportedRecords::new(0, read, &blobs.collect()).unwrap();
         assert_eq!(read.results(), records - 1);
         (ran_ns() - started, bytes.len())
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_imported_is_told_of() {
+        let most = usize::try_from(MAX_DOCUMENT_BYTES).unwrap();
+        assert_eq!(too_large(most), None);
+        assert!(too_large(most + 1).unwrap().contains("mode=min"));
     }
 
     /// Ten times the records take ten times the time and the bytes; twenty are allowed for what is beside it.

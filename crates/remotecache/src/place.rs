@@ -28,7 +28,7 @@ const CLIENT_PROVIDER: &str = "client-content";
 /// Layers that are written at once where nothing else is asked for.
 const PARALLEL: usize = 4;
 /// Documents larger than this are refused.
-const MAX_DOCUMENT_BYTES: u64 = 32 << 20;
+pub(super) const MAX_DOCUMENT_BYTES: u64 = 32 << 20;
 
 /// Blob providers by scheme that imported caches need beside those of images.
 pub fn providers(
