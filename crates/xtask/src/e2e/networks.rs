@@ -241,7 +241,7 @@ fn other_filters_are_named(lab: &Lab, config: &str) -> Result<()> {
     let mut daemon = lab.daemon_with(&[config])?;
     let log = daemon.log();
     daemon.stop()?;
-    expect(&log, "these chains drop forwarded packets")?;
+    expect(&log, "these chains refuse forwarded packets")?;
     expect(&log, "inet others forward")?;
     if has_iptables {
         expect_not(&log, "FORWARD")?;
