@@ -1,7 +1,6 @@
 //! Caches of what is merged and of what differs: all of it is found again on an empty engine, and is what it was.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
 use engine::solve::SolveRequest;
 use llb::{Constraints, MarshalOptions, State};
@@ -9,6 +8,7 @@ use testkit::image::{ImageBuilder, LayerBuilder};
 use testkit::registry::Registry;
 
 use super::cache_shapes::{copy, layers};
+use super::image_export::archive;
 use super::remote_cache::{Build, option};
 use super::world::{World, image, request, with_file};
 
@@ -92,14 +92,7 @@ async fn files(world: &World, state: &State, imports: &[&str]) -> BTreeMap<Strin
     });
     solved.await.unwrap();
     let bytes = world.client.file.lock().unwrap().clone();
-    let mut archive = tar::Archive::new(&bytes[..]);
-    let entries = archive.entries().unwrap().map(|entry| {
-        let mut entry = entry.unwrap();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).unwrap();
-        (entry.path().unwrap().to_str().unwrap().to_owned(), content)
-    });
-    entries.collect()
+    archive(&bytes)
 }
 
 #[tokio::test(flavor = "multi_thread")]

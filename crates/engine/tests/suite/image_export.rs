@@ -28,7 +28,7 @@ fn config(server: &Registry, repository: &str, manifest: &Manifest) -> ImageConf
 }
 
 /// The files of an archive by name.
-fn archive(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+pub fn archive(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut archive = tar::Archive::new(bytes);
     let entries = archive.entries().unwrap().map(|entry| {
         let mut entry = entry.unwrap();
