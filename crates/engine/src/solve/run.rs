@@ -264,12 +264,13 @@ impl Engine {
             descriptors.push(export.exported.descriptor);
             held.extend(export.exported.held);
         }
-        let inline = exports.renewal.current().await.inline.clone();
+        let current = exports.renewal.current().await;
+        let inline = current.inline.as_ref();
         let inline = inline.map_or_else(|| Ok(Vec::new()), |inline| inline.responses())?;
         for told in inline.into_iter().chain(cached) {
             extend_response(&mut response, told);
         }
-        let metadata = exports.renewal.current().await.export.metadata.clone();
+        let metadata = current.export.metadata.clone();
         for (key, value) in &metadata {
             if key.starts_with("frontend.") {
                 response.insert(key.clone(), String::from_utf8_lossy(value).into_owned());
