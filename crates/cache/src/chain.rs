@@ -85,7 +85,7 @@ impl Store {
                 return Ok(false);
             };
             let key = match &row.twin {
-                Some(twin) => Some(crate::store::snapshot_key(twin)),
+                Some(twin) => Some(twin.snapshot_key().clone()),
                 None => row.snapshot.clone(),
             };
             if let Some(key) = key {

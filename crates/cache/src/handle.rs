@@ -369,7 +369,7 @@ impl MutableRef {
 
     /// Returns the key of the active snapshot.
     pub fn snapshot(&self) -> SnapshotKey {
-        crate::store::snapshot_key(&self.hold.id)
+        self.hold.id.snapshot_key().clone()
     }
 
     /// Makes an immutable ref of it. Costs no IO: the snapshot stays active until [`ImmutableRef::finalize`]. Until then

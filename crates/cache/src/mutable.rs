@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::handle::{CHECKSUMS, Hold, ImmutableRef, MutableRef, read_value};
 use crate::row::Row;
 use crate::state::State;
-use crate::store::{Store, locked, new_id, snapshot_key};
+use crate::store::{Store, locked, new_id};
 use crate::types::{Parents, RefId, RefOptions};
 
 impl Store {
@@ -25,7 +25,7 @@ impl Store {
             below = parent.snapshot()?;
         }
         let id = new_id();
-        let key = snapshot_key(&id);
+        let key = id.snapshot_key().clone();
         self.shared.snapshotter.prepare(&key, below.as_ref())?;
         let parents = Parents::Layer {
             parent: parent.map(|parent| parent.id().clone()),
@@ -51,14 +51,14 @@ impl Store {
             return Err(StoreError::NotMutable { id: id.clone() });
         }
         let twin = entry.row.twin.clone();
-        let key = snapshot_key(id);
+        let key = id.snapshot_key();
         let is_free = |entry: &crate::state::Entry| entry.holds == 0 && entry.children == 0;
         let twin_is_free = twin.as_ref().and_then(|twin| state.get(twin)).is_none_or(is_free);
         if !is_free(entry) || !twin_is_free {
             return Err(StoreError::Locked { id: id.clone() });
         }
         let mut transaction = Transaction::default();
-        if !self.is_whole(&key)? {
+        if !self.is_whole(key)? {
             state.remove_with_twin(id, &mut transaction);
             self.shared.submit(&mut state, transaction)?;
             return Err(StoreError::NotFound { id: id.clone() });
@@ -108,7 +108,7 @@ pub(crate) fn commit(store: &Store, id: &RefId) -> Result<ImmutableRef, StoreErr
         ..RefOptions::default()
     };
     let mut immutable = Row::new(row.parents.clone(), &options, state.epoch);
-    (immutable.snapshot, immutable.twin) = (Some(snapshot_key(&twin)), Some(id.clone()));
+    (immutable.snapshot, immutable.twin) = (Some(twin.snapshot_key().clone()), Some(id.clone()));
     immutable.description = Arc::clone(&row.description);
     let mut transaction = Transaction::default();
     state.insert(&twin, immutable, &mut transaction);
@@ -143,7 +143,7 @@ pub(crate) fn finalize(store: &Store, id: &RefId) -> Result<(), StoreError> {
         };
         (row.snapshot.clone().ok_or_else(not_found)?, twin)
     };
-    store.shared.snapshotter.commit(&name, &snapshot_key(&twin))?;
+    store.shared.snapshotter.commit(&name, twin.snapshot_key())?;
     let mut state = store.shared.state();
     let mut transaction = Transaction::default();
     let epoch = state.epoch;

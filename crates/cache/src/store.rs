@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci::Digest;
-use snapshot::{SnapshotKey, Snapshotter};
+use snapshot::Snapshotter;
 
 use crate::db::{After, Change, Db, NAMES, Sequence, Transaction};
 use crate::error::{OpenError, StoreError};
@@ -365,9 +365,4 @@ pub(crate) fn new_id() -> RefId {
         number /= 36;
     }
     text.parse().expect("letters and digits make an id")
-}
-
-/// Returns the snapshot key a ref's id makes.
-pub(crate) fn snapshot_key(id: &RefId) -> SnapshotKey {
-    id.snapshot_key().clone()
 }

@@ -13,7 +13,7 @@ use crate::error::{DiffIdMismatch, StoreError};
 use crate::mutable;
 use crate::row::Row;
 use crate::state::State;
-use crate::store::{Store, locked, new_id, snapshot_key};
+use crate::store::{Store, locked, new_id};
 use crate::types::{MissingBlob, Parents, RefId};
 
 /// Lists `id` and what it stands on as far as trees are missing, parents first.
@@ -132,10 +132,10 @@ fn make_tree(store: &Store, id: &RefId, stop: &Stop) -> Result<(), StoreError> {
     let name = match shared_tree(store, &row)? {
         Some(name) => name,
         None => {
-            let mut name = snapshot_key(id);
+            let mut name = id.snapshot_key().clone();
             if store.shared.snapshotter.stat(&name).is_ok() {
                 // What remains of a tree whose files were removed by hand still has the name.
-                name = snapshot_key(&new_id());
+                name = new_id().snapshot_key().clone();
             }
             match &row.parents {
                 Parents::Layer { parent } => {
@@ -198,7 +198,7 @@ fn apply_blob(
         stop: stop.clone(),
         ..ApplyOptions::default()
     };
-    let key = snapshot_key(&new_id());
+    let key = new_id().snapshot_key().clone();
     snapshotter.prepare(&key, below.as_ref())?;
     let applied = snapshot::apply_layer(&**snapshotter, &key, reader, options)
         .map_err(|source| StoreError::Unpack {
@@ -334,7 +334,7 @@ pub(crate) fn read_mounts(store: &Store, id: &RefId) -> Result<Vec<Mount>, Store
     let row = store.shared.state().get(id).ok_or_else(not_found)?.row.clone();
     match &row.twin {
         Some(twin) => {
-            let mounts = store.shared.snapshotter.mounts(&snapshot_key(twin))?;
+            let mounts = store.shared.snapshotter.mounts(twin.snapshot_key())?;
             Ok(mounts.iter().map(read_only).collect())
         }
         None => Ok(store.shared.snapshotter.read_mounts(row.committed().as_ref())?),

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::error::StoreError;
 use crate::filter::{Filters, Subject};
 use crate::state::{Entry, State};
-use crate::store::{Store, snapshot_key};
+use crate::store::Store;
 use crate::types::{RecordType, RefId};
 
 /// One ref in a usage listing; BuildKit's `UsageRecord`.
@@ -180,7 +180,7 @@ pub(crate) fn measure(store: &Store, id: &RefId) -> Result<u64, StoreError> {
         (row, counts, blobs)
     };
     let key = match &row.twin {
-        Some(twin) if !row.mutable => Some(snapshot_key(twin)),
+        Some(twin) if !row.mutable => Some(twin.snapshot_key().clone()),
         _ => row.snapshot.clone(),
     };
     let mut size_bytes = 0u64;

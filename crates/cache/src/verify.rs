@@ -9,7 +9,7 @@ use snapshot::SnapshotKey;
 
 use crate::error::StoreError;
 use crate::row::Row;
-use crate::store::{Store, snapshot_key};
+use crate::store::Store;
 use crate::types::{Parents, RefId};
 
 /// Something [`Store::verify`] found.
@@ -196,7 +196,7 @@ impl Store {
                 parent: parent.clone(),
             }));
             let key = match &row.twin {
-                Some(twin) => Some(snapshot_key(if row.mutable { id } else { twin })),
+                Some(twin) => Some((if row.mutable { id } else { twin }).snapshot_key().clone()),
                 None => row.snapshot.clone(),
             };
             for blob in self.lost_blobs(row)? {
